@@ -6,6 +6,7 @@ pub mod capture;
 pub mod cli;
 pub mod disk;
 pub mod engine;
+pub mod filter;
 pub mod index;
 pub mod link;
 pub mod log;

@@ -1,1 +1,21 @@
-//! (to come)
+//! Wires the loops: a mirror on one host, a follower over a link, the worker's daemon.
+//!
+//! What a person asked for comes in as [`options::MirrorOptions`]; what happens goes out as [`event::Event`]s to a
+//! [`event::Ui`], as a [`status::Status`] to whoever asks, and through [`control`] to the other commands.
+
+pub mod control;
+pub mod event;
+pub mod options;
+pub mod status;
+pub mod worker;
+
+pub use event::{Event, RunEnd, RunError, Ui};
+pub use options::MirrorOptions;
+
+/// Runs a mirror until it is done (`once`), stopped, or can't go on.
+pub fn run_mirror(options: MirrorOptions, ui: &dyn Ui) -> Result<RunEnd, RunError> {
+    let _ = (options, ui);
+    Err(RunError::Failed(anyhow::anyhow!(
+        "the engine is not built into this program yet"
+    )))
+}

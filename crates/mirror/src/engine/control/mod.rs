@@ -1,0 +1,147 @@
+//! How other commands reach a running mirror: its lock, its socket, its last status, and the flag that stops it.
+
+mod lock;
+mod persist;
+mod server;
+mod stop;
+
+pub use lock::{LockError, StateLock};
+pub use persist::{PersistError, persist_status, read_status};
+pub use server::{Handle, serve};
+pub use stop::Stop;
+
+use std::time::{Duration, Instant};
+
+use mirror_core::Position;
+use serde::{Deserialize, Serialize};
+
+use crate::engine::status::{Failed, Hold, PathText, Positions, Status};
+
+/// What a running mirror or worker answers. Called from several threads at once.
+pub trait Control: Send + Sync {
+    fn status(&self) -> Status;
+    /// Returns when what happened at the source before this call is in the copy, durably.
+    fn wait_idle(&self, until: &Until<'_>) -> Result<WaitReport, ControlError>;
+    /// Returns when this position is applied.
+    fn wait_position(
+        &self,
+        position: Position,
+        until: &Until<'_>,
+    ) -> Result<WaitReport, ControlError>;
+    /// Stops capture and apply, and closes every descriptor into SRC; pausing what is paused is fine.
+    fn pause(&self) -> Result<(), ControlError>;
+    fn resume(&self) -> Result<(), ControlError>;
+    /// Shows what a hold will let through; with `yes` lets it through.
+    fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError>;
+    /// Compares. `line` returns false when nobody listens any more: then end soon.
+    fn verify(
+        &self,
+        options: VerifyOptions,
+        line: &mut dyn FnMut(VerifyLine) -> bool,
+    ) -> Result<VerifyEnd, ControlError>;
+    /// Ends the process cleanly; returns at once.
+    fn stop(&self);
+}
+
+/// How long a wait may take, and whether anybody still waits. Sleep in steps of [`Until::nap`] and look.
+pub struct Until<'a> {
+    pub at: Option<Instant>,
+    pub gone: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Until<'_> {
+    /// The deadline is past, or whoever asked is gone.
+    pub fn over(&self) -> bool {
+        self.at.is_some_and(|at| Instant::now() >= at) || (self.gone)()
+    }
+    /// How long to sleep (on a condition variable, say) before looking again.
+    pub fn nap(&self) -> Duration {
+        let step = Duration::from_millis(200);
+        self.at.map_or(step, |at| {
+            at.saturating_duration_since(Instant::now()).min(step)
+        })
+    }
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "error", content = "why", rename_all = "snake_case")]
+pub enum ControlError {
+    /// Time ran out: exit 5.
+    #[error("timed out: {0}")]
+    Timeout(String),
+    /// Something else is going on that excludes this: exit 5.
+    #[error("{0}")]
+    Busy(String),
+    /// On hold, so it can't come true: exit 4.
+    #[error("on hold: {0}")]
+    Held(String),
+    /// Makes no sense here: exit 2.
+    #[error("{0}")]
+    Refused(String),
+    /// The peer can't be reached: exit 6.
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What a wait found.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct WaitReport {
+    pub positions: Positions,
+    /// Paths the wait does not cover, bounded as in [`Status`].
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    /// Files in the copy as read, not known to be whole; bounded, `fuzzy_total` counts them.
+    pub fuzzy: Vec<PathText>,
+    pub fuzzy_total: u64,
+}
+
+/// What a hold will let through, or let through.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ReleaseReport {
+    /// `None`: nothing is held.
+    pub hold: Option<Hold>,
+    pub released: bool,
+    /// Entries that will go, come, and change.
+    pub gone: u64,
+    pub new: u64,
+    pub changed: u64,
+    /// Some of the paths that will go, at most 100.
+    pub sample: Vec<PathText>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyOptions {
+    pub against: Against,
+    pub repair: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Against {
+    /// Reads both trees.
+    Source,
+    /// Reads the copy and compares with what its index says.
+    Index,
+}
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VerifyLine {
+    pub path: PathText,
+    /// What differs: "missing", "extra", "content", "mode"...
+    pub what: String,
+    pub repaired: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VerifyEnd {
+    pub entries: u64,
+    pub bytes: u64,
+    pub different: u64,
+    pub repaired: u64,
+    /// Changed while compared, or unreadable: nothing is known about them.
+    pub unknown: u64,
+}

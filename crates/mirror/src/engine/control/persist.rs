@@ -1,0 +1,61 @@
+//! The last status of a process, for when it does not run: `status.json`.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use mirror_core::escape;
+
+use crate::engine::status::Status;
+
+const STATUS_BYTES_MAX: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum PersistError {
+    #[error("cannot read {}", escape(.path.as_os_str().as_bytes()))]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{} is damaged: {why}", escape(.path.as_os_str().as_bytes()))]
+    Damaged { path: PathBuf, why: String },
+}
+
+/// Replaces `status.json`. Not flushed: it is written every few seconds and only says what was.
+pub fn persist_status(state_dir: &Path, status: &Status) -> io::Result<()> {
+    let new = state_dir.join("status.json.new");
+    let bytes = serde_json::to_vec(status)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(&bytes)?;
+    drop(file);
+    fs::rename(&new, state_dir.join("status.json"))
+}
+
+/// The last status; `None`: there never was one.
+pub fn read_status(state_dir: &Path) -> Result<Option<Status>, PersistError> {
+    let path = state_dir.join("status.json");
+    let io = |source| PersistError::Io {
+        path: path.clone(),
+        source,
+    };
+    let file = match fs::File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io(e)),
+    };
+    let mut bytes = Vec::new();
+    file.take(STATUS_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(io)?;
+    match serde_json::from_slice(&bytes) {
+        Ok(status) => Ok(Some(status)),
+        Err(e) => Err(PersistError::Damaged {
+            path,
+            why: e.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,44 @@
+//! The worker's daemon: `mirrord stdio`, and where it keeps its state. (to come)
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::engine::control::Stop;
+use crate::engine::event::RunError;
+use crate::engine::options::Detector;
+
+/// What `mirrord stdio` was asked for.
+#[derive(Debug, Clone)]
+pub struct StdioOptions {
+    /// The tree this login may read; the request of another one is refused.
+    pub tree: PathBuf,
+    /// Where worker states are kept; `None`: the usual place.
+    pub state: Option<PathBuf>,
+    pub detector: Option<Detector>,
+    /// How long capture outlives the last link.
+    pub linger: Duration,
+    pub stop: Stop,
+}
+
+/// Speaks the protocol on stdin and stdout until the other end goes away.
+pub fn stdio(options: StdioOptions) -> Result<(), RunError> {
+    let _ = options;
+    Err(RunError::Failed(anyhow::anyhow!(
+        "the worker is not built into this program yet"
+    )))
+}
+
+/// The state directory of a tree on this worker (`control.sock`, `lock` and `status.json` are in it). `state`: as in
+/// [`StdioOptions`]. It need not exist.
+pub fn state_dir(state: Option<&Path>, tree: &Path) -> Result<PathBuf, RunError> {
+    let _ = (state, tree);
+    Err(RunError::Failed(anyhow::anyhow!(
+        "the worker is not built into this program yet"
+    )))
+}
+
+/// The state directories of all trees this worker knows, sorted.
+pub fn state_dirs(state: Option<&Path>) -> Result<Vec<PathBuf>, RunError> {
+    let _ = state;
+    Ok(Vec::new())
+}
