@@ -1,1 +1,1 @@
-//! (to come)
+//! Filters live in `mirror::filter`; see there.

@@ -7,8 +7,8 @@
 //! a directory with everything below it. So swaps, cycles and a/b -> b/a inversions need no special case. In a
 //! group a directory's `Create` comes before what is created in it. [`crate::model::apply_group`] is this law in code.
 
-use alloc::boxed::Box;
 use crate::types::*;
+use alloc::boxed::Box;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
@@ -38,9 +38,17 @@ pub struct Who {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Opens an epoch; always a group of its own. The first one creates [`ObjectId::ROOT`].
-    Open { tree: [u8; 16], claim: [u8; 16], parent: Option<Fork> },
+    Open {
+        tree: [u8; 16],
+        claim: [u8; 16],
+        parent: Option<Fork>,
+    },
     /// A new object under its first name, content and metadata included.
-    Create { at: At, object: ObjectId, state: State },
+    Create {
+        at: At,
+        object: ObjectId,
+        state: State,
+    },
     /// One more name of a known object (never a directory).
     Link { at: At, object: ObjectId },
     /// A name goes. An object whose last name goes in this group is gone, with all below it.
@@ -49,7 +57,12 @@ pub enum Change {
     Move { object: ObjectId, from: At, to: At },
     /// A known object's metadata, content or both are now these. `at`: one of its names after the group
     /// (of the root: `None`).
-    Update { object: ObjectId, at: Option<At>, meta: Option<Meta>, content: Option<Content> },
+    Update {
+        object: ObjectId,
+        at: Option<At>,
+        meta: Option<Meta>,
+        content: Option<Content>,
+    },
     /// The content that the record at `of` names can't be had any more; the record that replaces it follows.
     Void { of: Position, object: ObjectId },
     /// Something worth knowing happened; changes nothing in the tree.
@@ -79,7 +92,14 @@ impl Change {
     /// The content this record brings, if it brings one.
     pub fn content(&self) -> Option<&Content> {
         match self {
-            Change::Create { state: State { kind: Kind::File(content), .. }, .. } => Some(content),
+            Change::Create {
+                state:
+                    State {
+                        kind: Kind::File(content),
+                        ..
+                    },
+                ..
+            } => Some(content),
             Change::Update { content, .. } => content.as_ref(),
             _ => None,
         }

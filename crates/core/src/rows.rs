@@ -27,7 +27,12 @@ pub trait Rows {
     /// The object whose `local.handle` is this one.
     fn by_handle(&self, handle: &Handle) -> Result<Option<ObjectId>, Self::Error>;
     /// Names in a directory in byte order, after `after`, at most `max` of them.
-    fn children(&self, dir: ObjectId, after: Option<&Name>, max: usize) -> Result<Vec<(Name, ObjectId)>, Self::Error>;
+    fn children(
+        &self,
+        dir: ObjectId,
+        after: Option<&Name>,
+        max: usize,
+    ) -> Result<Vec<(Name, ObjectId)>, Self::Error>;
     /// Makes object `id` be this, names included: names it had before and has no more are gone.
     fn put(&mut self, id: ObjectId, object: Object) -> Result<(), Self::Error>;
     /// Forgets an object, its handle and those of its names that still point to it.
@@ -59,9 +64,17 @@ impl Rows for MemRows {
     fn by_handle(&self, handle: &Handle) -> Result<Option<ObjectId>, Infallible> {
         Ok(self.handles.get(handle).copied())
     }
-    fn children(&self, dir: ObjectId, after: Option<&Name>, max: usize) -> Result<Vec<(Name, ObjectId)>, Infallible> {
+    fn children(
+        &self,
+        dir: ObjectId,
+        after: Option<&Name>,
+        max: usize,
+    ) -> Result<Vec<(Name, ObjectId)>, Infallible> {
         let low = match after {
-            Some(name) => Bound::Excluded(At { parent: dir, name: name.clone() }),
+            Some(name) => Bound::Excluded(At {
+                parent: dir,
+                name: name.clone(),
+            }),
             None => match Name::new(b"\x01") {
                 // The smallest name there is.
                 Ok(name) => Bound::Included(At { parent: dir, name }),

@@ -20,7 +20,11 @@ impl Name {
             && bytes != b"."
             && bytes != b".."
             && !bytes.iter().any(|&b| b == b'/' || b == 0);
-        if ok { Ok(Name(bytes.into())) } else { Err(BadName) }
+        if ok {
+            Ok(Name(bytes.into()))
+        } else {
+            Err(BadName)
+        }
     }
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -156,7 +160,18 @@ pub struct Meta {
 impl Meta {
     /// secrm, undelete, compr, sync, immutable, append, nodump, noatime, notail, dirsync, nocow, projinherit.
     /// Left out: what the file system itself sets (extents, inline data, indexed directories, verity, encryption).
-    pub const FLAGS_KEPT: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x8000 | 0x1_0000 | 0x80_0000 | 0x2000_0000;
+    pub const FLAGS_KEPT: u32 = 0x1
+        | 0x2
+        | 0x4
+        | 0x8
+        | 0x10
+        | 0x20
+        | 0x40
+        | 0x80
+        | 0x8000
+        | 0x1_0000
+        | 0x80_0000
+        | 0x2000_0000;
 }
 
 /// What a regular file holds.
@@ -190,7 +205,11 @@ pub enum Kind {
     File(Content),
     Symlink(Box<[u8]>),
     /// Block or character device.
-    Device { block: bool, major: u32, minor: u32 },
+    Device {
+        block: bool,
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     Socket,
 }

@@ -1,0 +1,574 @@
+//! From looks to records: which names differ from the index, and the group of records that says so.
+//!
+//! Events are hints, state is truth: nothing here is concluded from an event mask. Every dirty name is looked at
+//! and detached where it differs, then what was found is attached by identity (the file handle), so swaps,
+//! cycles and inversions need no special case. What no name holds at the end has left the tree.
+//!
+//! Law: after [`crate::model::apply_group`] of the outcome's group, the rows agree with what the source showed for every
+//! name that was looked at.
+
+mod draft;
+mod emit;
+mod source;
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+pub use draft::Ref;
+use draft::{Draft, Spot};
+pub use source::*;
+
+use crate::record::{Change, Who};
+use crate::rows::Rows;
+use crate::types::*;
+
+/// Names looked at over and over in one call, because the tree changes under us, before it is left to the next one.
+const ROUNDS_MAX: u32 = 20;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// A group grows no further than this by listing new directories; what is left is in `Outcome::unlisted`.
+    pub group_records_max: usize,
+}
+
+/// One record to be, with what rides beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposed {
+    pub change: Change,
+    pub who: Option<Who>,
+    pub local: Option<Local>,
+    pub body: Body,
+}
+
+/// What one reconcile found.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// The group, in an order the log accepts; empty when nothing changed.
+    pub group: Vec<Proposed>,
+    /// Objects whose state is what the index says, but seen through a newer inode state: rows to touch, no record.
+    pub touched: Vec<(ObjectId, Local, Option<bool>)>,
+    /// New directories that were created but not listed for want of room: scan them.
+    pub unlisted: Vec<ObjectId>,
+    /// Could not be read; to be listed, and looked at again.
+    pub failed: Vec<(At, Failure)>,
+    /// Looked at and not failed.
+    pub settled: Vec<At>,
+    /// Files that somebody may still be writing (known by object once the group is applied).
+    pub busy: Vec<ObjectId>,
+    /// Could not be settled in this call: dirty again.
+    pub again: Vec<(At, Dirty)>,
+    pub looks: u64,
+    /// A look ran into another file system.
+    pub foreign: Vec<At>,
+}
+
+/// Looks at `dirty` and says what changed. `next` is the position the first record of the group will get.
+pub fn reconcile<R: Rows, S: Source>(
+    rows: &R,
+    source: &mut S,
+    dirty: Vec<(At, Dirty)>,
+    next: Position,
+    limits: Limits,
+) -> Result<Outcome, R::Error> {
+    let mut run = Run {
+        draft: Draft::new(rows),
+        source,
+        limits,
+        work: BTreeMap::new(),
+        rounds: BTreeMap::new(),
+        dirs: BTreeSet::new(),
+        out: Outcome::default(),
+        read: BTreeMap::new(),
+        unlisted: Vec::new(),
+    };
+    for (at, bits) in dirty {
+        run.want(
+            Spot {
+                dir: Ref::Known(at.parent),
+                name: at.name,
+            },
+            bits,
+        );
+    }
+    run.look_all()?;
+    for _ in 0..3 {
+        if !run.search_limbo()? {
+            break;
+        }
+        run.look_all()?;
+    }
+    run.refresh_dirs()?;
+    emit::emit(run, next)
+}
+
+struct Run<'a, R: Rows, S: Source> {
+    draft: Draft<'a, R>,
+    source: &'a mut S,
+    limits: Limits,
+    /// Names to look at. Looked at in order, so that a directory comes before what lies below it only by chance.
+    work: BTreeMap<Spot, Dirty>,
+    rounds: BTreeMap<Spot, u32>,
+    /// Known directories in which something was looked at: their own times may have moved.
+    dirs: BTreeSet<ObjectId>,
+    out: Outcome,
+    /// Known objects read in this call, and whether their content was.
+    read: BTreeMap<ObjectId, bool>,
+    unlisted: Vec<usize>,
+}
+
+/// What is to be said of a known object that changed.
+#[derive(Debug, Clone)]
+struct Refreshed {
+    meta: Option<Meta>,
+    content: Option<Content>,
+    local: Local,
+    body: Body,
+    who: Option<Who>,
+}
+
+impl<R: Rows, S: Source> Run<'_, R, S> {
+    fn want(&mut self, spot: Spot, bits: Dirty) {
+        self.work.entry(spot).or_default().merge(bits);
+    }
+
+    fn look_all(&mut self) -> Result<(), R::Error> {
+        while let Some((spot, bits)) = self.work.pop_first() {
+            let rounds = self.rounds.entry(spot.clone()).or_insert(0);
+            *rounds += 1;
+            if *rounds > ROUNDS_MAX {
+                if let Some(at) = spot.known() {
+                    self.out.again.push((at, bits));
+                }
+                continue;
+            }
+            self.look_at(spot, bits)?;
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, spot: Spot, bits: Dirty) -> Result<(), R::Error> {
+        let Some(handle) = self.draft.handle(spot.dir)? else {
+            // The directory left the index, or was never known here: its own name tells.
+            return self.look_above(spot.dir);
+        };
+        self.out.looks += 1;
+        let trail = if self.source.wants_trail() {
+            self.draft.trail(spot.dir)?
+        } else {
+            None
+        };
+        let dir = Dir {
+            handle: &handle,
+            trail,
+        };
+        let look = self.source.look(&dir, &spot.name);
+        if let Ref::Known(id) = spot.dir {
+            self.dirs.insert(id);
+        }
+        match look {
+            Look::Stale => self.look_above(spot.dir),
+            Look::Foreign => {
+                if let Some(at) = spot.known() {
+                    self.out.foreign.push(at);
+                }
+                Ok(())
+            }
+            Look::Failed(failure) => {
+                self.fail(&spot, failure);
+                Ok(())
+            }
+            Look::Absent => {
+                self.draft.detach(&spot)?;
+                self.settled(&spot);
+                Ok(())
+            }
+            Look::Seen(seen) => self.seen(spot, bits, seen, dir.trail),
+        }
+    }
+
+    fn settled(&mut self, spot: &Spot) {
+        if let Some(at) = spot.known() {
+            self.out.settled.push(at);
+        }
+    }
+
+    fn fail(&mut self, spot: &Spot, failure: Failure) {
+        // A name in a directory that is itself new is found again when the directory is scanned.
+        match (spot.known(), spot.dir) {
+            (Some(at), _) => self.out.failed.push((at, failure)),
+            (None, Ref::New(token)) => self.unlisted.push(token),
+            (None, Ref::Known(_)) => {}
+        }
+    }
+
+    /// A directory is not where it was: look at its own name.
+    fn look_above(&mut self, dir: Ref) -> Result<(), R::Error> {
+        if let Some(spot) = self.draft.name_of(dir)? {
+            self.want(spot, Dirty::default());
+        }
+        Ok(())
+    }
+
+    fn seen(
+        &mut self,
+        spot: Spot,
+        bits: Dirty,
+        seen: Seen,
+        trail: Option<Vec<Name>>,
+    ) -> Result<(), R::Error> {
+        let old = self.draft.binding(&spot)?;
+        let known = self.draft.by_handle(&seen)?;
+        if let (Some(old), Some(known)) = (old, known)
+            && old == known
+        {
+            self.settled(&spot);
+            return self.refresh(&spot, known, bits, &seen);
+        }
+        if known.is_none() && old.is_none() && self.ignored(&spot, seen.is_dir())? {
+            self.settled(&spot);
+            return Ok(());
+        }
+        match known {
+            Some(known) => {
+                if old.is_some() {
+                    self.draft.detach(&spot)?;
+                }
+                self.attach_known(&spot, known, &seen)?;
+                self.settled(&spot);
+                self.refresh(&spot, known, bits, &seen)
+            }
+            None => self.attach_new(spot, old, bits, seen, trail),
+        }
+    }
+
+    fn ignored(&mut self, spot: &Spot, is_dir: bool) -> Result<bool, R::Error> {
+        let mut error = None;
+        let draft = &self.draft;
+        let ignored = self.source.ignored(
+            &mut || match draft.trail(spot.dir) {
+                Ok(trail) => trail.unwrap_or_default(),
+                Err(e) => {
+                    error = Some(e);
+                    Vec::new()
+                }
+            },
+            &spot.name,
+            is_dir,
+        );
+        error.map_or(Ok(ignored), Err)
+    }
+
+    fn attach_known(&mut self, spot: &Spot, known: Ref, seen: &Seen) -> Result<(), R::Error> {
+        if seen.is_dir() {
+            // A directory has one name: whatever we thought it was called must be looked at again.
+            if let Some(old) = self.draft.name_of(known)? {
+                self.draft.detach(&old)?;
+                self.want(old, Dirty::default());
+            }
+            if self.draft.is_below(spot.dir, known)? {
+                // Attaching would close a circle, so our view of the ancestors is behind.
+                let mut above = spot.dir;
+                while above != known
+                    && let Some(name) = self.draft.name_of(above)?
+                {
+                    above = name.dir;
+                    self.want(name, Dirty::default());
+                }
+                self.want(spot.clone(), Dirty::default());
+                return Ok(());
+            }
+        } else {
+            let names = self.draft.names(known)?;
+            if names.len() as u64 + 1 > u64::from(seen.nlink) {
+                for name in names {
+                    self.want(name, Dirty::default());
+                }
+            }
+        }
+        self.draft.attach(spot.clone(), known)
+    }
+
+    fn attach_new(
+        &mut self,
+        spot: Spot,
+        old: Option<Ref>,
+        bits: Dirty,
+        seen: Seen,
+        trail: Option<Vec<Name>>,
+    ) -> Result<(), R::Error> {
+        let Some(handle) = self.draft.handle(spot.dir)? else {
+            return Ok(());
+        };
+        let reading = match self.source.read(
+            &Dir {
+                handle: &handle,
+                trail,
+            },
+            Some(&spot.name),
+            &seen,
+            true,
+        ) {
+            ReadEnd::Done(reading) => reading,
+            ReadEnd::Moved => {
+                self.want(spot, bits);
+                return Ok(());
+            }
+            ReadEnd::Failed(failure) => {
+                // The old occupant is gone from this name all the same, but a name that exists is never reported
+                // missing: it stays as it was until its new inode can be read.
+                self.fail(&spot, failure);
+                return Ok(());
+            }
+        };
+        let Some(kind) = reading.kind else {
+            return Ok(());
+        };
+        if old.is_some() {
+            self.draft.detach(&spot)?;
+        }
+        let is_dir = kind.is_dir();
+        let token = self.draft.add(draft::NewObject {
+            local: reading.seen.local(),
+            state: State {
+                kind,
+                meta: reading.meta,
+            },
+            body: reading.body,
+            busy: reading.busy,
+            who: bits.who.clone(),
+            names: BTreeSet::new(),
+        });
+        self.settled(&spot);
+        self.draft.attach(spot, Ref::New(token))?;
+        if is_dir {
+            self.list_new(token, bits.who)?;
+        }
+        Ok(())
+    }
+
+    /// A directory we had never seen: nobody announces its children.
+    fn list_new(&mut self, token: usize, who: Option<Who>) -> Result<(), R::Error> {
+        let used = self.draft.new_objects() + self.work.len();
+        let room = self.limits.group_records_max.saturating_sub(used);
+        let Some(handle) = self.draft.handle(Ref::New(token))? else {
+            return Ok(());
+        };
+        let trail = if self.source.wants_trail() {
+            self.draft.trail(Ref::New(token))?
+        } else {
+            None
+        };
+        match self.source.list(
+            &Dir {
+                handle: &handle,
+                trail,
+            },
+            room,
+        ) {
+            Ok(Some(names)) => {
+                for name in names {
+                    self.want(
+                        Spot {
+                            dir: Ref::New(token),
+                            name,
+                        },
+                        Dirty {
+                            contents: true,
+                            doubt: false,
+                            who: who.clone(),
+                        },
+                    );
+                }
+            }
+            // Too large, or unreadable now: a scan of it follows and reports what it meets.
+            Ok(None) | Err(_) => self.unlisted.push(token),
+        }
+        Ok(())
+    }
+
+    /// The object at `spot` is the one we know: did its inode change?
+    fn refresh(
+        &mut self,
+        spot: &Spot,
+        known: Ref,
+        bits: Dirty,
+        seen: &Seen,
+    ) -> Result<(), R::Error> {
+        let Ref::Known(id) = known else { return Ok(()) };
+        let Some(object) = self.draft.object(id)?.cloned() else {
+            return Ok(());
+        };
+        let moved = object.local.ctime != seen.ctime;
+        let content = match &object.state.kind {
+            Kind::File(content) => {
+                bits.contents
+                    || seen.bytes != content.bytes
+                    || seen.mtime != object.state.meta.mtime
+                    || (bits.doubt && (moved || !content.proven))
+            }
+            _ => false,
+        };
+        if !content && !moved {
+            return Ok(());
+        }
+        if let Some(&content_read) = self.read.get(&id)
+            && (content_read || !content)
+        {
+            return Ok(());
+        }
+        let Some(handle) = self.draft.handle(spot.dir)? else {
+            return Ok(());
+        };
+        let trail = if self.source.wants_trail() {
+            self.draft.trail(spot.dir)?
+        } else {
+            None
+        };
+        match self.source.read(
+            &Dir {
+                handle: &handle,
+                trail,
+            },
+            Some(&spot.name),
+            seen,
+            content,
+        ) {
+            ReadEnd::Done(reading) => {
+                self.read.insert(id, content);
+                if reading.busy {
+                    self.out.busy.push(id);
+                }
+                self.compare(id, reading, bits.who)
+            }
+            ReadEnd::Moved => {
+                self.want(spot.clone(), bits);
+                Ok(())
+            }
+            ReadEnd::Failed(failure) => {
+                self.out
+                    .settled
+                    .retain(|at| Some(at) != spot.known().as_ref());
+                self.fail(spot, failure);
+                Ok(())
+            }
+        }
+    }
+
+    fn compare(
+        &mut self,
+        id: ObjectId,
+        reading: Reading,
+        who: Option<Who>,
+    ) -> Result<(), R::Error> {
+        let Some(object) = self.draft.object(id)? else {
+            return Ok(());
+        };
+        let local = reading.seen.local();
+        let meta = (reading.meta != object.state.meta).then_some(reading.meta);
+        let (mut content, mut proven) = (None, None);
+        let mut body = Body::None;
+        if let (Some(Kind::File(new)), Kind::File(old)) = (reading.kind, &object.state.kind) {
+            if !new.same(old) {
+                content = Some(new);
+                body = reading.body;
+            } else if new.proven != old.proven {
+                proven = Some(new.proven);
+            }
+        }
+        if meta.is_some() || content.is_some() {
+            self.draft.update(
+                id,
+                Refreshed {
+                    meta,
+                    content,
+                    local,
+                    body,
+                    who,
+                },
+            );
+        } else if local != object.local || proven.is_some() {
+            self.out.touched.push((id, local, proven));
+        }
+        Ok(())
+    }
+
+    /// Objects that lost every name: a directory may have moved to where nobody looked yet. True when there is
+    /// more to look at.
+    fn search_limbo(&mut self) -> Result<bool, R::Error> {
+        let mut files = false;
+        for (id, object) in self.draft.nameless() {
+            if object.state.kind.is_dir() {
+                let Some(handle) = &object.local.handle else {
+                    continue;
+                };
+                if let Whereabouts::Inside { parent, name } = self.source.locate(handle)
+                    && let Some(dir) = self.draft.dir_by_handle(&parent)?
+                {
+                    // Unless it is below itself, which a name in limbo can't answer.
+                    if dir != Ref::Known(id) {
+                        self.want(Spot { dir, name }, Dirty::default());
+                    }
+                }
+            } else {
+                files = true;
+            }
+        }
+        if files {
+            for (at, bits) in self.source.more() {
+                self.want(
+                    Spot {
+                        dir: Ref::Known(at.parent),
+                        name: at.name,
+                    },
+                    bits,
+                );
+            }
+        }
+        Ok(!self.work.is_empty())
+    }
+
+    /// Directories in which names were looked at: an entry that comes or goes moves their own times silently.
+    fn refresh_dirs(&mut self) -> Result<(), R::Error> {
+        for id in core::mem::take(&mut self.dirs) {
+            if self.read.contains_key(&id) || !self.draft.reaches_root(Ref::Known(id))? {
+                continue;
+            }
+            let Some(object) = self.draft.object(id)?.cloned() else {
+                continue;
+            };
+            let Some(handle) = object.local.handle.clone() else {
+                continue;
+            };
+            let trail = if self.source.wants_trail() {
+                self.draft.trail(Ref::Known(id))?
+            } else {
+                None
+            };
+            let dir = Dir {
+                handle: &handle,
+                trail,
+            };
+            let Look::Seen(seen) = self.source.look_dir(&dir) else {
+                continue;
+            };
+            if seen.ctime == object.local.ctime && seen.mtime == object.state.meta.mtime {
+                continue;
+            }
+            match self.source.read(&dir, None, &seen, false) {
+                ReadEnd::Done(reading) => self.compare(id, reading, None)?,
+                // It moves on: another event says so.
+                ReadEnd::Moved => {}
+                ReadEnd::Failed(failure) => {
+                    if let Some(at) = self
+                        .draft
+                        .name_of(Ref::Known(id))?
+                        .and_then(|spot| spot.known())
+                    {
+                        self.out.failed.push((at, failure));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
