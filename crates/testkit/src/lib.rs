@@ -1,1 +1,51 @@
+//! Test support, apart from what it tests: it shares no code with the engine, so that it can disagree with it.
+//!
+//! [`compare`] is the oracle of "exact", [`generate`] makes trees that hold everything a tree can hold,
+//! [`workload`] changes a live tree at random, [`lab`] gives file systems of our own, [`proc`] runs and kills programs.
+//! The programs `treecmp`, `gentree` and `churn` are thin faces of the first three.
 
+pub mod compare;
+pub mod generate;
+pub mod lab;
+pub mod proc;
+pub mod rng;
+pub mod workload;
+
+mod sys;
+mod text;
+
+pub use compare::{Class, Difference, compare};
+pub use lab::{Fs, Image, Lab, Skip};
+pub use text::escape;
+
+/// Ends a test that can't run here, and says why on the real stderr (the test harness does not hide it).
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)*) => {{
+        $crate::print_skip(&format!($($reason)*));
+        return;
+    }};
+}
+
+/// The value of a `Result<T, Skip>`, or the end of the test with the reason printed.
+#[macro_export]
+macro_rules! need {
+    ($wanted:expr) => {
+        match $wanted {
+            Ok(value) => value,
+            Err(reason) => $crate::skip!("{reason}"),
+        }
+    };
+}
+
+#[doc(hidden)]
+pub fn print_skip(reason: &str) {
+    use std::io::Write;
+    let name = std::thread::current().name().unwrap_or("").to_owned();
+    let _ = writeln!(std::io::stderr(), "skipped: {reason} [{name}]");
+}
+
+/// Whether we are root, with the capabilities that come with it.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
