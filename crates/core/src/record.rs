@@ -86,6 +86,8 @@ pub enum Note {
     /// A guard stopped, or an operator let go on.
     Hold,
     Release,
+    /// Of a newer version, which says that it may be passed over. Never written.
+    Unknown,
 }
 
 impl Change {

@@ -9,6 +9,14 @@ use alloc::vec::Vec;
 use crate::record::Record;
 use crate::types::*;
 
+mod body;
+pub mod frame;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+pub use frame::Frame;
+
 /// The head hash before the first record of a log that begins at the beginning.
 pub const GENESIS: Digest = Digest([0; 32]);
 /// A whole frame. Bounds what a reader buffers before it has a checksum.
@@ -44,20 +52,79 @@ pub enum CodecError {
 
 /// Appends the record's frame to `out` and returns the new head. `out` is untouched on error.
 pub fn encode(record: &Record, prev: &Digest, out: &mut Vec<u8>) -> Result<Digest, CodecError> {
-    let _ = (record, prev, out);
-    Err(CodecError::BadValue("not built yet"))
+    encode_stamped(record, prev, 0, out)
+}
+
+/// [`encode`] for a log segment of which `stamp` bytes are durable.
+pub fn encode_stamped(
+    record: &Record,
+    prev: &Digest,
+    stamp: u32,
+    out: &mut Vec<u8>,
+) -> Result<Digest, CodecError> {
+    let start = out.len();
+    let result = encode_parts(record, prev, stamp, out);
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
+}
+
+fn encode_parts(
+    record: &Record,
+    prev: &Digest,
+    stamp: u32,
+    out: &mut Vec<u8>,
+) -> Result<Digest, CodecError> {
+    let start = out.len();
+    frame::begin(out);
+    body::put_shared(&record.change, record.who.as_ref(), out)?;
+    let shared_len = out.len() - start - frame::HEADER_BYTES;
+    body::put_local(record.local.as_ref(), record.content.as_ref(), out)?;
+    let (kind, flags) = body::kind(&record.change);
+    let head = frame::Head {
+        kind,
+        flags: if record.end {
+            flags | frame::FLAG_END
+        } else {
+            flags
+        },
+        position: record.position,
+        time_ns: record.time_ns,
+        stamp,
+    };
+    frame::finish(out, start, shared_len, &head, prev)
 }
 
 /// The record at the beginning of `bytes`, the new head, and how many bytes it took.
 pub fn decode(bytes: &[u8], prev: &Digest) -> Result<(Record, Digest, usize), CodecError> {
-    let _ = (bytes, prev);
-    Err(CodecError::BadValue("not built yet"))
+    let frame = Frame::parse(bytes)?;
+    if !frame.continues(prev) {
+        return Err(CodecError::ChainBroken);
+    }
+    Ok((record(&frame)?, frame.head, frame.bytes.len()))
+}
+
+/// What an intact frame says. Does not look at the chain.
+pub fn record(frame: &Frame<'_>) -> Result<Record, CodecError> {
+    let (change, who) = body::get_shared(frame.kind, frame.flags, frame.shared)?;
+    let (local, content) = body::get_local(frame.local)?;
+    Ok(Record {
+        position: frame.position,
+        time_ns: frame.time_ns,
+        end: frame.is_end(),
+        who,
+        change,
+        local,
+        content,
+    })
 }
 
 /// Copies the frame at the beginning of `frame` without its local body, as it travels. Returns the bytes consumed.
 pub fn strip(frame: &[u8], out: &mut Vec<u8>) -> Result<usize, CodecError> {
-    let _ = (frame, out);
-    Err(CodecError::BadValue("not built yet"))
+    let frame = Frame::parse(frame)?;
+    frame.copy_with(&[], 0, out)?;
+    Ok(frame.bytes.len())
 }
 
 /// Copies the frame at the beginning of `frame` with this local body instead of its own. Returns the bytes consumed.
@@ -67,6 +134,20 @@ pub fn attach(
     content: Option<&ContentRef>,
     out: &mut Vec<u8>,
 ) -> Result<usize, CodecError> {
-    let _ = (frame, local, content, out);
-    Err(CodecError::BadValue("not built yet"))
+    let frame = Frame::parse(frame)?;
+    attach_stamped(&frame, local, content, 0, out)?;
+    Ok(frame.bytes.len())
+}
+
+/// [`attach`] for a log segment of which `stamp` bytes are durable.
+pub fn attach_stamped(
+    frame: &Frame<'_>,
+    local: Option<&Local>,
+    content: Option<&ContentRef>,
+    stamp: u32,
+    out: &mut Vec<u8>,
+) -> Result<(), CodecError> {
+    let mut bytes = Vec::new();
+    body::put_local(local, content, &mut bytes)?;
+    frame.copy_with(&bytes, stamp, out)
 }
