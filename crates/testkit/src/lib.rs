@@ -49,3 +49,15 @@ pub fn print_skip(reason: &str) {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// Sets the project (quota) id of a file or directory.
+pub fn set_project(path: &std::path::Path, project: u32) -> std::io::Result<()> {
+    sys::set_project(std::fs::File::open(path)?, project)
+}
+
+/// Changes the inode flags of a file or directory: those in `clear` go, those in `set` come.
+pub fn change_flags(path: &std::path::Path, clear: u32, set: u32) -> std::io::Result<()> {
+    let file = std::fs::File::open(path)?;
+    let flags = sys::flags(&file)?;
+    sys::set_flags(&file, flags & !clear | set)
+}

@@ -3,6 +3,10 @@
 //! Both trees are walked in step through directory descriptors; a path is only ever built to be shown.
 //! The comparison reads, and writes nothing. `lost+found` at the root of either tree is left out.
 
+mod content;
+mod inode;
+mod walk;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::Path;
@@ -150,13 +154,10 @@ impl Options {
 
 /// What differs between two trees (or two files), in the order of the walk. Empty: equal.
 pub fn compare(left: &Path, right: &Path, options: &Options) -> Vec<Difference> {
-    let _ = (left, right, options);
-    vec![Difference {
-        path: ".".into(),
-        class: Class::Unreadable,
-        left: "not built yet".into(),
-        right: String::new(),
-    }]
+    let mut walk = walk::Walk::new(options);
+    // Full: there are as many differences as were asked for.
+    let _: Result<(), walk::Full> = walk.run(left, right);
+    walk.found
 }
 
 /// Panics with the differences (at most 30 of them) when the trees are not equal.
