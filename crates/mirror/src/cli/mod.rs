@@ -1,1 +1,3 @@
-//! (to come)
+//! The two programs' commands: what a person types, and what they get to see. No decision about files is made here.
+
+pub mod parse;

@@ -17,6 +17,7 @@ pub mod open;
 mod raw;
 pub mod signal;
 pub mod stat;
+pub mod stop_signals;
 pub mod target;
 pub mod tree;
 pub mod who;

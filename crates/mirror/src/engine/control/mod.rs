@@ -1,14 +1,21 @@
 //! How other commands reach a running mirror: its lock, its socket, its last status, and the flag that stops it.
 
+mod client;
 mod lock;
 mod persist;
 mod server;
 mod stop;
+#[cfg(test)]
+mod tests;
+mod wire;
 
+pub use client::{Client, ClientError};
 pub use lock::{LockError, StateLock};
 pub use persist::{PersistError, persist_status, read_status};
 pub use server::{Handle, serve};
 pub use stop::Stop;
+#[cfg(test)]
+use wire::Request;
 
 use std::time::{Duration, Instant};
 

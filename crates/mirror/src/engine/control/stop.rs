@@ -1,10 +1,14 @@
 //! The flag that asks a run to end cleanly: by signal, by `stop`, or by a test.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+/// The process's own flag, once signals are turned into it; kept for ever, the handler writes to it.
+static ON_SIGNALS: OnceLock<Stop> = OnceLock::new();
 
 /// Clones are one flag. Once asked for, a stop is never taken back.
 #[derive(Debug, Clone)]
@@ -14,12 +18,19 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// A flag of its own.
+    /// A flag of its own. Panics when the process has no descriptor left: only made at start.
     pub fn new() -> Stop {
         match eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK) {
             Ok(fd) => Stop { fd: Arc::new(fd) },
             Err(e) => panic!("no descriptor for the stop flag: {e}"),
         }
+    }
+
+    /// The flag that SIGTERM, SIGINT and SIGHUP raise from now on. A second SIGINT kills.
+    pub fn on_signals() -> io::Result<Stop> {
+        let stop = ON_SIGNALS.get_or_init(Stop::new);
+        crate::sys::stop_signals::stop_on_signals(stop.fd.as_fd())?;
+        Ok(stop.clone())
     }
 
     pub fn request(&self) {
@@ -30,14 +41,10 @@ impl Stop {
         self.wait(Duration::ZERO)
     }
 
-    /// Sleeps at most so long; true: a stop was asked for.
+    /// Sleeps at most so long (a signal may cut it short); true: a stop was asked for.
     pub fn wait(&self, at_most: Duration) -> bool {
-        let time = Timespec {
-            tv_sec: at_most.as_secs().min(1 << 30) as i64,
-            tv_nsec: i64::from(at_most.subsec_nanos()),
-        };
         let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&time)), Ok(n) if n > 0)
+        matches!(poll(&mut fds, Some(&timespec(at_most))), Ok(n) if n > 0)
     }
 
     /// To poll along with other descriptors: readable once a stop was asked for. Never read from it.
@@ -49,5 +56,29 @@ impl Stop {
 impl Default for Stop {
     fn default() -> Stop {
         Stop::new()
+    }
+}
+
+/// At most some thirty years.
+pub(super) fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: duration.as_secs().min(1 << 30) as i64,
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_are_one_flag() {
+        let stop = Stop::new();
+        let other = stop.clone();
+        assert!(!other.requested());
+        stop.request();
+        stop.request();
+        assert!(other.requested() && other.wait(Duration::from_secs(10)) && stop.requested());
+        assert!(!Stop::new().requested());
     }
 }

@@ -1,0 +1,86 @@
+//! What goes over the control socket: one JSON object a line, each request answered by lines of which the last is
+//! not a `line`. Also where the socket is, however long its path.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+
+use super::{ControlError, ReleaseReport, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
+use crate::engine::status::Status;
+
+/// A request longer than this is refused.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+
+pub(super) const SOCKET: &str = "control.sock";
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    Status,
+    WaitIdle {
+        timeout_ms: Option<u64>,
+    },
+    WaitPosition {
+        /// `EPOCH.SEQ`
+        position: String,
+        timeout_ms: Option<u64>,
+    },
+    Pause,
+    Resume,
+    Release {
+        yes: bool,
+    },
+    Verify {
+        options: VerifyOptions,
+    },
+    Stop,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    Status(Box<Status>),
+    Waited(WaitReport),
+    Done,
+    Release(ReleaseReport),
+    /// More follows.
+    Line(VerifyLine),
+    Verified(VerifyEnd),
+    Error(ControlError),
+}
+
+/// The state directory, held open so that its socket can be named in few bytes: a socket's path may have only 107.
+pub(super) struct SocketPlace {
+    dir: OwnedFd,
+    state_dir: PathBuf,
+}
+
+impl SocketPlace {
+    pub fn open(state_dir: &Path) -> io::Result<SocketPlace> {
+        let dir = open(
+            state_dir,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        Ok(SocketPlace {
+            dir,
+            state_dir: state_dir.into(),
+        })
+    }
+    pub fn dir(&self) -> &OwnedFd {
+        &self.dir
+    }
+    /// Only good while `self` lives.
+    pub fn path(&self) -> PathBuf {
+        let short = PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        let dir = if short.exists() {
+            short
+        } else {
+            self.state_dir.clone()
+        };
+        dir.join(SOCKET)
+    }
+}
