@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod codec;
 pub mod filter;
 pub mod guard;
+pub mod hints;
 pub mod model;
 pub mod plan;
 pub mod reconcile;

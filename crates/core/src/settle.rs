@@ -8,6 +8,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use crate::hints::{Found, Switch};
 use crate::reconcile::Dirty;
 use crate::types::*;
 
@@ -63,6 +64,25 @@ impl Settle {
 
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Takes what a hint asked for, releasing first what it would overtake. The rest of `found` (unknown directories,
+    /// the root) is the caller's.
+    pub fn accept(&mut self, found: &mut Found, now_ms: u64) {
+        let switch = match &found.switch {
+            Switch::No => false,
+            Switch::Yes => true,
+            Switch::UnlessWritten(at) => !self
+                .waiting
+                .get(at)
+                .is_some_and(|waiting| waiting.dirty.contents),
+        };
+        if switch {
+            self.release(now_ms);
+        }
+        for (at, dirty, phase) in found.dirty.drain(..) {
+            self.hint(at, dirty, phase, now_ms);
+        }
     }
 
     pub fn hint(&mut self, at: At, dirty: Dirty, phase: Phase, now_ms: u64) {

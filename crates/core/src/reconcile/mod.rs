@@ -50,7 +50,7 @@ pub struct Outcome {
     /// New directories that were created but not listed for want of room: scan them.
     pub unlisted: Vec<ObjectId>,
     /// Could not be read; to be listed, and looked at again.
-    pub failed: Vec<(At, Failure)>,
+    pub failed: Vec<(At, Dirty, Failure)>,
     /// Looked at and not failed.
     pub settled: Vec<At>,
     /// Files that somebody may still be writing (known by object once the group is applied).
@@ -62,11 +62,13 @@ pub struct Outcome {
     pub foreign: Vec<At>,
 }
 
-/// Looks at `dirty` and says what changed. `next` is the position the first record of the group will get.
+/// Looks at `dirty` and says what changed. `dirs` are known directories whose own attributes may have moved: only the
+/// root, which has no name, has to be given here. `next` is the position the first record of the group will get.
 pub fn reconcile<R: Rows, S: Source>(
     rows: &R,
     source: &mut S,
     dirty: Vec<(At, Dirty)>,
+    dirs: &[ObjectId],
     next: Position,
     limits: Limits,
 ) -> Result<Outcome, R::Error> {
@@ -76,9 +78,10 @@ pub fn reconcile<R: Rows, S: Source>(
         limits,
         work: BTreeMap::new(),
         rounds: BTreeMap::new(),
-        dirs: BTreeSet::new(),
+        dirs: dirs.iter().copied().collect(),
         out: Outcome::default(),
         read: BTreeMap::new(),
+        wrote: BTreeSet::new(),
         unlisted: Vec::new(),
     };
     for (at, bits) in dirty {
@@ -113,6 +116,8 @@ struct Run<'a, R: Rows, S: Source> {
     out: Outcome,
     /// Known objects read in this call, and whether their content was.
     read: BTreeMap<ObjectId, bool>,
+    /// Known objects that were written, by whatever name: they are read wherever they are found.
+    wrote: BTreeSet<ObjectId>,
     unlisted: Vec<usize>,
 }
 
@@ -132,7 +137,31 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
     }
 
     fn look_all(&mut self) -> Result<(), R::Error> {
+        let mut sought: BTreeSet<ObjectId> = BTreeSet::new();
+        loop {
+            self.look_work()?;
+            // What was written and is not read yet has a name that nobody called dirty.
+            let unread: Vec<ObjectId> = self
+                .wrote
+                .iter()
+                .filter(|id| self.read.get(id) != Some(&true) && !sought.contains(id))
+                .copied()
+                .collect();
+            for id in unread {
+                sought.insert(id);
+                for name in self.draft.names(Ref::Known(id))? {
+                    self.want(name, Dirty::default());
+                }
+            }
+            if self.work.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn look_work(&mut self) -> Result<(), R::Error> {
         while let Some((spot, bits)) = self.work.pop_first() {
+            self.wrote.extend(&bits.wrote);
             let rounds = self.rounds.entry(spot.clone()).or_insert(0);
             *rounds += 1;
             if *rounds > ROUNDS_MAX {
@@ -174,7 +203,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 Ok(())
             }
             Look::Failed(failure) => {
-                self.fail(&spot, failure);
+                self.fail(&spot, bits, failure);
                 Ok(())
             }
             Look::Absent => {
@@ -192,10 +221,10 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         }
     }
 
-    fn fail(&mut self, spot: &Spot, failure: Failure) {
+    fn fail(&mut self, spot: &Spot, bits: Dirty, failure: Failure) {
         // A name in a directory that is itself new is found again when the directory is scanned.
         match (spot.known(), spot.dir) {
-            (Some(at), _) => self.out.failed.push((at, failure)),
+            (Some(at), _) => self.out.failed.push((at, bits, failure)),
             (None, Ref::New(token)) => self.unlisted.push(token),
             (None, Ref::Known(_)) => {}
         }
@@ -316,7 +345,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             ReadEnd::Failed(failure) => {
                 // The old occupant is gone from this name all the same, but a name that exists is never reported
                 // missing: it stays as it was until its new inode can be read.
-                self.fail(&spot, failure);
+                self.fail(&spot, bits, failure);
                 return Ok(());
             }
         };
@@ -376,6 +405,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                             contents: true,
                             doubt: false,
                             who: who.clone(),
+                            wrote: BTreeSet::new(),
                         },
                     );
                 }
@@ -391,10 +421,13 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         &mut self,
         spot: &Spot,
         known: Ref,
-        bits: Dirty,
+        mut bits: Dirty,
         seen: &Seen,
     ) -> Result<(), R::Error> {
         let Ref::Known(id) = known else { return Ok(()) };
+        if self.wrote.contains(&id) {
+            bits.wrote.insert(id);
+        }
         let Some(object) = self.draft.object(id)?.cloned() else {
             return Ok(());
         };
@@ -402,6 +435,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         let content = match &object.state.kind {
             Kind::File(content) => {
                 bits.contents
+                    || bits.wrote.contains(&id)
                     || seen.bytes != content.bytes
                     || seen.mtime != object.state.meta.mtime
                     || (bits.doubt && (moved || !content.proven))
@@ -448,7 +482,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 self.out
                     .settled
                     .retain(|at| Some(at) != spot.known().as_ref());
-                self.fail(spot, failure);
+                self.fail(spot, bits, failure);
                 Ok(())
             }
         }
@@ -564,7 +598,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                         .name_of(Ref::Known(id))?
                         .and_then(|spot| spot.known())
                     {
-                        self.out.failed.push((at, failure));
+                        self.out.failed.push((at, Dirty::default(), failure));
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! What reconcile needs to see of the source tree. The kernel is one implementation (`mirror::capture`), the
 //! simulator another.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -141,7 +142,8 @@ pub trait Source {
     /// Reads attributes and, when `content`, the bytes. `name` is `None` for the directory itself.
     fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd;
     fn locate(&mut self, dir: &Handle) -> Whereabouts;
-    /// More hints that are queued already, when an object lost its last known name but still has links.
+    /// More hints that are queued already, when an object lost its last known name but still has links. Resolve
+    /// these hints again after the group was applied ([`crate::hints`] says why).
     fn more(&mut self) -> Vec<(At, Dirty)>;
     fn wants_trail(&self) -> bool;
     /// Whether a filter leaves this name out. `trail` is only asked for when there are filters.
@@ -156,6 +158,9 @@ pub struct Dirty {
     /// Found by a scan, not told by an event: nothing explains a moved ctime, so the bytes are read again.
     pub doubt: bool,
     pub who: Option<Who>,
+    /// Known objects that were written under this name, or one of its aliases: they are read wherever they are found,
+    /// even when this name stands for something else by now.
+    pub wrote: BTreeSet<ObjectId>,
 }
 
 impl Dirty {
@@ -165,5 +170,6 @@ impl Dirty {
         if other.who.is_some() {
             self.who = other.who;
         }
+        self.wrote.extend(other.wrote);
     }
 }

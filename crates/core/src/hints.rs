@@ -1,0 +1,207 @@
+//! From what the kernel said to the names that must be looked at.
+//!
+//! A hint says only where to look. Its bits are merged over time and their order is lost, so nothing is concluded
+//! from them but where, and how soon. A directory that the rows do not know is handed back as unknown: it may be
+//! new, it may lie outside the tree, and only the file system can tell ([`Hints::classify`]).
+//!
+//! Law: a hint must be resolved against rows that hold every group whose looks began before the hint was taken from
+//! the queue. Hints that a running reconcile is given early ([`crate::reconcile::Source::more`]) are resolved again
+//! after its group was applied, or a write to an object that was new in that group would be forgotten.
+
+use alloc::collections::BTreeSet;
+use alloc::vec::Vec;
+
+use crate::reconcile::{Dirty, Whereabouts};
+use crate::record::Who;
+use crate::rows::Rows;
+use crate::settle::Phase;
+use crate::types::*;
+
+/// A name as an event tells it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HintName {
+    /// Handle of the directory.
+    pub dir: Handle,
+    /// `None`: the directory itself (the kernel says `.`).
+    pub name: Option<Name>,
+}
+
+/// One event of the kernel's queue, whatever interface it came through.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hint {
+    /// Where it happened; of a rename: the old side. May be a dead alias, or missing.
+    pub at: Option<HintName>,
+    /// The new side of a rename.
+    pub to: Option<HintName>,
+    /// Handle of the object it happened to.
+    pub object: Option<Handle>,
+    /// The bytes may have changed (written, truncated, or closed after being open for writing).
+    pub contents: bool,
+    /// A descriptor open for writing was closed.
+    pub closed: bool,
+    pub created: bool,
+    pub renamed: bool,
+    /// The object is a directory.
+    pub on_dir: bool,
+    pub who: Option<Who>,
+}
+
+/// Whether names hinted before must be looked at before (or with) this one, so that no switch overtakes what it
+/// switches to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Switch {
+    #[default]
+    No,
+    Yes,
+    /// A name of an object not known yet was renamed: a link being switched, unless bytes were written under it.
+    UnlessWritten(At),
+}
+
+/// What a hint asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Found {
+    pub dirty: Vec<(At, Dirty, Phase)>,
+    /// Directories to [`Hints::classify`].
+    pub unknown: Vec<Handle>,
+    /// The root's own attributes may have changed: it has no name that could be dirty.
+    pub root: bool,
+    pub switch: Switch,
+}
+
+/// Resolves hints; remembers which directories lie outside the tree.
+#[derive(Debug, Clone, Default)]
+pub struct Hints {
+    outside: BTreeSet<Handle>,
+}
+
+/// Directories outside the tree that are remembered.
+const OUTSIDE_MAX: usize = 65_536;
+/// Levels climbed to find a known directory. Deeper than any path that was made in one go.
+const CLIMB_MAX: usize = 65_536;
+
+impl Hints {
+    pub fn new() -> Hints {
+        Hints::default()
+    }
+
+    /// Forgets what lies outside, as after an overflow or any other doubt.
+    pub fn clear(&mut self) {
+        self.outside.clear();
+    }
+
+    /// What this hint asks for. An empty answer is an event of no concern to the tree.
+    pub fn resolve<R: Rows>(&mut self, rows: &R, hint: &Hint) -> Result<Found, R::Error> {
+        let mut found = Found::default();
+        let object = match &hint.object {
+            Some(handle) => rows.by_handle(handle)?,
+            None => None,
+        };
+        let known = match object {
+            Some(id) => rows.object(id)?.map(|object| (id, object)),
+            None => None,
+        };
+        let link = known
+            .as_ref()
+            .is_some_and(|(_, object)| matches!(object.state.kind, Kind::Symlink(_)));
+        if hint.renamed && (hint.on_dir || link) {
+            found.switch = Switch::Yes;
+        }
+        let phase = if (hint.contents && !hint.closed && !hint.renamed)
+            || (hint.created && !hint.on_dir && !hint.closed && known.is_none())
+        {
+            Phase::Open
+        } else {
+            Phase::Final
+        };
+        let mut dirty = Dirty {
+            // Of an object that is known, the bytes are read under whatever name it is found.
+            contents: hint.contents && known.is_none(),
+            doubt: false,
+            who: hint.who.clone(),
+            wrote: BTreeSet::new(),
+        };
+        if let Some((id, object)) = &known {
+            if hint.contents {
+                dirty.wrote.insert(*id);
+            }
+            for at in &object.names {
+                found.dirty.push((at.clone(), dirty.clone(), phase));
+            }
+            found.root |= *id == ObjectId::ROOT;
+        }
+        let mut outside = false;
+        for (side, told) in [&hint.at, &hint.to].into_iter().enumerate() {
+            let Some(told) = told else { continue };
+            let Some(parent) = rows.by_handle(&told.dir)? else {
+                outside = true;
+                if !found.unknown.contains(&told.dir) {
+                    found.unknown.push(told.dir.clone());
+                }
+                continue;
+            };
+            let at = match &told.name {
+                Some(name) => At {
+                    parent,
+                    name: name.clone(),
+                },
+                None if parent == ObjectId::ROOT => {
+                    found.root = true;
+                    continue;
+                }
+                // The directory itself: looked at under its own name.
+                None => match rows
+                    .object(parent)?
+                    .and_then(|dir| dir.names.into_iter().next())
+                {
+                    Some(at) => at,
+                    None => continue,
+                },
+            };
+            if side == 0 && hint.renamed && !hint.on_dir && known.is_none() {
+                found.switch = Switch::UnlessWritten(at.clone());
+            }
+            if !found.dirty.iter().any(|(named, ..)| *named == at) {
+                found.dirty.push((at, dirty.clone(), phase));
+            }
+        }
+        if outside && hint.renamed && hint.on_dir {
+            self.outside.clear();
+        }
+        found.unknown.retain(|dir| !self.outside.contains(dir));
+        Ok(found)
+    }
+
+    /// Where an unknown directory lies: the name to look at when it is inside, the first below a directory that is
+    /// known. Looking at that name finds a new directory, and lists it with all that lies below.
+    pub fn classify<R: Rows>(
+        &mut self,
+        rows: &R,
+        dir: &Handle,
+        locate: &mut dyn FnMut(&Handle) -> Whereabouts,
+    ) -> Result<Option<At>, R::Error> {
+        if self.outside.contains(dir) {
+            return Ok(None);
+        }
+        let mut below = dir.clone();
+        for step in 0..CLIMB_MAX {
+            match locate(&below) {
+                Whereabouts::Inside { parent, name } => {
+                    if let Some(parent) = rows.by_handle(&parent)? {
+                        return Ok(Some(At { parent, name }));
+                    }
+                    below = parent;
+                }
+                Whereabouts::Outside if step == 0 => {
+                    if self.outside.len() >= OUTSIDE_MAX {
+                        self.outside.clear();
+                    }
+                    self.outside.insert(below);
+                    return Ok(None);
+                }
+                // It moves while we climb: the events of that say where to look.
+                Whereabouts::Outside | Whereabouts::Gone | Whereabouts::Root => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+}
