@@ -1,23 +1,38 @@
 //! The index: the tree as of a position of the log, as [`Rows`], for millions of entries in bounded memory.
 //!
-//! Bytes: `docs/FORMAT.md`, chapter "Index". The log is the authority; the index is derived from it, so a lost or
-//! damaged one is moved aside and built again. This module never looks at a tree and never reads the log.
+//! Changes gather in an overlay in memory, are spilled into a store on disk when they grow too large, and become
+//! durable, with the position they stand for, when the caller flushes. Bytes: `docs/FORMAT.md`, chapter "Index". The
+//! log is the authority; the index is derived from it, so a lost or damaged one is moved aside and built again. This
+//! module never looks at a tree and never reads the log.
 
+mod backend;
 mod error;
+mod header;
+mod overlay;
+mod row;
+mod scan;
+mod store;
+#[cfg(test)]
+mod tests;
+mod write;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use error::IndexError;
-use mirror_core::{At, Digest, Handle, MemRows, Name, Object, ObjectId, Position, Rows};
+use header::Header;
+use mirror_core::{At, Digest, Handle, Name, Object, ObjectId, Position, Rows};
+use overlay::Overlay;
+use row::BadRow;
+use store::{Part, Store};
 
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Bytes of pages kept in memory.
+    /// Bytes of the store's pages kept in memory.
     pub cache_bytes: usize,
     /// Bytes of changes kept in memory before they are spilled into the store.
     pub overlay_bytes_max: usize,
-    /// Verify the whole file's checksums while opening.
+    /// Verify the whole file's checksums while opening. Without it, damage done while the index was closed shows late
+    /// or never; after a crash the file is always verified.
     pub check: bool,
 }
 
@@ -71,9 +86,10 @@ pub struct Child {
     pub object: Object,
 }
 
-/// Moves a damaged or outdated index out of the way (`index` -> `index.damaged-1`), so that `open` starts empty.
-/// Returns where it went.
+/// Moves a damaged or outdated index out of the way (`index` -> `index.damaged-1`), so that [`Index::open`] starts
+/// empty. Returns where it went.
 pub fn move_aside(path: &Path) -> Result<PathBuf, IndexError> {
+    let failed = |source| IndexError::io("move aside", path, source);
     for n in 1..1000 {
         let mut aside = path.as_os_str().to_owned();
         aside.push(format!(".damaged-{n}"));
@@ -83,74 +99,97 @@ pub fn move_aside(path: &Path) -> Result<PathBuf, IndexError> {
         }
         return match std::fs::rename(path, &aside) {
             Ok(()) => Ok(aside),
-            Err(source) => Err(IndexError::Io {
-                step: "move aside",
-                path: path.into(),
-                source,
-            }),
+            Err(e) => Err(failed(e)),
         };
     }
-    let source = std::io::Error::other("too many damaged ones beside it");
-    Err(IndexError::Io {
-        step: "move aside",
-        path: path.into(),
-        source,
-    })
+    Err(failed(std::io::Error::other("too many of them beside it")))
 }
 
-/// See the module. Between two calls of [`Index::flush`] nothing is promised: a crash leaves exactly the rows and the
-/// mark of the last flush, so flush only between groups, after [`Index::set_position`].
+/// See the module. A crash, and dropping it, leave exactly the rows and the mark of the last [`Index::flush`]: so flush
+/// only between groups, after [`Index::set_position`]. After an error of a writing call it takes no more changes.
 pub struct Index {
-    rows: MemRows,
-    tree: Option<[u8; 16]>,
-    mark: Option<Mark>,
-    meta: BTreeMap<String, Vec<u8>>,
-    blocks: BTreeMap<ObjectId, Vec<u8>>,
+    store: Store,
+    overlay: Overlay,
+    overlay_bytes_max: usize,
+    header: Header,
+    /// The header says something that the store doesn't hold yet.
+    header_new: bool,
+    /// A writing call stopped half way: what is in memory must not be flushed.
+    broken: bool,
 }
 
 impl Index {
     /// Opens the index at `path`; a missing file is a new, empty index.
-    pub fn open(_path: &Path, _options: Options) -> Result<(Index, Opened), IndexError> {
-        let index = Index {
-            rows: MemRows::default(),
-            tree: None,
-            mark: None,
-            meta: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-        };
-        Ok((
-            index,
-            Opened {
-                created: true,
-                tree: None,
-                mark: None,
-                stats: Stats::default(),
-            },
-        ))
+    pub fn open(path: &Path, options: Options) -> Result<(Index, Opened), IndexError> {
+        let (store, header, created) = Store::open(path, &options)?;
+        Ok(Index::with(store, header, created, &options))
     }
 
+    fn with(store: Store, header: Header, created: bool, options: &Options) -> (Index, Opened) {
+        let opened = Opened {
+            created,
+            tree: header.tree,
+            mark: header.mark,
+            stats: header.stats,
+        };
+        let index = Index {
+            store,
+            overlay: Overlay::default(),
+            overlay_bytes_max: options.overlay_bytes_max,
+            header,
+            header_new: false,
+            broken: false,
+        };
+        (index, opened)
+    }
+
+    /// The tree it is of, once that was said.
     pub fn tree(&self) -> Option<[u8; 16]> {
-        self.tree
+        self.header.tree
     }
     pub fn set_tree(&mut self, tree: [u8; 16]) {
-        self.tree = Some(tree);
+        self.header.tree = Some(tree);
+        self.header_new = true;
     }
     /// The last record contained, changes not flushed included.
     pub fn mark(&self) -> Option<Mark> {
-        self.mark
+        self.header.mark
     }
     /// Says that the rows now contain every record up to this one.
     pub fn set_position(&mut self, position: Position, head: Digest) {
-        self.mark = Some(Mark { position, head });
+        self.header.mark = Some(Mark { position, head });
+        self.header_new = true;
+    }
+    /// Exact, changes not flushed included.
+    pub fn stats(&self) -> Stats {
+        self.header.stats
     }
 
-    /// [`Rows::put`] of an object that is not in the index, under names that no other object has: skips looking.
-    pub fn put_new(&mut self, id: ObjectId, object: Object) -> Result<(), IndexError> {
-        self.put(id, object)
-    }
     /// What a name stands for, with its state.
     pub fn entry(&self, at: &At) -> Result<Option<(ObjectId, Object)>, IndexError> {
-        match self.name(at)? {
+        let key = row::entry_key_at(at);
+        let id = match self.overlay.names.get(key.as_slice()) {
+            Some(slot) => slot.value,
+            None => match self.store.get(Part::Entries, &key)? {
+                None => None,
+                Some(found) => match self.good(row::entry_split(found.value()))? {
+                    (id, None) => Some(id),
+                    (id, Some(body)) => {
+                        let (state, local) = self.good(row::body_decode(body))?;
+                        let names = vec![at.clone()];
+                        return Ok(Some((
+                            id,
+                            Object {
+                                state,
+                                local,
+                                names,
+                            },
+                        )));
+                    }
+                },
+            },
+        };
+        match id {
             Some(id) => Ok(self.object(id)?.map(|object| (id, object))),
             None => Ok(None),
         }
@@ -158,93 +197,88 @@ impl Index {
     pub fn root(&self) -> Result<Option<Object>, IndexError> {
         self.object(ObjectId::ROOT)
     }
-    /// Like [`Rows::children`], with each child's state, in one range read.
-    pub fn scan(
-        &self,
-        dir: ObjectId,
-        after: Option<&Name>,
-        max: usize,
-    ) -> Result<Vec<Child>, IndexError> {
-        let mut out = Vec::new();
-        for (name, id) in self.children(dir, after, max)? {
-            if let Some(object) = self.object(id)? {
-                out.push(Child { name, id, object });
-            }
-        }
-        Ok(out)
-    }
-    /// Exact, changes not flushed included.
-    pub fn stats(&self) -> Stats {
-        Stats::default()
-    }
-    /// How many names there are below a directory, at any depth. Reads them all.
-    pub fn count_below(&self, dir: ObjectId) -> Result<u64, IndexError> {
-        let mut count = 0;
-        for (_, id) in self.children(dir, None, usize::MAX)? {
-            count += 1;
-            if self.object(id)?.is_some_and(|o| o.state.kind.is_dir()) {
-                count += self.count_below(id)?;
-            }
-        }
-        Ok(count)
-    }
 
     /// Small things that other parts keep with the index; flushed with it.
     pub fn meta_get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
-        Ok(self.meta.get(key).cloned())
-    }
-    pub fn meta_put(&mut self, key: &str, value: &[u8]) -> Result<(), IndexError> {
-        self.meta.insert(key.into(), value.into());
-        Ok(())
-    }
-    pub fn meta_remove(&mut self, key: &str) -> Result<(), IndexError> {
-        self.meta.remove(key);
-        Ok(())
+        match self.overlay.meta.get(key) {
+            Some(slot) => Ok(slot.value.as_ref().map(|v| v.to_vec())),
+            None => self.get_plain(Part::Meta, key.as_bytes()),
+        }
     }
     /// Packed block hashes of a large file. They go when the object is removed.
     pub fn blocks_get(&self, id: ObjectId) -> Result<Option<Vec<u8>>, IndexError> {
-        Ok(self.blocks.get(&id).cloned())
+        match self.overlay.blocks.get(&id) {
+            Some(slot) => Ok(slot.value.as_ref().map(|v| v.to_vec())),
+            None if !self.header.blocks => Ok(None),
+            None => self.get_plain(Part::Blocks, &id.0.to_be_bytes()),
+        }
     }
-    pub fn blocks_put(&mut self, id: ObjectId, blocks: &[u8]) -> Result<(), IndexError> {
-        self.blocks.insert(id, blocks.into());
-        Ok(())
-    }
-    pub fn blocks_remove(&mut self, id: ObjectId) -> Result<(), IndexError> {
-        self.blocks.remove(&id);
-        Ok(())
+    fn get_plain(&self, part: Part, key: &[u8]) -> Result<Option<Vec<u8>>, IndexError> {
+        let found = self.store.get(part, key)?;
+        Ok(found.map(|row| row.value().to_vec()))
     }
 
-    /// Bytes of changes held in memory.
-    pub fn overlay_bytes(&self) -> usize {
-        0
+    /// An object, and whether its body is known to stand in its one name's row of the store, and so to own that name.
+    fn held(&self, id: ObjectId) -> Result<Option<(Object, bool)>, IndexError> {
+        if let Some(slot) = self.overlay.objects.get(&id) {
+            return match &slot.value {
+                Some(packed) => Ok(Some((self.good(row::object_decode(packed))?, false))),
+                None => Ok(None),
+            };
+        }
+        if id.0 > self.header.id_max {
+            return Ok(None);
+        }
+        let Some(found) = self.store.get(Part::Objects, &id.0.to_be_bytes())? else {
+            return Ok(None);
+        };
+        let found = found.value();
+        let Some((&row::OBJECT_INLINE, key)) = found.split_first() else {
+            return Ok(Some((self.good(row::object_decode(found))?, false)));
+        };
+        let at = self.good(row::entry_key_decode(key))?;
+        let Some(entry) = self.store.get(Part::Entries, key)? else {
+            return Err(self.bad("an object's entry is missing"));
+        };
+        let (owner, body) = self.good(row::entry_split(entry.value()))?;
+        let Some(body) = body.filter(|_| owner == id) else {
+            return Err(self.bad("an object's entry is another's"));
+        };
+        let (state, local) = self.good(row::body_decode(body))?;
+        let names = vec![at];
+        let object = Object {
+            state,
+            local,
+            names,
+        };
+        Ok(Some((object, true)))
     }
-    /// Moves the changes in memory into the store; not durable. Happens by itself when they grow too large.
-    pub fn spill(&mut self) -> Result<(), IndexError> {
-        Ok(())
+
+    fn good<T>(&self, row: Result<T, BadRow>) -> Result<T, IndexError> {
+        row.map_err(|BadRow| self.bad("a row can't be read"))
     }
-    /// Makes everything durable, the mark included, in one step.
-    pub fn flush(&mut self) -> Result<(), IndexError> {
-        Ok(())
+    fn bad(&self, what: &str) -> IndexError {
+        IndexError::damaged(self.store.path(), what)
     }
-    /// Flushes and closes. A dropped index keeps only what was flushed.
-    pub fn close(mut self) -> Result<(), IndexError> {
-        self.flush()
+    fn id_from(&self, bytes: &[u8]) -> Result<ObjectId, IndexError> {
+        match bytes.try_into() {
+            Ok(bytes) => Ok(ObjectId(u64::from_be_bytes(bytes))),
+            Err(_) => Err(self.bad("an object's id can't be read")),
+        }
     }
 }
 
 impl Rows for Index {
     type Error = IndexError;
     fn name(&self, at: &At) -> Result<Option<ObjectId>, IndexError> {
-        let Ok(found) = self.rows.name(at);
-        Ok(found)
+        self.owner(&row::entry_key_at(at)).map(|(id, _)| id)
     }
     fn object(&self, id: ObjectId) -> Result<Option<Object>, IndexError> {
-        let Ok(found) = self.rows.object(id);
-        Ok(found)
+        Ok(self.held(id)?.map(|(object, _)| object))
     }
     fn by_handle(&self, handle: &Handle) -> Result<Option<ObjectId>, IndexError> {
-        let Ok(found) = self.rows.by_handle(handle);
-        Ok(found)
+        self.handle_owner(&row::handle_key(handle))
+            .map(|(id, _)| id)
     }
     fn children(
         &self,
@@ -252,16 +286,12 @@ impl Rows for Index {
         after: Option<&Name>,
         max: usize,
     ) -> Result<Vec<(Name, ObjectId)>, IndexError> {
-        let Ok(found) = self.rows.children(dir, after, max);
-        Ok(found)
+        self.list(dir, after, max)
     }
     fn put(&mut self, id: ObjectId, object: Object) -> Result<(), IndexError> {
-        let Ok(()) = self.rows.put(id, object);
-        Ok(())
+        self.write(|index| index.put_object(id, object, false))
     }
     fn remove(&mut self, id: ObjectId) -> Result<(), IndexError> {
-        let Ok(()) = self.rows.remove(id);
-        self.blocks.remove(&id);
-        Ok(())
+        self.write(|index| index.remove_object(id))
     }
 }

@@ -1,0 +1,133 @@
+//! Changes that are not in the store yet: what it must come to hold, in the order of its keys.
+
+use std::collections::BTreeMap;
+
+use mirror_core::ObjectId;
+
+/// What the store must come to hold under a key; `None`: nothing.
+#[derive(Debug)]
+pub struct Slot<T> {
+    pub value: Option<T>,
+    /// The store holds nothing under this key.
+    pub fresh: bool,
+}
+
+/// Laws: an object here is the truth about its state, local part and list of names; each of those names has a slot, or
+/// the store has a row for it that refers to the object. A name or handle here is the truth about what it stands for.
+/// A name's value has a slot in `objects`.
+#[derive(Debug, Default)]
+pub struct Overlay {
+    /// By entry key.
+    pub names: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
+    /// As `row::object_encode` packs them.
+    pub objects: BTreeMap<ObjectId, Slot<Box<[u8]>>>,
+    /// By handle key.
+    pub handles: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
+    pub meta: BTreeMap<Box<str>, Slot<Box<[u8]>>>,
+    pub blocks: BTreeMap<ObjectId, Slot<Box<[u8]>>>,
+    bytes: usize,
+}
+
+/// What a slot costs beside the bytes of its key and value: map node, allocator's rounding, pointers. Measured.
+const NAME_BYTES: usize = 72;
+const OBJECT_BYTES: usize = 80;
+const HANDLE_BYTES: usize = 72;
+const OTHER_BYTES: usize = 96;
+
+impl Overlay {
+    /// Estimate of the memory held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+            && self.objects.is_empty()
+            && self.handles.is_empty()
+            && self.meta.is_empty()
+            && self.blocks.is_empty()
+    }
+    pub fn clear(&mut self) {
+        *self = Overlay::default();
+    }
+
+    /// `fresh` counts only when the key has no slot yet.
+    pub fn set_name(&mut self, key: &[u8], value: Option<ObjectId>, fresh: bool) {
+        self.bytes += set(&mut self.names, key, value, fresh, NAME_BYTES + key.len());
+    }
+    pub fn set_handle(&mut self, key: &[u8], value: Option<ObjectId>, fresh: bool) {
+        self.bytes += set(
+            &mut self.handles,
+            key,
+            value,
+            fresh,
+            HANDLE_BYTES + key.len(),
+        );
+    }
+    pub fn set_object(&mut self, id: ObjectId, value: Option<Vec<u8>>, fresh: bool) {
+        self.bytes += set_bytes(&mut self.objects, id, value, fresh, OBJECT_BYTES);
+    }
+    pub fn set_blocks(&mut self, id: ObjectId, value: Option<Vec<u8>>) {
+        self.bytes += set_bytes(&mut self.blocks, id, value, false, OTHER_BYTES);
+    }
+    pub fn set_meta(&mut self, key: &str, value: Option<Vec<u8>>) {
+        self.bytes += set_bytes(
+            &mut self.meta,
+            key.into(),
+            value,
+            false,
+            OTHER_BYTES + key.len(),
+        );
+    }
+}
+
+/// Returns the bytes added. (A slot that goes again gives nothing back: the sum is a bound, and is reset by `clear`.)
+fn set(
+    map: &mut BTreeMap<Box<[u8]>, Slot<ObjectId>>,
+    key: &[u8],
+    value: Option<ObjectId>,
+    fresh: bool,
+    cost: usize,
+) -> usize {
+    match map.get_mut(key) {
+        Some(slot) if slot.fresh && value.is_none() => {
+            map.remove(key);
+            0
+        }
+        Some(slot) => {
+            slot.value = value;
+            0
+        }
+        None if fresh && value.is_none() => 0,
+        None => {
+            map.insert(key.into(), Slot { value, fresh });
+            cost
+        }
+    }
+}
+
+fn set_bytes<K: Ord>(
+    map: &mut BTreeMap<K, Slot<Box<[u8]>>>,
+    key: K,
+    value: Option<Vec<u8>>,
+    fresh: bool,
+    cost: usize,
+) -> usize {
+    let length = value.as_ref().map_or(0, Vec::len);
+    match map.get_mut(&key) {
+        Some(slot) if slot.fresh && value.is_none() => {
+            map.remove(&key);
+            0
+        }
+        Some(slot) => {
+            let before = slot.value.as_ref().map_or(0, |v| v.len());
+            slot.value = value.map(Vec::into_boxed_slice);
+            length.saturating_sub(before)
+        }
+        None if fresh && value.is_none() => 0,
+        None => {
+            let value = value.map(Vec::into_boxed_slice);
+            map.insert(key, Slot { value, fresh });
+            cost + length
+        }
+    }
+}

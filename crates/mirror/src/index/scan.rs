@@ -1,0 +1,165 @@
+//! Reading directories: the store's range and the overlay's, merged in order of names.
+
+use std::collections::btree_map;
+use std::ops::Bound;
+
+use mirror_core::{At, Name, Object, ObjectId, Rows};
+
+use super::overlay::Slot;
+use super::{Child, Index, IndexError, row};
+
+/// How many children one step of a walk down the tree holds.
+const WALK_MAX: usize = 4096;
+
+impl Index {
+    /// Like [`Rows::children`], with each child's state, in one range read.
+    pub fn scan(
+        &self,
+        dir: ObjectId,
+        after: Option<&Name>,
+        max: usize,
+    ) -> Result<Vec<Child>, IndexError> {
+        let mut out = Vec::new();
+        self.visit(dir, after, max, |name, id, body| {
+            let name = self.good(Name::new(name).map_err(|_| row::BadRow))?;
+            let object = match body {
+                Some(body) => {
+                    let (state, local) = self.good(row::body_decode(body))?;
+                    let names = vec![At {
+                        parent: dir,
+                        name: name.clone(),
+                    }];
+                    Object {
+                        state,
+                        local,
+                        names,
+                    }
+                }
+                None => match self.object(id)? {
+                    Some(object) => object,
+                    None => return Err(self.bad("an entry's object is missing")),
+                },
+            };
+            out.push(Child { name, id, object });
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    pub(super) fn list(
+        &self,
+        dir: ObjectId,
+        after: Option<&Name>,
+        max: usize,
+    ) -> Result<Vec<(Name, ObjectId)>, IndexError> {
+        let mut out = Vec::new();
+        self.visit(dir, after, max, |name, id, _| {
+            let name = self.good(Name::new(name).map_err(|_| row::BadRow))?;
+            out.push((name, id));
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// How many names there are below a directory, at any depth. Reads them all.
+    pub fn count_below(&self, dir: ObjectId) -> Result<u64, IndexError> {
+        let mut count = 0;
+        let mut dirs = vec![dir];
+        while let Some(dir) = dirs.pop() {
+            let mut after: Option<Name> = None;
+            loop {
+                let mut last = None;
+                let mut seen = 0;
+                self.visit(dir, after.as_ref(), WALK_MAX, |name, id, body| {
+                    seen += 1;
+                    last = Some(name.to_vec());
+                    let is_dir = match body {
+                        Some(body) => self.good(row::body_is_dir(body))?,
+                        None => self.object(id)?.is_some_and(|o| o.state.kind.is_dir()),
+                    };
+                    if is_dir {
+                        dirs.push(id);
+                    }
+                    Ok(())
+                })?;
+                count += seen as u64;
+                if count > self.stats().entries {
+                    return Err(self.bad("directories contain each other"));
+                }
+                match last {
+                    Some(last) if seen == WALK_MAX => {
+                        after = Some(self.good(Name::new(&last).map_err(|_| row::BadRow))?);
+                    }
+                    _ => break,
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Calls `each` with the name, object and, where it stands in the name's row, body of the children after `after`,
+    /// in order, `max` of them.
+    fn visit(
+        &self,
+        dir: ObjectId,
+        after: Option<&Name>,
+        max: usize,
+        mut each: impl FnMut(&[u8], ObjectId, Option<&[u8]>) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        let low = row::entry_key(dir, after.map_or(b"", |name| name.as_bytes()));
+        let high = dir.0.checked_add(1).map(u64::to_be_bytes);
+        let low = Bound::Excluded(low.as_slice());
+        let high = match &high {
+            Some(high) => Bound::Excluded(high.as_slice()),
+            None => Bound::Unbounded,
+        };
+        let mut changed = self.overlay.names.range::<[u8], _>((low, high)).peekable();
+        let mut left = max;
+        for stored in self.store.entries(low, high)? {
+            if left == 0 {
+                return Ok(());
+            }
+            let stored = stored.map_err(|e| IndexError::store("read", self.store.path(), e));
+            let (key, value) = stored?;
+            let key = key.value();
+            // What the overlay has before and at this key comes first, and in its place.
+            while let Some(before) = changed.next_if(|(k, _)| k.as_ref() < key) {
+                left -= self.visit_changed(before, &mut each)?;
+                if left == 0 {
+                    return Ok(());
+                }
+            }
+            if let Some(instead) = changed.next_if(|(k, _)| k.as_ref() == key) {
+                left -= self.visit_changed(instead, &mut each)?;
+                continue;
+            }
+            let (_, name) = self.good(row::entry_key_parts(key))?;
+            let (id, body) = self.good(row::entry_split(value.value()))?;
+            each(name, id, body)?;
+            left -= 1;
+        }
+        for rest in changed {
+            if left == 0 {
+                break;
+            }
+            left -= self.visit_changed(rest, &mut each)?;
+        }
+        Ok(())
+    }
+
+    /// Returns how many were visited: one, or none if the name is gone.
+    fn visit_changed(
+        &self,
+        (key, slot): ChangedName,
+        each: &mut impl FnMut(&[u8], ObjectId, Option<&[u8]>) -> Result<(), IndexError>,
+    ) -> Result<usize, IndexError> {
+        let Some(id) = slot.value else {
+            return Ok(0);
+        };
+        let (_, name) = self.good(row::entry_key_parts(key))?;
+        each(name, id, None)?;
+        Ok(1)
+    }
+}
+
+type ChangedName<'a> = <btree_map::Range<'a, Box<[u8]>, Slot<ObjectId>> as Iterator>::Item;
