@@ -10,6 +10,7 @@ use crate::record::Record;
 use crate::types::*;
 
 mod body;
+mod fields;
 pub mod frame;
 mod limits;
 #[cfg(test)]
