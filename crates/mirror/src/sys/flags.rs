@@ -191,27 +191,98 @@ fn unsupported(e: Errno) -> bool {
 fn read_flags(fd: impl AsFd) -> Result<u32> {
     // The request says "long", the kernel means "int", and some FUSE versions write a long all the same.
     let mut flags = [0u32; 2];
+    let fd = fd.as_fd().as_raw_fd();
     // SAFETY: the kernel writes four or eight bytes into eight.
-    raw::check(
-        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFLAGS, &raw mut flags) }.into(),
-    )?;
+    let r = unsafe { libc::ioctl(fd, FS_IOC_GETFLAGS, &raw mut flags) };
+    raw::check(r.into())?;
     Ok(flags[0])
 }
 
 fn write_flags(fd: impl AsFd, flags: u32) -> Result<()> {
     let flags = [flags, 0];
+    let fd = fd.as_fd().as_raw_fd();
     // SAFETY: the kernel reads four or eight bytes of eight.
-    raw::check(
-        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) }.into(),
-    )
-    .map(drop)
+    let r = unsafe { libc::ioctl(fd, FS_IOC_SETFLAGS, &raw const flags) };
+    raw::check(r.into()).map(drop)
 }
 
 fn read_fsxattr(fd: impl AsFd) -> Result<FsXattr> {
     let mut found = FsXattr::default();
+    let fd = fd.as_fd().as_raw_fd();
     // SAFETY: the kernel writes one `struct fsxattr`.
-    raw::check(
-        unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut found) }.into(),
-    )?;
+    let r = unsafe { libc::ioctl(fd, FS_IOC_FSGETXATTR, &raw mut found) };
+    raw::check(r.into())?;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::open;
+    use mirror_core::types::Meta;
+
+    #[test]
+    fn set_read_and_peek_agree() {
+        let t = tempfile::tempdir().unwrap();
+        let dir = open::dir_at_path(t.path()).unwrap();
+        std::fs::write(t.path().join("f"), b"x").unwrap();
+        let file = open::file(&dir, b"f").unwrap();
+        let Some(before) = get(&file).unwrap() else {
+            return println!("skipped: no flags on the temp directory");
+        };
+        let kept = Meta::FLAGS_KEPT;
+        assert_eq!(before.flags & kept, 0);
+        let want = NODUMP | NOATIME | SYNC;
+        assert_eq!(set_flags(&file, want, kept).unwrap(), 0);
+        let now = get(&file).unwrap().unwrap();
+        assert_eq!(
+            now.flags,
+            before.flags | want,
+            "the file system's own flags stay"
+        );
+        if let Some(peeked) = peek(&dir, b"f").unwrap() {
+            assert_eq!(
+                peeked,
+                Flags {
+                    flags: want,
+                    project: 0
+                }
+            );
+            assert_eq!(peek(&file, b"").unwrap(), Some(peeked));
+        } else {
+            println!("skipped peek: not in this kernel");
+        }
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(set_flags(&file, want | IMMUTABLE, kept).unwrap(), 0);
+            assert_eq!(
+                std::fs::write(t.path().join("f"), b"y")
+                    .unwrap_err()
+                    .raw_os_error(),
+                Some(libc::EPERM)
+            );
+        }
+        assert_eq!(set_flags(&file, 0, kept).unwrap(), 0);
+        assert_eq!(get(&file).unwrap(), Some(before));
+        // A directory flag that is in no extended set, and one that ext4 refuses.
+        const DIRSYNC: u32 = 0x1_0000;
+        assert_eq!(set_flags(&dir, DIRSYNC, kept).unwrap(), 0);
+        assert_eq!(get(&dir).unwrap().unwrap().flags & kept, DIRSYNC);
+        assert_eq!(
+            peek(&dir, b"").unwrap().map_or(0, |p| p.flags),
+            0,
+            "peek can't see it, and says so by PEEKED"
+        );
+        let refused = set_flags(&dir, NOCOW | NODUMP, kept).unwrap();
+        assert!(refused == 0 || refused == NOCOW, "{refused:x}");
+        assert_eq!(get(&dir).unwrap().unwrap().flags & NODUMP, NODUMP);
+    }
+
+    #[test]
+    fn a_file_system_without_flags_says_so() {
+        let dir = open::dir_at_path("/proc/sys/kernel".as_ref()).unwrap();
+        assert_eq!(get(&dir).unwrap(), None);
+        assert_eq!(set_flags(&dir, NODUMP, NODUMP | SYNC).unwrap(), NODUMP);
+        assert_eq!(set_project(&dir, 0), Ok(()));
+        assert_eq!(set_project(&dir, 7), Err(Errno::OPNOTSUPP));
+    }
 }

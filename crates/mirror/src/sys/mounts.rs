@@ -1,4 +1,5 @@
-//! What is mounted where: `/proc/self/mountinfo` of this mount namespace, and word of a change in it.
+//! What is mounted where: mountinfo of this thread's mount namespace (all threads share one, but in tests), and word
+//! of a change in it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -43,10 +44,10 @@ impl Mount {
 
 /// All mounts, in the order they were made.
 pub fn read() -> io::Result<Vec<Mount>> {
-    parse(&std::fs::read("/proc/self/mountinfo")?).ok_or_else(|| {
+    parse(&std::fs::read("/proc/thread-self/mountinfo")?).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
-            "cannot understand /proc/self/mountinfo",
+            "cannot understand /proc/thread-self/mountinfo",
         )
     })
 }
@@ -139,7 +140,7 @@ pub fn of_path<'a>(mounts: &'a [Mount], path: &[u8]) -> Option<&'a Mount> {
 }
 
 /// The mount that an open file is on; `None`: unmounted, a private clone, or of another namespace.
-pub fn of_fd<'a>(mounts: &'a [Mount], fd: impl AsFd) -> Result<Option<&'a Mount>> {
+pub fn of_fd(mounts: &[Mount], fd: impl AsFd) -> Result<Option<&Mount>> {
     let fd = fd.as_fd();
     match stat::fstat(fd)?.mount_id {
         Some(id) => Ok(mounts.iter().find(|mount| mount.id == id)),
@@ -157,7 +158,7 @@ impl Watch {
     pub fn new() -> Result<Watch> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(Watch {
-            fd: openat(CWD, c"/proc/self/mountinfo", flags, Mode::empty())?,
+            fd: openat(CWD, c"/proc/thread-self/mountinfo", flags, Mode::empty())?,
         })
     }
 
@@ -175,5 +176,72 @@ impl Watch {
             Err(Errno::INTR) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro\n\
+        30 22 0:25 /@home /srv/a\\040b\\134c rw master:3 propagate_from:2 - btrfs /dev/sdb ro,subvolid=256,subvol=/@home\n\
+        31 22 0:26 / /srv/a\\040b\\134cd rw - tmpfs none rw\n\
+        32 30 0:27 /x /srv/a\\040b\\134c/deep rw - fuse.sshfs h:\\134 rw\n\
+        33 22 0:28 / /srv/a\\040b\\134c rw - tmpfs top rw\n\
+        34 22 0:29 / /empty rw - proc proc \n";
+
+    #[test]
+    fn every_field_is_read() {
+        let mounts = parse(SAMPLE).unwrap();
+        let [root, home, _, deep, ..] = mounts.as_slice() else {
+            panic!("{mounts:?}")
+        };
+        assert_eq!((root.id, root.parent, root.dev), (22, 1, (8, 1)));
+        assert_eq!(
+            (root.fs_type.as_slice(), root.source.as_slice()),
+            (&b"ext4"[..], &b"/dev/sda1"[..])
+        );
+        assert_eq!(home.at, b"/srv/a b\\c");
+        assert_eq!(home.root, b"/@home");
+        assert!(home.is_read_only() && home.is_btrfs_subvolume());
+        assert!(!root.is_read_only() && !root.is_btrfs_subvolume());
+        assert_eq!(deep.source, b"h:\\");
+    }
+
+    #[test]
+    fn below_means_whole_components() {
+        let mounts = parse(SAMPLE).unwrap();
+        let ids = |path: &[u8]| below(&mounts, path).map(|m| m.id).collect::<Vec<_>>();
+        assert_eq!(ids(b"/srv/a b\\c"), [32]);
+        assert_eq!(ids(b"/srv"), [30, 31, 32, 33]);
+        assert_eq!(ids(b"/"), [30, 31, 32, 33, 34]);
+        assert!(ids(b"/sr").is_empty());
+        let on = |path: &[u8]| of_path(&mounts, path).map(|m| m.id);
+        assert_eq!(on(b"/srv/a b\\c"), Some(33));
+        assert_eq!(on(b"/srv/a b\\c/deep/er"), Some(32));
+        assert_eq!(on(b"/srv/a b"), Some(22));
+        assert_eq!(on(b"/"), Some(22));
+    }
+
+    #[test]
+    fn what_is_no_mountinfo_is_refused() {
+        for text in [
+            &b"x"[..],
+            b"1 2 3 / / rw - a b c",
+            b"1 2 3:4 / / rw a b c",
+            b"1 2 3:x / / rw - a b c",
+        ] {
+            assert_eq!(parse(text), None);
+        }
+        assert_eq!(unescape(b"\\04\\400\\"), b"\\04\\400\\");
+    }
+
+    #[test]
+    fn knows_the_mounts_of_this_machine() {
+        let mounts = read().unwrap();
+        let proc = std::fs::File::open("/proc").unwrap();
+        let mount = of_fd(&mounts, &proc).unwrap().unwrap();
+        assert_eq!(mount.fs_type, b"proc");
+        assert_eq!(of_path(&mounts, b"/proc").map(|m| m.id), Some(mount.id));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Wrapped here is only what is easy to get wrong. Take from `rustix::fs` as they are: `fsync`, `fdatasync`,
 //! `syncfs`, `ftruncate`, `fchmod`, `fchown` (both not on `O_PATH`), `copy_file_range`.
+//! What is new inherits from its directory: a default ACL, the group (set-gid directory), the project and some flags.
+//! Make it in a directory of our own, or set all of it, zero and "none" too.
 //! Order for an inode: chown (clears set-id bits and capabilities), chmod, xattrs and ACLs (an ACL may change the
 //! group bits: chmod again when they differ), times, immutable and append-only flags last.
 
@@ -282,4 +284,226 @@ pub fn space(fd: impl AsFd) -> Result<Space> {
 /// The target of a symlink, all of it. `EINVAL`: it is something else.
 pub fn read_symlink(dir: impl AsFd, name: &[u8]) -> Result<Vec<u8>> {
     rustix::fs::readlinkat(dir, component_or_self(name)?, Vec::new()).map(CString::into_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{open, stat};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
+    fn places() -> [tempfile::TempDir; 2] {
+        [
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir_in("/dev/shm").unwrap(),
+        ]
+    }
+    fn opened(path: &Path) -> OwnedFd {
+        open::dir_at_path(path).unwrap()
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused_by_every_call() {
+        let t = tempfile::tempdir().unwrap();
+        let d = opened(t.path());
+        for bad in [&b".."[..], b".", b"", b"a/b", b"a\0b"] {
+            let all = [
+                create_file(&d, bad).map(drop),
+                open_for_writing(&d, bad).map(drop),
+                create_dir(&d, bad),
+                create_symlink(&d, bad, b"x"),
+                create_node(&d, bad, FileType::Fifo, (0, 0)),
+                link(&d, bad, &d, b"n"),
+                link(&d, b"n", &d, bad),
+                link_fd(&d, &d, bad),
+                rename(&d, bad, &d, b"n"),
+                rename_noreplace(&d, b"n", &d, bad),
+                exchange(&d, bad, &d, b"n"),
+                unlink(&d, bad),
+                remove_dir(&d, bad),
+            ];
+            assert_eq!(all, [Err(Errno::INVAL); 13], "{bad:?}");
+            if !bad.is_empty() {
+                assert_eq!(set_owner(&d, bad, 0, 0), Err(Errno::INVAL));
+                assert_eq!(set_mode(&d, bad, 0o700), Err(Errno::INVAL));
+                assert_eq!(set_mtime(&d, bad, Time::default()), Err(Errno::INVAL));
+                assert_eq!(read_symlink(&d, bad), Err(Errno::INVAL));
+            }
+        }
+    }
+
+    #[test]
+    fn names_come_move_swap_and_go() {
+        for t in places() {
+            let d = opened(t.path());
+            create_file(&d, b"a").unwrap();
+            assert_eq!(create_file(&d, b"a").unwrap_err(), Errno::EXIST);
+            create_dir(&d, b"b").unwrap();
+            let (a, b) = (
+                stat::statx(&d, b"a").unwrap().ino,
+                stat::statx(&d, b"b").unwrap().ino,
+            );
+            assert_eq!(rename_noreplace(&d, b"a", &d, b"b"), Err(Errno::EXIST));
+            exchange(&d, b"a", &d, b"b").unwrap();
+            assert_eq!(stat::statx(&d, b"a").unwrap().ino, b);
+            assert_eq!(exchange(&d, b"a", &d, b"none"), Err(Errno::NOENT));
+            rename_noreplace(&d, b"b", &d, b"c").unwrap();
+            link(&d, b"c", &d, b"c2").unwrap();
+            rename(&d, b"c", &d, b"c2").unwrap();
+            assert_eq!(
+                stat::statx(&d, b"c").unwrap().ino,
+                a,
+                "renaming onto a twin does nothing"
+            );
+            assert!(unlink(&d, b"a").is_err());
+            remove_dir(&d, b"a").unwrap();
+            assert_eq!(remove_dir(&d, b"c").unwrap_err(), Errno::NOTDIR);
+            unlink(&d, b"c").unwrap();
+            unlink(&d, b"c2").unwrap();
+        }
+    }
+
+    #[test]
+    fn symlinks_hold_any_bytes_and_are_never_followed() {
+        for t in places() {
+            let d = opened(t.path());
+            let target = [b"/\xff\n".to_vec(), vec![b'x'; 4000]].concat();
+            create_symlink(&d, b"l", &target).unwrap();
+            assert_eq!(read_symlink(&d, b"l").unwrap(), target);
+            create_file(&d, b"f").unwrap();
+            create_symlink(&d, b"to_f", b"f").unwrap();
+            let before = stat::statx(&d, b"f").unwrap();
+            assert_eq!(open_for_writing(&d, b"to_f").unwrap_err(), Errno::LOOP);
+            let time = Time {
+                seconds: -5,
+                nanos: 123_456_789,
+            };
+            set_mtime(&d, b"to_f", time).unwrap();
+            assert_eq!(stat::statx(&d, b"to_f").unwrap().mtime, time);
+            assert_eq!(set_mode(&d, b"to_f", 0o600).unwrap_err(), Errno::OPNOTSUPP);
+            link(&d, b"to_f", &d, b"to_f2").unwrap();
+            assert!(stat::statx(&d, b"to_f2").unwrap().file_type().is_symlink());
+            if rustix::process::geteuid().is_root() {
+                set_owner(&d, b"to_f", 12, 34).unwrap();
+                let link = stat::statx(&d, b"to_f").unwrap();
+                assert_eq!((link.uid, link.gid), (12, 34));
+            }
+            assert_eq!(stat::statx(&d, b"f").unwrap(), before);
+        }
+    }
+
+    #[test]
+    fn metadata_by_name_and_by_descriptor() {
+        for t in places() {
+            let d = opened(t.path());
+            let file = create_file(&d, b"f").unwrap();
+            create_dir(&d, b"dir").unwrap();
+            create_node(&d, b"p", FileType::Fifo, (0, 0)).unwrap();
+            create_node(&d, b"s", FileType::Socket, (0, 0)).unwrap();
+            let time = Time {
+                seconds: 1_000_000_007,
+                nanos: 999_999_999,
+            };
+            for name in [&b"f"[..], b"dir", b"p", b"s"] {
+                let atime = stat::statx(&d, name).unwrap().atime;
+                set_mode(&d, name, 0o7751).unwrap();
+                set_mtime(&d, name, time).unwrap();
+                let now = stat::statx(&d, name).unwrap();
+                assert_eq!(
+                    (now.permissions(), now.mtime, now.atime),
+                    (0o7751, time, atime)
+                );
+                // The descriptor itself, opened only as a place.
+                let path = open::path(&d, name).unwrap();
+                set_mode(&path, b"", 0o640).unwrap();
+                set_mtime(&path, b"", Time::default()).unwrap();
+                let now = stat::fstat(&path).unwrap();
+                assert_eq!((now.permissions(), now.mtime), (0o640, Time::default()));
+            }
+            set_mode(&file, b"", 0o600).unwrap();
+            set_mtime(&file, b"", time).unwrap();
+            assert_eq!(stat::fstat(&file).unwrap().mtime, time);
+            assert_eq!(
+                set_mtime(
+                    &file,
+                    b"",
+                    Time {
+                        seconds: 0,
+                        nanos: 1_000_000_000
+                    }
+                ),
+                Err(Errno::INVAL)
+            );
+            assert_eq!(set_owner(&file, b"", u32::MAX, 0), Err(Errno::INVAL));
+        }
+    }
+
+    #[test]
+    fn device_nodes_keep_their_numbers() {
+        let t = tempfile::tempdir().unwrap();
+        let d = opened(t.path());
+        for (name, kind) in [
+            (&b"c"[..], FileType::CharacterDevice),
+            (b"b", FileType::BlockDevice),
+        ] {
+            match create_node(&d, name, kind, (4095, 70_000)) {
+                Err(Errno::PERM) => return println!("skipped: may not make device nodes"),
+                done => done.unwrap(),
+            }
+            let stat = stat::statx(&d, name).unwrap();
+            assert_eq!((stat.file_type(), stat.rdev), (kind, (4095, 70_000)));
+        }
+        assert_eq!(
+            create_node(&d, b"x", FileType::RegularFile, (0, 0)),
+            Err(Errno::INVAL)
+        );
+    }
+
+    #[test]
+    fn an_unnamed_file_gets_a_name() {
+        for t in places() {
+            let d = opened(t.path());
+            let Some(file) = create_unnamed(&d).unwrap() else {
+                println!("skipped: no unnamed files here");
+                continue;
+            };
+            link_fd(&file, &d, b"n").unwrap();
+            assert_eq!(link_fd(&file, &d, b"n").unwrap_err(), Errno::EXIST);
+            link_fd(&file, &d, b"m").unwrap();
+            assert_eq!(stat::statx(&d, b"n").unwrap().nlink, 2);
+            // By an O_PATH descriptor too.
+            link_fd(open::path(&d, b"n").unwrap(), &d, b"o").unwrap();
+            assert_eq!(stat::statx(&d, b"n").unwrap().nlink, 3);
+        }
+    }
+
+    #[test]
+    fn holes_copies_and_room() {
+        for t in places() {
+            let d = opened(t.path());
+            let from = File::from(create_file(&d, b"a").unwrap());
+            let to = File::from(create_file(&d, b"b").unwrap());
+            from.write_all_at(&[3; 100_000], 0).unwrap();
+            assert!(punch_hole(&from, 8192, 65536).unwrap());
+            assert!(punch_hole(&from, 5, 0).unwrap());
+            assert!(stat::fstat(&from).unwrap().may_have_holes());
+            let cloned = clone_content(&from, &to).unwrap();
+            let copied = copy_range(&from, &to, 4096, 1 << 20).unwrap();
+            assert!(copied == 100_000 - 4096 || copied == 0, "{copied}");
+            if copied > 0 || cloned {
+                let mut bytes = vec![1; 4096];
+                to.read_exact_at(&mut bytes, 4096).unwrap();
+                assert_eq!(bytes, [3; 4096]);
+                to.read_exact_at(&mut bytes, 8192).unwrap();
+                assert_eq!(bytes, [0; 4096]);
+            }
+            let space = space(&d).unwrap();
+            assert!(
+                space.bytes_free > 0 && space.bytes_free <= space.bytes_total && !space.read_only
+            );
+            assert!(space.inodes_free.is_none_or(|n| n > 0));
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! A private view of the tree's root, and whether a directory opened by handle lies inside it.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -16,29 +15,37 @@ use super::{Errno, Result, handle, open, raw};
 /// `EPERM`: no `CAP_SYS_ADMIN`; `EINVAL`: this mount can't be cloned; `ENOSYS`: before Linux 5.2.
 /// Then open it plainly ([`open::dir_at_path`]), and be careful at mount points.
 pub fn private_clone(path: &Path) -> Result<OwnedFd> {
-    clone(CWD, path.as_os_str().as_bytes(), OpenTreeFlags::empty())
+    finish(clone(CWD, path, OpenTreeFlags::empty())?)
 }
 
-/// As [`private_clone`], of an open directory.
+/// As [`private_clone`], of an open directory that is not itself of a clone.
 pub fn private_clone_of(dir: impl AsFd) -> Result<OwnedFd> {
-    clone(dir, b"", OpenTreeFlags::AT_EMPTY_PATH)
+    finish(clone(dir, Path::new(""), OpenTreeFlags::AT_EMPTY_PATH)?)
 }
 
-fn clone(dir: impl AsFd, path: &[u8], flags: OpenTreeFlags) -> Result<OwnedFd> {
+/// As [`private_clone`], and all that is reached through it is read-only and keeps its access times: the source is
+/// only read, and here the kernel sees to it. Before Linux 5.12 the kernel can't, and this is a plain clone.
+pub fn private_clone_read_only(path: &Path) -> Result<OwnedFd> {
+    let mount = clone(CWD, path, OpenTreeFlags::empty())?;
+    match make_read_only(&mount) {
+        Ok(()) | Err(Errno::NOSYS) => finish(mount),
+        Err(e) => Err(e),
+    }
+}
+
+fn clone(dir: impl AsFd, path: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
     let flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(dir, path, flags)?;
-    // The descriptor of open_tree is O_PATH, and open_by_handle_at refuses those.
-    openat(
-        mount,
-        c".",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
+    rustix::mount::open_tree(dir, path, flags)
 }
 
-/// Makes everything reached through a [`private_clone`] read-only and without access times, for as long as it lives.
-/// The source is only read, and here the kernel sees to it.
-pub fn make_read_only(clone: impl AsFd) -> Result<()> {
+/// The descriptor of open_tree is `O_PATH`, and open_by_handle_at refuses those. With it the mount leaves its
+/// namespace, so nothing can be set on it any more, and lives on for what is open in it.
+fn finish(mount: OwnedFd) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(mount, c".", flags, Mode::empty())
+}
+
+fn make_read_only(mount: &OwnedFd) -> Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -56,15 +63,16 @@ pub fn make_read_only(clone: impl AsFd) -> Result<()> {
         propagation: 0,
         user_namespace: 0,
     };
+    let (fd, size) = (mount.as_raw_fd(), size_of::<MountAttr>());
     // SAFETY: the kernel reads an empty C string and `attr` of the announced size.
     let r = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            clone.as_fd().as_raw_fd(),
+            fd,
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
             &raw const attr,
-            size_of::<MountAttr>(),
+            size,
         )
     };
     raw::check(r).map(drop)
@@ -107,30 +115,34 @@ pub fn locate(root: impl AsFd, dir: impl AsFd) -> Result<Place> {
             // Some other form, such as "(unreachable)/..."; never seen through a private clone.
             _ => Ok(Place::Outside),
         },
-        Err(Errno::NAMETOOLONG) => climb(&of_root, open::parent(dir)?),
+        Err(Errno::NAMETOOLONG) => climb(&of_root, of_dir, dir),
         Err(e) => Err(e),
     }
 }
 
-/// Up from a directory whose path is too long: every step shortens it, so this ends.
-fn climb(root: &Stat, mut dir: OwnedFd) -> Result<Place> {
+/// Up from a directory whose path is too long; every step shortens it, so this ends.
+fn climb(root: &Stat, mut here: Stat, start: BorrowedFd<'_>) -> Result<Place> {
+    let mut above: Option<OwnedFd> = None;
     loop {
-        let here = fstat(&dir)?;
-        if here.same_inode(root) {
-            return Ok(Place::Deep);
-        }
-        match readlink_fd(&dir) {
-            Ok(path) if path == b"/" || !path.starts_with(b"/") => return Ok(Place::Outside),
-            Ok(_) => return Ok(Place::Deep),
-            Err(Errno::NAMETOOLONG) => {}
-            Err(e) => return Err(e),
-        }
-        dir = match open::parent(&dir) {
-            Ok(up) if fstat(&up)?.same_inode(&here) => return Ok(Place::Outside),
+        let up = match open::parent(above.as_ref().map_or(start, |dir| dir.as_fd())) {
             Ok(up) => up,
             Err(Errno::NOENT) => return Ok(Place::Outside),
             Err(e) => return Err(e),
         };
+        let stat = fstat(&up)?;
+        if stat.same_inode(root) {
+            return Ok(Place::Deep);
+        }
+        if stat.same_inode(&here) {
+            return Ok(Place::Outside);
+        }
+        match readlink_fd(&up) {
+            Ok(path) if path.len() > 1 && path.starts_with(b"/") => return Ok(Place::Deep),
+            Ok(_) => return Ok(Place::Outside),
+            Err(Errno::NAMETOOLONG) => {}
+            Err(e) => return Err(e),
+        }
+        (here, above) = (stat, Some(up));
     }
 }
 
@@ -170,4 +182,124 @@ pub fn can_locate(clone: impl AsFd, original: impl AsFd) -> Result<bool> {
         return Ok(true);
     }
     Ok(ask(&parent)? == Place::Outside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::target;
+    use std::fs::create_dir_all;
+
+    /// `None`: may not clone here.
+    fn cloned(path: &Path) -> Option<OwnedFd> {
+        match private_clone(path) {
+            Err(e @ (Errno::PERM | Errno::NOSYS)) => {
+                println!("skipped: {e}");
+                None
+            }
+            done => Some(done.unwrap()),
+        }
+    }
+    /// What `locate` says of a directory found by its handle, as capture does.
+    fn place(root: &OwnedFd, path: &Path) -> Place {
+        let handle = handle::name_to_handle(open::dir_at_path(path).unwrap(), b"")
+            .unwrap()
+            .handle;
+        locate(
+            root,
+            handle::open_by_handle(root, &handle, OFlags::RDONLY | OFlags::DIRECTORY).unwrap(),
+        )
+        .unwrap()
+    }
+
+    fn places(base: &Path) {
+        let t = tempfile::tempdir_in(base).unwrap();
+        let at = |path: &str| t.path().join(path);
+        create_dir_all(at("root/a/b (deleted)")).unwrap();
+        create_dir_all(at("out/o")).unwrap();
+        let Some(root) = cloned(&at("root")) else {
+            return;
+        };
+        assert!(can_locate(&root, open::dir_at_path(&at("root")).unwrap()).unwrap());
+        assert_eq!(place(&root, &at("root")), Place::Root);
+        assert_eq!(place(&root, &at("root/a")), Place::Inside(b"a".to_vec()));
+        assert_eq!(
+            place(&root, &at("root/a/b (deleted)")),
+            Place::Inside(b"a/b (deleted)".to_vec())
+        );
+        assert_eq!(place(&root, &at("out/o")), Place::Outside);
+        assert_eq!(place(&root, t.path()), Place::Outside);
+        // The root is renamed and stays the root; a directory comes in and goes out.
+        std::fs::rename(at("root"), at("out/root2")).unwrap();
+        assert_eq!(place(&root, &at("out/root2")), Place::Root);
+        assert_eq!(place(&root, &at("out")), Place::Outside);
+        std::fs::rename(at("out/o"), at("out/root2/a/o")).unwrap();
+        assert_eq!(
+            place(&root, &at("out/root2/a/o")),
+            Place::Inside(b"a/o".to_vec())
+        );
+        std::fs::rename(at("out/root2/a"), at("gone")).unwrap();
+        assert_eq!(place(&root, &at("gone/o")), Place::Outside);
+        create_dir_all(at("out/root2/x")).unwrap();
+        let held = open::dir_at_path(&at("out/root2/x")).unwrap();
+        std::fs::remove_dir(at("out/root2/x")).unwrap();
+        assert_eq!(locate(&root, held).unwrap(), Place::Gone);
+    }
+
+    #[test]
+    fn a_directory_by_handle_is_in_or_out() {
+        places(&std::env::temp_dir());
+        places(Path::new("/dev/shm"));
+    }
+
+    #[test]
+    fn paths_longer_than_a_page_are_deep() {
+        let t = tempfile::tempdir().unwrap();
+        let at = |path: &str| t.path().join(path);
+        create_dir_all(at("root")).unwrap();
+        create_dir_all(at("out")).unwrap();
+        let Some(root) = cloned(&at("root")) else {
+            return;
+        };
+        for (top, want) in [("root", Place::Deep), ("out", Place::Outside)] {
+            let mut dir = open::dir_at_path(&at(top)).unwrap();
+            for _ in 0..25 {
+                target::create_dir(&dir, &[b'd'; 250]).unwrap();
+                dir = open::dir(&dir, &[b'd'; 250]).unwrap();
+            }
+            let handle = handle::name_to_handle(&dir, b"").unwrap().handle;
+            let dir =
+                handle::open_by_handle(&root, &handle, OFlags::RDONLY | OFlags::DIRECTORY).unwrap();
+            assert_eq!(locate(&root, dir).unwrap(), want);
+        }
+        // The standard library removes such a tree by descriptors.
+    }
+
+    #[test]
+    fn a_read_only_clone_reads_only() {
+        let t = tempfile::tempdir().unwrap();
+        std::fs::write(t.path().join("f"), b"x").unwrap();
+        let root = match private_clone_read_only(t.path()) {
+            Err(Errno::PERM) => return println!("skipped: may not clone mounts"),
+            done => done.unwrap(),
+        };
+        assert_eq!(target::create_dir(&root, b"d").unwrap_err(), Errno::ROFS);
+        assert_eq!(
+            target::set_mode(&root, b"f", 0o600).unwrap_err(),
+            Errno::ROFS
+        );
+        let handle = handle::name_to_handle(&root, b"f").unwrap().handle;
+        handle::open_by_handle(&root, &handle, OFlags::RDONLY).unwrap();
+        assert_eq!(
+            handle::open_by_handle(&root, &handle, OFlags::RDWR).unwrap_err(),
+            Errno::ROFS
+        );
+        let file = open::file(&root, b"f").unwrap();
+        assert!(!super::super::lease::writable_by_anyone(&file).unwrap());
+        super::super::lease::write_protect(&file).unwrap();
+        // Only through the clone.
+        let other = private_clone_of(open::dir_at_path(t.path()).unwrap()).unwrap();
+        target::set_mode(&other, b"f", 0o600).unwrap();
+        std::fs::write(t.path().join("g"), b"x").unwrap();
+    }
 }

@@ -35,7 +35,10 @@ struct XattrArgs {
 
 /// All attributes, sorted by name. One that vanishes while we read is left out.
 pub fn read(dir: impl AsFd, name: &[u8]) -> Result<Vec<Xattr>> {
-    let what = What::new(dir.as_fd(), name)?;
+    read_of(&What::new(dir.as_fd(), name)?)
+}
+
+fn read_of(what: &What<'_>) -> Result<Vec<Xattr>> {
     let names = match grow(LIST_BYTES_MAX, |buffer| what.list(buffer)) {
         Ok(names) => names,
         Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
@@ -106,6 +109,8 @@ fn grow(bytes_max: usize, read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<V
 struct What<'a> {
     dir: BorrowedFd<'a>,
     name: &'a [u8],
+    /// Never the *at calls.
+    only_by_path: bool,
 }
 
 impl<'a> What<'a> {
@@ -113,6 +118,7 @@ impl<'a> What<'a> {
         Ok(What {
             dir,
             name: raw::component_or_self(name)?,
+            only_by_path: false,
         })
     }
 
@@ -121,6 +127,9 @@ impl<'a> What<'a> {
         &self,
         call: impl Fn(i32, *const libc::c_char, i32) -> libc::c_long,
     ) -> Option<Result<usize>> {
+        if self.only_by_path {
+            return None;
+        }
         let flags = if self.name.is_empty() {
             libc::AT_EMPTY_PATH
         } else {
@@ -268,5 +277,119 @@ impl<'a> What<'a> {
             })
         });
         done.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::open;
+    use rustix::fs::{FileType, Mode, OFlags};
+
+    fn xattr(name: &[u8], value: &[u8]) -> Xattr {
+        Xattr {
+            name: name.into(),
+            value: value.into(),
+        }
+    }
+
+    /// Both ways must agree on everything.
+    fn same(dir: impl AsFd, name: &[u8]) -> Vec<Xattr> {
+        let dir = dir.as_fd();
+        let found = read(dir, name).unwrap();
+        let plain = What {
+            dir,
+            name,
+            only_by_path: true,
+        };
+        assert_eq!(read_of(&plain).unwrap(), found);
+        found
+    }
+
+    #[test]
+    fn of_files_directories_symlinks_and_nodes_both_ways() {
+        let t = tempfile::tempdir().unwrap();
+        let dir = open::dir_at_path(t.path()).unwrap();
+        std::fs::write(t.path().join("f"), b"x").unwrap();
+        assert_eq!(same(&dir, b"f"), []);
+        let user = [
+            xattr(b"user.a", b""),
+            xattr(b"user.b", &[7; 900]),
+            xattr(b"user.c\xff", b"\0\n"),
+        ];
+        for one in user.iter().rev() {
+            set(&dir, b"f", one).unwrap();
+        }
+        assert_eq!(same(&dir, b"f"), user);
+        // The same inode by descriptors of both kinds.
+        assert_eq!(same(open::file(&dir, b"f").unwrap(), b""), user);
+        assert_eq!(same(open::path(&dir, b"f").unwrap(), b""), user);
+        assert_eq!(get(&dir, b"f", b"user.a").unwrap(), Some(vec![]));
+        assert_eq!(get(&dir, b"f", b"user.none").unwrap(), None);
+        remove(&dir, b"f", b"user.b").unwrap();
+        remove(&dir, b"f", b"user.b").unwrap();
+        set(&dir, b"f", &xattr(b"user.a", b"new")).unwrap();
+        assert_eq!(
+            same(&dir, b"f"),
+            [xattr(b"user.a", b"new"), xattr(b"user.c\xff", b"\0\n")]
+        );
+        set(&dir, b"", &xattr(b"user.d", b"dir")).unwrap();
+        assert_eq!(same(&dir, b""), [xattr(b"user.d", b"dir")]);
+
+        if !rustix::process::geteuid().is_root() {
+            return println!("skipped symlinks and nodes: not root");
+        }
+        std::os::unix::fs::symlink("f", t.path().join("l")).unwrap();
+        rustix::fs::mknodat(&dir, b"p".as_slice(), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        for name in [&b"l"[..], b"p"] {
+            let want = xattr(b"trusted.t", name);
+            set(&dir, name, &want).unwrap();
+            assert_eq!(same(&dir, name), std::slice::from_ref(&want));
+            let fd = rustix::fs::openat(&dir, name, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())
+                .unwrap();
+            assert_eq!(same(&fd, b""), [want]);
+            remove(&fd, b"", b"trusted.t").unwrap();
+            assert_eq!(same(&dir, name), []);
+        }
+        let plain = What {
+            dir: dir.as_fd(),
+            name: b"l",
+            only_by_path: true,
+        };
+        plain.set(c"trusted.t", b"2").unwrap();
+        assert_eq!(same(&dir, b"l"), [xattr(b"trusted.t", b"2")]);
+        plain.remove(c"trusted.t").unwrap();
+        assert_eq!(same(&dir, b"l"), []);
+        assert_eq!(same(&dir, b"f").len(), 2, "the symlink was not followed");
+    }
+
+    #[test]
+    fn a_list_and_a_value_larger_than_small() {
+        let t = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = open::dir_at_path(t.path()).unwrap();
+        let many: Vec<_> = (0..60)
+            .map(|i| xattr(format!("trusted.{i:0>60}").as_bytes(), &[i; 3]))
+            .collect();
+        for one in &many {
+            match set(&dir, b"", one) {
+                Err(Errno::PERM | Errno::OPNOTSUPP) => {
+                    return println!("skipped: no trusted.* here");
+                }
+                done => done.unwrap(),
+            }
+        }
+        let large = xattr(b"trusted.z", &[9; VALUE_BYTES_MAX]);
+        set(&dir, b"", &large).unwrap();
+        let found = same(&dir, b"");
+        assert_eq!(found.len(), 61);
+        assert_eq!(found.last(), Some(&large));
+        assert!(found.is_sorted());
+    }
+
+    #[test]
+    fn a_file_system_without_attributes_has_none() {
+        let dir = open::dir_at_path("/proc/sys".as_ref()).unwrap();
+        assert_eq!(same(&dir, b"kernel"), []);
+        assert_eq!(get(&dir, b"kernel", b"user.a").unwrap(), None);
     }
 }

@@ -426,7 +426,7 @@ mod tests {
             Some("not a name")
         );
         assert_eq!(
-            said(&event_of(0, 1, &[fid(2, b"d", None)])),
+            said(&event_of(0, 1, &[fid(2, b"dirh", None)])),
             Some("name without end")
         );
         assert_eq!(
