@@ -1,3 +1,6 @@
 //! The two programs' commands: what a person types, and what they get to see. No decision about files is made here.
 
+pub mod config;
+pub mod exit;
 pub mod parse;
+pub mod places;

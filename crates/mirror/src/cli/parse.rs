@@ -14,6 +14,15 @@ use crate::engine::options::SourceSpec;
 #[error("{0}")]
 pub struct ParseError(pub String);
 
+/// What was typed, so that nothing is seen too.
+fn said(text: &str) -> String {
+    if text.trim().is_empty() {
+        "(nothing)".into()
+    } else {
+        escape(text.as_bytes())
+    }
+}
+
 fn bad<T>(text: impl Into<String>) -> Result<T, ParseError> {
     Err(ParseError(text.into()))
 }
@@ -225,7 +234,7 @@ pub fn size(text: &str) -> Result<u64, ParseError> {
     let no = || {
         ParseError(format!(
             "{} is not a size: write 4096, 500K, 10M, 1.5G (1024s) or 10MB (1000s)",
-            escape(text.as_bytes())
+            said(text)
         ))
     };
     let text_in = text.trim();
@@ -283,7 +292,7 @@ pub fn duration(text: &str) -> Result<Duration, ParseError> {
     let no = || {
         ParseError(format!(
             "{} is not a duration: write 90s, 10m, 1h30m or 2d",
-            escape(text.as_bytes())
+            said(text)
         ))
     };
     let trimmed = text.trim();

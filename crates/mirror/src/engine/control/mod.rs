@@ -10,7 +10,7 @@ mod tests;
 mod wire;
 
 pub use client::{Client, ClientError};
-pub use lock::{LockError, StateLock};
+pub use lock::{Holder, LockError, StateLock};
 pub use persist::{PersistError, persist_status, read_status};
 pub use server::{Handle, serve};
 pub use stop::Stop;
