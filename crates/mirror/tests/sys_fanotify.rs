@@ -451,6 +451,46 @@ fn mounts_come_and_go_and_a_clone_does_not_see_them() {
 }
 
 #[test]
+fn in_a_clone_of_a_whole_file_system_nothing_is_outside() {
+    in_private_namespace(
+        "in_a_clone_of_a_whole_file_system_nothing_is_outside",
+        |lab: &Lab| {
+            for image in [
+                need!(lab.ext4(16)),
+                need!(lab.tmpfs(8)),
+                need!(lab.xfs(300)),
+                need!(lab.btrfs(128)),
+            ] {
+                fs::create_dir_all(image.path().join("a/b")).unwrap();
+                let root = tree::private_clone_read_only(&image.path()).unwrap();
+                assert!(
+                    tree::can_locate(&root, open::dir_at_path(&image.path()).unwrap()).unwrap()
+                );
+                let by_handle = |path: &Path| {
+                    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+                    let dir = handle::open_by_handle(&root, &handle_of(path), flags).unwrap();
+                    tree::locate(&root, dir).unwrap()
+                };
+                assert_eq!(
+                    by_handle(&image.path().join("a/b")),
+                    tree::Place::Inside(b"a/b".to_vec())
+                );
+                let part = tree::private_clone_read_only(&image.path().join("a")).unwrap();
+                assert!(
+                    tree::can_locate(&part, open::dir_at_path(&image.path().join("a")).unwrap())
+                        .unwrap()
+                );
+                // A mark can be set through a clone, too.
+                Group::new(Queue::Limited)
+                    .unwrap()
+                    .mark_filesystem(&part)
+                    .unwrap();
+            }
+        },
+    );
+}
+
+#[test]
 fn flags_and_projects_of_each_file_system() {
     in_private_namespace("flags_and_projects_of_each_file_system", |lab: &Lab| {
         let project = ImageOptions {
