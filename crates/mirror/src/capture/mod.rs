@@ -1,1 +1,13 @@
-//! (to come)
+//! Capture: tree -> log. Hints come in, the tree is looked at, records go out.
+//!
+//! [`watch`] hears the kernel, [`tree`] and [`read`] look, [`scan`] looks at everything, [`run`] ties them
+//! together and is the only writer of the log and of the worker's index. What a look means is decided in
+//! `mirror_core::reconcile`. Nothing here ever writes below the source.
+
+mod cache;
+pub mod kernel;
+pub mod prepared;
+pub mod read;
+pub mod scan;
+pub mod sink;
+pub mod tree;

@@ -1,0 +1,186 @@
+//! The source tree through the kernel, as `reconcile` wants to see it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Seen, Source, Whereabouts};
+use mirror_core::{At, Handle, Name, ObjectId};
+
+use super::read::{self, Into, Reader};
+use super::sink::Sink;
+use super::tree::{Closed, Walker};
+use crate::filter::Filter;
+use crate::sys::{Errno, dir, handle, open, stat};
+
+pub struct KernelSource {
+    pub walker: Walker,
+    pub reader: Reader,
+    pub sink: Arc<dyn Sink>,
+    pub filter: Arc<Filter>,
+    /// Hints that came in meanwhile, for [`Source::more`].
+    pub more: Box<dyn FnMut() -> Vec<(At, Dirty)> + Send>,
+}
+
+pub fn failure(step: &'static str, error: Errno) -> Failure {
+    Failure { step, reason: std::io::Error::from(error).to_string() }
+}
+
+/// One look at one name of an open directory.
+pub fn look(walker: &Walker, fd: &OwnedFd, name: &Name) -> Look {
+    match read::look(fd, name.as_bytes()) {
+        Ok((found, _)) if walker.tree().is_foreign(&found) => Look::Foreign,
+        Ok((found, handle)) => Look::Seen(read::seen(&found, handle)),
+        Err(Errno::NOENT) => Look::Absent,
+        Err(Errno::STALE | Errno::NOTDIR) => Look::Stale,
+        Err(e) => Look::Failed(failure("stat", e)),
+    }
+}
+
+impl KernelSource {
+    fn open(&mut self, dir: &Dir<'_>) -> Result<Arc<OwnedFd>, Look> {
+        self.walker.open(dir).map_err(|closed| match closed {
+            Closed::Stale => Look::Stale,
+            Closed::Failed(e) => Look::Failed(failure("open the directory of", e)),
+        })
+    }
+
+    /// `lost+found` of a file system is never part of a tree.
+    fn is_lost_and_found(&self, dir: &Dir<'_>, name: &Name) -> bool {
+        self.walker.tree().fs_root && name.as_bytes() == b"lost+found" && *dir.handle == self.walker.tree().id.handle
+    }
+}
+
+impl Source for KernelSource {
+    fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
+        if self.is_lost_and_found(dir, name) {
+            return Look::Absent;
+        }
+        let fd = match self.open(dir) {
+            Ok(fd) => fd,
+            Err(look) => return look,
+        };
+        let found = look(&self.walker, &fd, name);
+        match &found {
+            // An open directory that was removed has no names; its own name says that it is gone.
+            Look::Absent if stat::fstat(fd.as_fd()).is_ok_and(|found| found.nlink == 0) => {
+                self.walker.forget(dir.handle);
+                Look::Stale
+            }
+            Look::Seen(seen) if seen.is_dir() && !self.walker.tree().by_handle => {
+                // Without handles its children are reached through this very descriptor.
+                if let Ok(child) = open::dir(&fd, name.as_bytes())
+                    && handle_of(&child).as_ref() == Some(&seen.handle)
+                {
+                    self.walker.remember(&seen.handle, Arc::new(child));
+                }
+                found
+            }
+            _ => found,
+        }
+    }
+
+    fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
+        let fd = match self.open(dir) {
+            Ok(fd) => fd,
+            Err(look) => return look,
+        };
+        match stat::fstat(fd.as_fd()) {
+            Ok(found) if found.nlink == 0 => {
+                self.walker.forget(dir.handle);
+                Look::Stale
+            }
+            Ok(found) => Look::Seen(read::seen(&found, dir.handle.clone())),
+            Err(e) => Look::Failed(failure("stat", e)),
+        }
+    }
+
+    fn list(&mut self, wanted: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure> {
+        let fd = match self.open(wanted) {
+            Ok(fd) => fd,
+            Err(Look::Failed(failure)) => return Err(failure),
+            Err(_) => return Ok(Some(Vec::new())),
+        };
+        // A descriptor of its own: the position in a directory belongs to the open file.
+        let fd = reopen(&fd).map_err(|e| failure("list", e))?;
+        let mut names = Vec::new();
+        let done = dir::try_list(&fd, |name, _, _| {
+            if names.len() >= max {
+                return Err(());
+            }
+            names.extend(Name::new(name));
+            Ok(())
+        });
+        match done {
+            Ok(Ok(())) => Ok(Some(names)),
+            Ok(Err(())) => Ok(None),
+            Err(e) => Err(failure("list", e)),
+        }
+    }
+
+    fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd {
+        let fd = match self.open(dir) {
+            Ok(fd) => fd,
+            Err(Look::Failed(failure)) => return ReadEnd::Failed(failure),
+            Err(_) => return ReadEnd::Moved,
+        };
+        self.reader.read(&fd, name, seen, content, Into::Sink(&*self.sink))
+    }
+
+    fn locate(&mut self, dir: &Handle) -> Whereabouts {
+        self.walker.locate(dir)
+    }
+
+    fn more(&mut self) -> Vec<(At, Dirty)> {
+        (self.more)()
+    }
+
+    fn wants_trail(&self) -> bool {
+        !self.walker.tree().by_handle
+    }
+
+    fn ignored(&mut self, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
+        ignored(&self.filter, trail, name, is_dir)
+    }
+}
+
+pub fn ignored(filter: &Filter, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
+    if filter.is_empty() {
+        return false;
+    }
+    let mut path = Vec::new();
+    for name in trail() {
+        path.extend_from_slice(name.as_bytes());
+        path.push(b'/');
+    }
+    path.extend_from_slice(name.as_bytes());
+    filter.ignored(&path, is_dir)
+}
+
+fn handle_of(fd: &OwnedFd) -> Option<Handle> {
+    let found = stat::fstat(fd).ok()?;
+    handle::name_to_handle_or_synthetic(fd, b"", &found).ok()
+}
+
+/// The same directory with a position of its own.
+pub fn reopen(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    use rustix::fs::{Mode, OFlags, openat};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match openat(fd, c".", flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => openat(fd, c".", flags, Mode::empty()),
+        done => done,
+    }
+}
+
+/// The names from the root down to a directory, by the rows.
+pub fn trail<R: mirror_core::Rows>(rows: &R, dir: ObjectId) -> Result<Option<Vec<Name>>, R::Error> {
+    let mut trail = Vec::new();
+    let mut at = dir;
+    while at != ObjectId::ROOT {
+        let Some(object) = rows.object(at)? else { return Ok(None) };
+        let Some(name) = object.names.first() else { return Ok(None) };
+        trail.push(name.name.clone());
+        at = name.parent;
+    }
+    trail.reverse();
+    Ok(Some(trail))
+}

@@ -1,0 +1,129 @@
+//! A source that was read ahead: what scan workers already looked at and read in parallel is answered from memory,
+//! everything else by the real source.
+
+use std::collections::HashMap;
+
+use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Reading, Seen, Source, Whereabouts};
+use mirror_core::{At, Handle, Name};
+
+/// (Part of) one directory as a scan worker found and read it.
+pub struct PreparedDir {
+    pub handle: Handle,
+    /// The directory itself: its attributes read, and its name. `None`: it is known, and these are entries of it.
+    pub own: Option<PreparedOwn>,
+    /// Seen and read: what is neither a directory nor has more than one name.
+    pub entries: HashMap<Name, Reading>,
+    /// Names left to the real source: hard links, and what could not be read.
+    pub others: Vec<Name>,
+    /// What the entries' content was staged under.
+    pub token: Option<u64>,
+}
+
+pub struct PreparedOwn {
+    pub parent: Handle,
+    pub name: Name,
+    pub reading: Reading,
+}
+
+impl PreparedDir {
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.entries.keys().chain(&self.others)
+    }
+    pub fn len(&self) -> usize {
+        self.entries.len() + self.others.len() + usize::from(self.own.is_some())
+    }
+}
+
+pub struct Prepared<'a, S> {
+    real: &'a mut S,
+    dirs: HashMap<Handle, PreparedDir>,
+    /// Directories of this batch, by the directory they lie in.
+    subdirs: HashMap<Handle, HashMap<Name, Handle>>,
+}
+
+impl<'a, S: Source> Prepared<'a, S> {
+    /// Each directory at most once.
+    pub fn new(real: &'a mut S, dirs: Vec<PreparedDir>) -> Prepared<'a, S> {
+        let mut subdirs: HashMap<Handle, HashMap<Name, Handle>> = HashMap::new();
+        for dir in &dirs {
+            if let Some(own) = &dir.own {
+                subdirs.entry(own.parent.clone()).or_default().insert(own.name.clone(), dir.handle.clone());
+            }
+        }
+        Prepared { real, dirs: dirs.into_iter().map(|dir| (dir.handle.clone(), dir)).collect(), subdirs }
+    }
+
+    fn own(&self, handle: &Handle) -> Option<&PreparedOwn> {
+        self.dirs.get(handle)?.own.as_ref()
+    }
+}
+
+impl<S: Source> Source for Prepared<'_, S> {
+    fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
+        if let Some(prepared) = self.dirs.get(dir.handle)
+            && let Some(reading) = prepared.entries.get(name)
+        {
+            return Look::Seen(reading.seen.clone());
+        }
+        if let Some(own) = self.subdirs.get(dir.handle).and_then(|names| names.get(name)).and_then(|handle| self.own(handle)) {
+            return Look::Seen(own.reading.seen.clone());
+        }
+        self.real.look(dir, name)
+    }
+
+    fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
+        match self.own(dir.handle) {
+            Some(own) => Look::Seen(own.reading.seen.clone()),
+            None => self.real.look_dir(dir),
+        }
+    }
+
+    fn list(&mut self, dir: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure> {
+        match self.dirs.get(dir.handle) {
+            Some(prepared) if prepared.own.is_some() => {
+                let below = self.subdirs.get(dir.handle).into_iter().flat_map(HashMap::keys);
+                Ok(Some(prepared.names().chain(below).cloned().collect()))
+            }
+            _ => self.real.list(dir, max),
+        }
+    }
+
+    fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd {
+        match name {
+            Some(name) => {
+                if let Some(prepared) = self.dirs.get_mut(dir.handle)
+                    && prepared.entries.get(name).is_some_and(|reading| reading.seen == *seen)
+                    && let Some(reading) = prepared.entries.remove(name)
+                {
+                    return ReadEnd::Done(reading);
+                }
+                // A directory itself, as a name in its parent.
+                if let Some(own) = self.own(&seen.handle) {
+                    return ReadEnd::Done(own.reading.clone());
+                }
+            }
+            None => {
+                if let Some(own) = self.own(dir.handle) {
+                    return ReadEnd::Done(own.reading.clone());
+                }
+            }
+        }
+        self.real.read(dir, name, seen, content)
+    }
+
+    fn locate(&mut self, dir: &Handle) -> Whereabouts {
+        self.real.locate(dir)
+    }
+
+    fn more(&mut self) -> Vec<(At, Dirty)> {
+        self.real.more()
+    }
+
+    fn wants_trail(&self) -> bool {
+        self.real.wants_trail()
+    }
+
+    fn ignored(&mut self, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
+        self.real.ignored(trail, name, is_dir)
+    }
+}

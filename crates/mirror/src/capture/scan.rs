@@ -1,0 +1,658 @@
+//! A look at everything, by a few threads: compares the tree with the index, reads ahead what is new.
+//!
+//! Workers only read. What differs goes to the capture loop, which looks again and decides; names that
+//! are missing are held back until the end, when the guard has seen how many they are. Marks are set before a scan
+//! begins and hints are drained after it, so a name that moves while a directory is listed is found by its event.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use mirror_core::reconcile::{Body, Dir, Dirty, Failure, ReadEnd};
+use mirror_core::{At, Handle, Name, Object, ObjectId, Rows};
+
+use super::kernel::{failure, ignored, look, reopen};
+use super::prepared::{PreparedDir, PreparedOwn};
+use super::read::{Into, ReadOptions, Reader};
+use super::sink::{Sink, SinkDir};
+use super::tree::{Closed, SourceTree, Walker};
+use crate::filter::Filter;
+use crate::index::{Index, IndexError};
+use crate::sys::{Errno, dir};
+
+/// Entries of one directory handed over at once.
+const CHUNK: usize = 4096;
+/// Rows read under one lock.
+const ROWS: usize = 1024;
+/// A directory with more names than this is compared name by name rather than side by side.
+const SORTED_MAX: usize = 65_536;
+
+/// What a worker tells the capture loop.
+pub enum Found {
+    /// A new directory (or more of one), read ahead.
+    Ahead(PreparedDir),
+    /// These differ from the index, or can't be told apart from what does.
+    Differ(Vec<(At, Dirty)>),
+    /// In the index, not in the tree.
+    Missing(Vec<At>),
+    /// A directory's own attributes may differ.
+    Dir(ObjectId),
+    Failed(Vec<(At, Failure)>),
+    Foreign(Vec<Vec<u8>>),
+    /// A directory could not be identified or listed although nobody says it is gone.
+    Broken(String),
+    /// All workers are done.
+    End,
+}
+
+/// Counters anyone may read while it runs.
+#[derive(Default)]
+pub struct Seen {
+    pub entries: AtomicU64,
+    pub bytes: AtomicU64,
+    pub dirs: AtomicU64,
+    pub read_files: AtomicU64,
+    pub read_bytes: AtomicU64,
+}
+
+/// Names from the root down, shared by all below.
+struct Trail {
+    name: Name,
+    above: Option<Arc<Trail>>,
+}
+
+fn names(trail: &Option<Arc<Trail>>) -> Vec<Name> {
+    let mut names = Vec::new();
+    let mut at = trail;
+    while let Some(step) = at {
+        names.push(step.name.clone());
+        at = &step.above;
+    }
+    names.reverse();
+    names
+}
+
+struct Item {
+    handle: Handle,
+    trail: Option<Arc<Trail>>,
+    /// The object, if the index knows it; else it is new: the parent's handle, and seen there under this name.
+    known: Result<ObjectId, Handle>,
+}
+
+#[derive(Default)]
+struct Queue {
+    items: Vec<Item>,
+    /// Workers that may still add items.
+    busy: usize,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    stop: AtomicBool,
+    seen: Arc<Seen>,
+    tree: Arc<SourceTree>,
+    index: Arc<RwLock<Index>>,
+    filter: Arc<Filter>,
+    sink: Arc<dyn Sink>,
+    out: Sender<Found>,
+}
+
+/// A scan under way.
+pub struct Scan {
+    shared: Arc<Shared>,
+    pub found: Receiver<Found>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a scan needs to know.
+pub struct ScanSetup {
+    pub tree: Arc<SourceTree>,
+    pub index: Arc<RwLock<Index>>,
+    pub filter: Arc<Filter>,
+    pub sink: Arc<dyn Sink>,
+    pub read: ReadOptions,
+    pub threads: usize,
+}
+
+impl Scan {
+    /// Starts at these directories, which the index knows; each is compared with all below it.
+    pub fn start(setup: ScanSetup, dirs: &[(ObjectId, Handle, Vec<Name>)]) -> Scan {
+        let (out, found) = bounded(64);
+        let items = dirs
+            .iter()
+            .map(|(id, handle, path)| {
+                let trail = path.iter().fold(None, |above, name| Some(Arc::new(Trail { name: name.clone(), above })));
+                Item { handle: handle.clone(), trail, known: Ok(*id) }
+            })
+            .collect();
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(Queue { items, busy: 0 }),
+            wake: Condvar::new(),
+            stop: AtomicBool::new(false),
+            seen: Arc::new(Seen::default()),
+            tree: setup.tree,
+            index: setup.index,
+            filter: setup.filter,
+            sink: setup.sink,
+            out,
+        });
+        let alive = Arc::new(AtomicU64::new(setup.threads.max(1) as u64));
+        let threads = (0..setup.threads.max(1))
+            .map(|_| {
+                let (shared, read, alive) = (shared.clone(), setup.read.clone(), alive.clone());
+                std::thread::spawn(move || {
+                    let mut worker = Worker { walker: Walker::new(shared.tree.clone()), reader: Reader::new(read), shared: &shared };
+                    while let Some(item) = worker.shared.next() {
+                        if let Err(gone) = worker.visit(item)
+                            && let Gone::Broken(text) = gone
+                        {
+                            let _ = shared.out.send(Found::Broken(text));
+                        }
+                        shared.done();
+                    }
+                    if alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        let _ = shared.out.send(Found::End);
+                    }
+                })
+            })
+            .collect();
+        Scan { shared, found, threads }
+    }
+
+    pub fn seen(&self) -> Arc<Seen> {
+        self.shared.seen.clone()
+    }
+}
+
+impl Drop for Scan {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake.notify_all();
+        // Whoever waits to hand something over must get through, to see that it is over.
+        while self.threads.iter().any(|thread| !thread.is_finished()) {
+            while self.found.try_recv().is_ok() {}
+            std::thread::yield_now();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn next(&self) -> Option<Item> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return None;
+            }
+            if let Some(item) = queue.items.pop() {
+                queue.busy += 1;
+                return Some(item);
+            }
+            if queue.busy == 0 {
+                self.wake.notify_all();
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn done(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.busy -= 1;
+        if queue.busy == 0 {
+            self.wake.notify_all();
+        }
+    }
+
+    fn push(&self, items: Vec<Item>) {
+        if items.is_empty() {
+            return;
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Last in, first out, and the first name first: the walk stays in one place.
+        queue.items.extend(items.into_iter().rev());
+        drop(queue);
+        self.wake.notify_all();
+    }
+}
+
+/// Why a directory was left.
+enum Gone {
+    /// Not there any more: its parent's names say so.
+    Stale,
+    Stopped,
+    Broken(String),
+}
+
+impl From<IndexError> for Gone {
+    fn from(error: IndexError) -> Gone {
+        Gone::Broken(error.to_string())
+    }
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    walker: Walker,
+    reader: Reader,
+}
+
+impl Worker<'_> {
+    fn send(&self, found: Found) -> Result<(), Gone> {
+        if self.shared.stop.load(Ordering::Acquire) {
+            return Err(Gone::Stopped);
+        }
+        self.shared.out.send(found).map_err(|_| Gone::Stopped)
+    }
+
+    fn rows<T>(&self, read: impl FnOnce(&Index) -> Result<T, IndexError>) -> Result<T, Gone> {
+        let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(read(&index)?)
+    }
+
+    fn visit(&mut self, item: Item) -> Result<(), Gone> {
+        let trail = (!self.shared.tree.by_handle).then(|| names(&item.trail));
+        let fd = match self.walker.open(&Dir { handle: &item.handle, trail }) {
+            Ok(fd) => fd,
+            Err(Closed::Stale) => return Err(Gone::Stale),
+            Err(Closed::Failed(e)) => return self.failed_dir(&item, failure("open", e)),
+        };
+        self.shared.seen.dirs.fetch_add(1, Ordering::Relaxed);
+        let listed = match self.list(&fd, &item) {
+            Ok(listed) => listed,
+            Err(e) => return self.failed_dir(&item, failure("list", e)),
+        };
+        let done = match &item.known {
+            Ok(id) => self.compare(*id, &item, &fd, listed),
+            Err(parent) => self.ingest(parent.clone(), &item, &fd, listed),
+        };
+        self.walker.forget(&item.handle);
+        done
+    }
+
+    fn failed_dir(&self, item: &Item, failure: Failure) -> Result<(), Gone> {
+        let parent = match &item.known {
+            Ok(id) => {
+                let object = self.rows(|index| index.object(*id))?;
+                return match object.and_then(|object| object.names.first().cloned()) {
+                    Some(at) => self.send(Found::Failed(vec![(at, failure)])),
+                    None => Err(Gone::Broken(format!("cannot {} the root: {}", failure.step, failure.reason))),
+                };
+            }
+            Err(parent) => parent,
+        };
+        // Unknown as yet: its name is looked at, which makes it known, and it is listed then.
+        let known = self.rows(|index| index.by_handle(parent))?;
+        if let (Some(parent), Some(step)) = (known, &item.trail) {
+            self.send(Found::Failed(vec![(At { parent, name: step.name.clone() }, failure)]))?;
+        }
+        Ok(())
+    }
+
+    /// Names, in byte order within a chunk, without what is never part of a tree.
+    fn list(&self, fd: &OwnedFd, item: &Item) -> Result<Vec<Name>, Errno> {
+        let root = item.handle == self.shared.tree.id.handle;
+        let own = reopen(fd)?;
+        let mut listed = Vec::new();
+        dir::list(&own, |name, _, _| {
+            if root && self.shared.tree.fs_root && name == b"lost+found" {
+                return;
+            }
+            listed.extend(Name::new(name));
+        })?;
+        listed.sort_unstable();
+        listed.dedup();
+        Ok(listed)
+    }
+
+    fn below(&self, item: &Item, name: &Name) -> Option<Arc<Trail>> {
+        Some(Arc::new(Trail { name: name.clone(), above: item.trail.clone() }))
+    }
+
+    fn compare(&mut self, id: ObjectId, item: &Item, fd: &OwnedFd, listed: Vec<Name>) -> Result<(), Gone> {
+        let own = self.rows(|index| index.object(id))?.ok_or(Gone::Stale)?;
+        let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
+        if found.nlink == 0 {
+            return Err(Gone::Stale);
+        }
+        if found.ctime != own.local.ctime || found.mtime != own.state.meta.mtime {
+            self.send(Found::Dir(id))?;
+        }
+        let mut unread = New::default();
+        let mut work = Compared::default();
+        if listed.len() <= SORTED_MAX {
+            let mut after: Option<Name> = None;
+            let mut rows = Vec::new().into_iter();
+            let mut row = None;
+            let mut next_row = |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
+                if let Some(row) = rows.next() {
+                    return Ok(Some(row));
+                }
+                let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
+                after = more.last().map(|child| child.name.clone());
+                if more.is_empty() {
+                    return Ok(None);
+                }
+                let more: Vec<_> = more.into_iter().map(|child| (child.name, child.id, Arc::new(child.object))).collect();
+                rows = more.into_iter();
+                Ok(rows.next())
+            };
+            let mut fresh = true;
+            for name in listed {
+                if fresh {
+                    row = next_row(self)?;
+                    fresh = false;
+                }
+                while let Some((in_row, _, _)) = &row
+                    && *in_row < name
+                {
+                    work.missing.push(At { parent: id, name: in_row.clone() });
+                    row = next_row(self)?;
+                }
+                match &row {
+                    Some((in_row, object_id, object)) if *in_row == name => {
+                        self.compare_one(id, item, fd, name, *object_id, object, &mut work)?;
+                        fresh = true;
+                    }
+                    _ => self.new_name(id, item, fd, name, &mut work, &mut unread)?,
+                }
+                self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+            }
+            if fresh {
+                row = next_row(self)?;
+            }
+            while let Some((in_row, _, _)) = row {
+                work.missing.push(At { parent: id, name: in_row });
+                row = next_row(self)?;
+                self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+            }
+        } else {
+            self.compare_large(id, item, fd, listed, &mut work, &mut unread)?;
+        }
+        self.flush_if(id, item, fd, &mut work, &mut unread, 0)
+    }
+
+    /// Name by name, for a directory too large to hold its rows beside its names.
+    fn compare_large(&mut self, id: ObjectId, item: &Item, fd: &OwnedFd, listed: Vec<Name>, work: &mut Compared, unread: &mut New) -> Result<(), Gone> {
+        let there: HashSet<u64> = listed.iter().map(hash).collect();
+        for name in listed {
+            let at = At { parent: id, name: name.clone() };
+            match self.rows(|index| index.entry(&at))? {
+                Some((object_id, object)) => self.compare_one(id, item, fd, name, object_id, &object, work)?,
+                None => self.new_name(id, item, fd, name, work, unread)?,
+            }
+            self.flush_if(id, item, fd, work, unread, CHUNK)?;
+        }
+        let mut after: Option<Name> = None;
+        loop {
+            let rows = self.rows(|index| index.children(id, after.as_ref(), ROWS))?;
+            let Some((last, _)) = rows.last() else { return Ok(()) };
+            after = Some(last.clone());
+            for (name, _) in rows {
+                if !there.contains(&hash(&name)) {
+                    work.missing.push(At { parent: id, name });
+                }
+            }
+            self.flush_if(id, item, fd, work, unread, CHUNK)?;
+        }
+    }
+
+    fn compare_one(&mut self, dir: ObjectId, item: &Item, fd: &OwnedFd, name: Name, id: ObjectId, object: &Object, work: &mut Compared) -> Result<(), Gone> {
+        self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
+        let at = At { parent: dir, name };
+        let found = match crate::sys::stat::statx(fd, at.name.as_bytes()) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => {
+                work.missing.push(at);
+                return Ok(());
+            }
+            Err(e) => {
+                work.failed.push((at, failure("stat", e)));
+                return Ok(());
+            }
+        };
+        if self.shared.tree.is_foreign(&found) {
+            work.foreign.push(self.path(item, &at.name));
+            return Ok(());
+        }
+        self.shared.seen.bytes.fetch_add(if found.is_file() { found.bytes } else { 0 }, Ordering::Relaxed);
+        let same_inode = found.ino == object.local.ino && found.btime == object.local.btime;
+        let proven = object.state.kind.content().is_none_or(|content| content.proven);
+        if found.is_dir() && same_inode && object.state.kind.is_dir() {
+            let trail = self.below(item, &at.name);
+            if let Some(handle) = object.local.handle.clone() {
+                work.dirs.push(Item { handle, trail, known: Ok(id) });
+            } else {
+                work.dirty.push((at, Dirty { doubt: true, ..Dirty::default() }));
+                return Ok(());
+            }
+            // Its own attributes are compared when it is visited.
+            return Ok(());
+        }
+        if !same_inode || found.ctime != object.local.ctime || !proven {
+            work.dirty.push((at, Dirty { doubt: true, ..Dirty::default() }));
+        }
+        Ok(())
+    }
+
+    /// A name the index does not have.
+    fn new_name(&mut self, dir: ObjectId, item: &Item, fd: &OwnedFd, name: Name, work: &mut Compared, unread: &mut New) -> Result<(), Gone> {
+        self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
+        use mirror_core::reconcile::Look;
+        let found = match look(&self.walker, fd, &name) {
+            Look::Seen(found) => found,
+            Look::Foreign => {
+                work.foreign.push(self.path(item, &name));
+                return Ok(());
+            }
+            Look::Absent | Look::Stale => return Ok(()),
+            Look::Failed(failure) => {
+                work.failed.push((At { parent: dir, name }, failure));
+                return Ok(());
+            }
+        };
+        if ignored(&self.shared.filter, &mut || names(&item.trail), &name, found.is_dir()) {
+            return Ok(());
+        }
+        let known = self.rows(|index| index.by_handle(&found.handle))?;
+        let dirty = |name| (At { parent: dir, name }, Dirty { contents: true, doubt: true, ..Dirty::default() });
+        match known {
+            Some(id) => {
+                if found.is_dir() {
+                    // It moved here while nobody looked: what is below it is compared all the same.
+                    let trail = self.below(item, &name);
+                    work.dirs.push(Item { handle: found.handle.clone(), trail, known: Ok(id) });
+                }
+                work.dirty.push(dirty(name));
+            }
+            None if found.is_dir() => {
+                let trail = self.below(item, &name);
+                work.dirs.push(Item { handle: found.handle, trail, known: Err(item.handle.clone()) });
+            }
+            None => unread.names.push((name, found)),
+        }
+        Ok(())
+    }
+
+    fn path(&self, item: &Item, name: &Name) -> Vec<u8> {
+        let mut path = Vec::new();
+        for step in names(&item.trail) {
+            path.extend_from_slice(step.as_bytes());
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.as_bytes());
+        path
+    }
+
+    /// Hands over what was found once it is more than `min`. A directory goes on the queue only after everything
+    /// that must be known before it was handed over.
+    fn flush_if(&mut self, _id: ObjectId, item: &Item, fd: &OwnedFd, work: &mut Compared, unread: &mut New, min: usize) -> Result<(), Gone> {
+        if work.len() + unread.names.len() <= min && min > 0 {
+            return Ok(());
+        }
+        if !unread.names.is_empty() {
+            let prepared = self.read_ahead(item, fd, std::mem::take(&mut unread.names), None)?;
+            self.send(Found::Ahead(prepared))?;
+        }
+        if !work.dirty.is_empty() {
+            self.send(Found::Differ(std::mem::take(&mut work.dirty)))?;
+        }
+        if !work.missing.is_empty() {
+            self.send(Found::Missing(std::mem::take(&mut work.missing)))?;
+        }
+        if !work.failed.is_empty() {
+            self.send(Found::Failed(std::mem::take(&mut work.failed)))?;
+        }
+        if !work.foreign.is_empty() {
+            self.send(Found::Foreign(std::mem::take(&mut work.foreign)))?;
+        }
+        self.shared.push(std::mem::take(&mut work.dirs));
+        Ok(())
+    }
+
+    /// A directory that is new, with all below it.
+    fn ingest(&mut self, parent: Handle, item: &Item, fd: &OwnedFd, listed: Vec<Name>) -> Result<(), Gone> {
+        use mirror_core::reconcile::Look;
+        let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
+        let Some(step) = &item.trail else { return Err(Gone::Stale) };
+        let seen = super::read::seen(&found, item.handle.clone());
+        let sink: Arc<dyn Sink> = self.shared.sink.clone();
+        let reading = match self.reader.read(fd, None, &seen, false, Into::Sink(&*sink)) {
+            ReadEnd::Done(reading) => reading,
+            ReadEnd::Moved => return Err(Gone::Stale),
+            ReadEnd::Failed(failure) => return self.failed_dir(item, failure),
+        };
+        let mut own = Some(PreparedOwn { parent, name: step.name.clone(), reading });
+        let (mut files, mut work) = (Vec::new(), Compared::default());
+        for name in listed {
+            self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
+            let found = match look(&self.walker, fd, &name) {
+                Look::Seen(found) => found,
+                Look::Foreign => {
+                    work.foreign.push(self.path(item, &name));
+                    continue;
+                }
+                Look::Absent | Look::Stale => continue,
+                Look::Failed(_) => {
+                    // Left to the loop's own look, which reports it.
+                    files.push((name, None));
+                    continue;
+                }
+            };
+            if ignored(&self.shared.filter, &mut || names(&item.trail), &name, found.is_dir()) {
+                continue;
+            }
+            if found.is_dir() {
+                let trail = self.below(item, &name);
+                match self.rows(|index| index.by_handle(&found.handle))? {
+                    Some(id) => {
+                        work.dirs.push(Item { handle: found.handle, trail, known: Ok(id) });
+                        files.push((name, None));
+                    }
+                    None => work.dirs.push(Item { handle: found.handle, trail, known: Err(item.handle.clone()) }),
+                }
+                continue;
+            }
+            files.push((name, Some(found)));
+            if files.len() >= CHUNK {
+                let prepared = self.read_some(item, fd, std::mem::take(&mut files), own.take())?;
+                self.send(Found::Ahead(prepared))?;
+            }
+        }
+        if own.is_some() || !files.is_empty() {
+            let prepared = self.read_some(item, fd, files, own.take())?;
+            self.send(Found::Ahead(prepared))?;
+        }
+        if !work.foreign.is_empty() {
+            self.send(Found::Foreign(work.foreign))?;
+        }
+        self.shared.push(work.dirs);
+        Ok(())
+    }
+
+    fn read_ahead(&mut self, item: &Item, fd: &OwnedFd, found: Vec<(Name, mirror_core::reconcile::Seen)>, own: Option<PreparedOwn>) -> Result<PreparedDir, Gone> {
+        self.read_some(item, fd, found.into_iter().map(|(name, seen)| (name, Some(seen))).collect(), own)
+    }
+
+    fn read_some(&mut self, item: &Item, fd: &OwnedFd, found: Vec<(Name, Option<mirror_core::reconcile::Seen>)>, mut own: Option<PreparedOwn>) -> Result<PreparedDir, Gone> {
+        if !self.shared.sink.room() {
+            return Err(Gone::Stopped);
+        }
+        let sink = self.shared.sink.clone();
+        let mut staged: Option<(u64, Box<dyn SinkDir>)> = None;
+        let (mut entries, mut others) = (HashMap::with_capacity(found.len()), Vec::new());
+        let mut wanted = true;
+        for (name, seen) in found {
+            // An inode with several names is read once, by the loop.
+            let Some(seen) = seen.filter(|seen| seen.nlink == 1) else {
+                others.push(name);
+                continue;
+            };
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Err(Gone::Stopped);
+            }
+            if seen.is_file() && staged.is_none() && wanted {
+                staged = sink.dir();
+                wanted = staged.is_some();
+            }
+            let read = match &mut staged {
+                Some((_, dir)) if seen.is_file() => self.reader.read(fd, Some(&name), &seen, true, Into::Dir(&mut **dir)),
+                _ => self.reader.read(fd, Some(&name), &seen, true, Into::Sink(&*sink)),
+            };
+            match read {
+                ReadEnd::Done(mut reading) => {
+                    // What nobody took is asked for by whoever needs it: a first scan does not fill the log.
+                    if matches!(reading.body, Body::Bytes(_)) {
+                        reading.body = Body::None;
+                    }
+                    self.shared.seen.read_files.fetch_add(1, Ordering::Relaxed);
+                    if let Some(mirror_core::Kind::File(content)) = &reading.kind {
+                        self.shared.seen.read_bytes.fetch_add(content.bytes, Ordering::Relaxed);
+                    }
+                    entries.insert(name, reading);
+                }
+                ReadEnd::Moved => {}
+                ReadEnd::Failed(_) => others.push(name),
+            }
+        }
+        let token = staged.map(|(token, dir)| {
+            dir.finish();
+            token
+        });
+        if let (Some(own), Some(token)) = (&mut own, token) {
+            own.reading.body = Body::Token(token);
+        }
+        Ok(PreparedDir { handle: item.handle.clone(), own, entries, others, token })
+    }
+}
+
+#[derive(Default)]
+struct Compared {
+    dirty: Vec<(At, Dirty)>,
+    missing: Vec<At>,
+    failed: Vec<(At, Failure)>,
+    foreign: Vec<Vec<u8>>,
+    dirs: Vec<Item>,
+}
+
+impl Compared {
+    fn len(&self) -> usize {
+        self.dirty.len() + self.missing.len() + self.failed.len()
+    }
+}
+
+/// Names that are new in a known directory.
+#[derive(Default)]
+struct New {
+    names: Vec<(Name, mirror_core::reconcile::Seen)>,
+}
+
+fn hash(name: &Name) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(name.as_bytes())
+}

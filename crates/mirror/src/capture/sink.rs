@@ -1,0 +1,125 @@
+//! Where bulk content goes while it is read, so that a first copy and large files are read once.
+//!
+//! In a mirror on one host the sink is the copy's own staging area; over a link it is the wire. What no sink takes
+//! is read again by whoever needs it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mirror_core::{Content, Meta, Name, ObjectId};
+
+use crate::apply::{StagedDir, StagedFile, Staging, Token};
+
+pub trait Sink: Send + Sync {
+    /// A directory whose files are about to be read. `None`: nobody wants it.
+    fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)>;
+    /// One file.
+    fn file(&self) -> Option<(u64, Box<dyn SinkFile>)>;
+    /// What was sunk under this token is `object`; called before its record can be seen.
+    fn bind(&self, token: u64, object: ObjectId);
+    fn forget(&self, token: u64);
+    /// Waits while too much is staged and not yet in place. False: stop.
+    fn room(&self) -> bool;
+}
+
+pub trait SinkDir: Send {
+    fn put(&mut self, name: &Name, bytes: &[u8], content: &Content, meta: &Meta) -> io::Result<()>;
+    fn file(&mut self, name: &Name) -> io::Result<Box<dyn SinkFile>>;
+    fn finish(self: Box<Self>);
+}
+
+pub trait SinkFile: Send {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    fn finish(self: Box<Self>, content: &Content, meta: &Meta) -> io::Result<()>;
+}
+
+/// Nobody wants bulk content now.
+pub struct NoSink;
+
+impl Sink for NoSink {
+    fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)> {
+        None
+    }
+    fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
+        None
+    }
+    fn bind(&self, _: u64, _: ObjectId) {}
+    fn forget(&self, _: u64) {}
+    fn room(&self) -> bool {
+        true
+    }
+}
+
+/// Straight into the staging area of the copy on this host.
+pub struct StagingSink {
+    staging: Arc<Staging>,
+    next: AtomicU64,
+    stop: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// Files staged and not yet in place, beyond which reading ahead waits.
+const WAITING_FILES_MAX: u64 = 65_536;
+/// Likewise bytes.
+const WAITING_BYTES_MAX: u64 = 4 << 30;
+
+impl StagingSink {
+    pub fn new(staging: Arc<Staging>, stop: Arc<dyn Fn() -> bool + Send + Sync>) -> StagingSink {
+        StagingSink { staging, next: AtomicU64::new(1), stop }
+    }
+    fn token(&self) -> Token {
+        Token(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Sink for StagingSink {
+    fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)> {
+        let token = self.token();
+        let dir = self.staging.begin_dir(token).ok()?;
+        Some((token.0, Box::new(dir)))
+    }
+    fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
+        let token = self.token();
+        let file = self.staging.file(token).ok()?;
+        Some((token.0, Box::new(file)))
+    }
+    fn bind(&self, token: u64, object: ObjectId) {
+        self.staging.bind(Token(token), object);
+    }
+    fn forget(&self, token: u64) {
+        self.staging.forget(Token(token));
+    }
+    fn room(&self) -> bool {
+        loop {
+            if (self.stop)() {
+                return false;
+            }
+            let (files, bytes) = self.staging.waiting();
+            if files < WAITING_FILES_MAX && bytes < WAITING_BYTES_MAX {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+}
+
+impl SinkDir for StagedDir {
+    fn put(&mut self, name: &Name, bytes: &[u8], content: &Content, meta: &Meta) -> io::Result<()> {
+        StagedDir::put(self, name, bytes, content, meta)
+    }
+    fn file(&mut self, name: &Name) -> io::Result<Box<dyn SinkFile>> {
+        Ok(Box::new(StagedDir::file(self, name)?))
+    }
+    fn finish(self: Box<Self>) {
+        StagedDir::finish(*self);
+    }
+}
+
+impl SinkFile for StagedFile {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        StagedFile::write_at(self, bytes, offset)
+    }
+    fn finish(self: Box<Self>, content: &Content, meta: &Meta) -> io::Result<()> {
+        StagedFile::finish(*self, content, meta).map(drop)
+    }
+}
