@@ -211,6 +211,11 @@ impl HotList {
         self.files.keys().copied().collect()
     }
 
+    /// 0: not on the list.
+    pub fn interval_ms(&self, object: ObjectId) -> u64 {
+        self.files.get(&object).map_or(0, |(_, interval)| *interval)
+    }
+
     /// Files whose turn it is. They stay on the list; call [`HotList::add`] or [`HotList::remove`] for each.
     pub fn due(&self, now_ms: u64, max: usize) -> Vec<ObjectId> {
         self.due

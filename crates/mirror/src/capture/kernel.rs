@@ -9,6 +9,7 @@ use mirror_core::{At, Handle, Name, ObjectId};
 use super::read::{self, Into, Reader};
 use super::sink::Sink;
 use super::tree::{Closed, Walker};
+use super::watch::Watch;
 use crate::filter::Filter;
 use crate::sys::{Errno, dir, handle, open, stat};
 
@@ -17,6 +18,7 @@ pub struct KernelSource {
     pub reader: Reader,
     pub sink: Arc<dyn Sink>,
     pub filter: Arc<Filter>,
+    pub watch: Arc<Watch>,
     /// Hints that came in meanwhile, for [`Source::more`].
     pub more: Box<dyn FnMut() -> Vec<(At, Dirty)> + Send>,
 }
@@ -100,6 +102,7 @@ impl Source for KernelSource {
             Err(Look::Failed(failure)) => return Err(failure),
             Err(_) => return Ok(Some(Vec::new())),
         };
+        self.watch.add_dir(&fd, wanted.handle);
         // A descriptor of its own: the position in a directory belongs to the open file.
         let fd = reopen(&fd).map_err(|e| failure("list", e))?;
         let mut names = Vec::new();

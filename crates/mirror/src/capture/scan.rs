@@ -19,6 +19,7 @@ use super::prepared::{PreparedDir, PreparedOwn};
 use super::read::{Into, ReadOptions, Reader};
 use super::sink::{Sink, SinkDir};
 use super::tree::{Closed, SourceTree, Walker};
+use super::watch::Watch;
 use crate::filter::Filter;
 use crate::index::{Index, IndexError};
 use crate::sys::{Errno, dir};
@@ -98,6 +99,7 @@ struct Shared {
     index: Arc<RwLock<Index>>,
     filter: Arc<Filter>,
     sink: Arc<dyn Sink>,
+    watch: Arc<Watch>,
     out: Sender<Found>,
 }
 
@@ -114,6 +116,7 @@ pub struct ScanSetup {
     pub index: Arc<RwLock<Index>>,
     pub filter: Arc<Filter>,
     pub sink: Arc<dyn Sink>,
+    pub watch: Arc<Watch>,
     pub read: ReadOptions,
     pub threads: usize,
 }
@@ -138,6 +141,7 @@ impl Scan {
             index: setup.index,
             filter: setup.filter,
             sink: setup.sink,
+            watch: setup.watch,
             out,
         });
         let alive = Arc::new(AtomicU64::new(setup.threads.max(1) as u64));
@@ -263,6 +267,7 @@ impl Worker<'_> {
             Err(Closed::Failed(e)) => return self.failed_dir(&item, failure("open", e)),
         };
         self.shared.seen.dirs.fetch_add(1, Ordering::Relaxed);
+        self.shared.watch.add_dir(&fd, &item.handle);
         let listed = match self.list(&fd, &item) {
             Ok(listed) => listed,
             Err(e) => return self.failed_dir(&item, failure("list", e)),

@@ -1,0 +1,85 @@
+//! What capture lets others see of itself while it runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+use mirror_core::guard::Alarm;
+use mirror_core::{ObjectId, Position};
+
+use super::scan::Seen;
+use crate::engine::status::{Failed, LastChange, PathText};
+
+/// An order to the capture loop.
+pub enum Order {
+    /// Answer when everything that happened in the tree before this order is in the log, durably.
+    Barrier(Sender<Barrier>),
+    /// The content of this object is wanted and is not what the log says: read it again.
+    Reread(ObjectId),
+    /// Look at everything.
+    Rescan,
+    /// End cleanly.
+    Stop,
+}
+
+/// What a barrier covers.
+#[derive(Debug, Clone, Default)]
+pub struct Barrier {
+    /// The log's end. `None`: nothing is in the log.
+    pub position: Option<Position>,
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub fuzzy: Vec<PathText>,
+    pub fuzzy_total: u64,
+}
+
+/// Why capture ended.
+#[derive(Debug)]
+pub enum Ended {
+    Stopped,
+    /// Entries are gone that nothing explains: nothing of it was written down.
+    Held(Alarm, u64),
+    /// The log can't be written, or the index can't be used. All is dirty for the next session.
+    Failed(String),
+}
+
+#[derive(Default)]
+pub struct CaptureStatus {
+    /// A look at everything goes on, with these counts; `first`: nothing is known to be equal before it ends.
+    pub scan: Option<(Arc<Seen>, Instant)>,
+    /// Scans of everything that ended.
+    pub scans: u64,
+    pub overflows: u64,
+    pub corrections: u64,
+    pub torn: u64,
+    pub proven: u64,
+    pub fuzzy: BTreeMap<ObjectId, PathText>,
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub foreign: Vec<PathText>,
+    pub last_change: Option<LastChange>,
+    pub entries: u64,
+    pub files: u64,
+    pub bytes: u64,
+    pub hot: u64,
+    pub notices: Vec<String>,
+}
+
+#[derive(Default)]
+pub struct Shared {
+    status: Mutex<CaptureStatus>,
+}
+
+impl Shared {
+    pub fn lock(&self) -> MutexGuard<'_, CaptureStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Says something once.
+    pub fn notice(&self, text: String) {
+        let mut status = self.lock();
+        if status.notices.len() < 1000 {
+            status.notices.push(text);
+        }
+    }
+}
