@@ -16,7 +16,12 @@ pub struct Dirs {
 
 impl Dirs {
     pub fn new(max: usize) -> Dirs {
-        Dirs { max, clock: 0, open: HashMap::new(), used: BTreeMap::new() }
+        Dirs {
+            max,
+            clock: 0,
+            open: HashMap::new(),
+            used: BTreeMap::new(),
+        }
     }
 
     pub fn get(&mut self, handle: &Handle) -> Option<Arc<OwnedFd>> {

@@ -24,7 +24,10 @@ pub struct KernelSource {
 }
 
 pub fn failure(step: &'static str, error: Errno) -> Failure {
-    Failure { step, reason: std::io::Error::from(error).to_string() }
+    Failure {
+        step,
+        reason: std::io::Error::from(error).to_string(),
+    }
 }
 
 /// One look at one name of an open directory.
@@ -48,7 +51,9 @@ impl KernelSource {
 
     /// `lost+found` of a file system is never part of a tree.
     fn is_lost_and_found(&self, dir: &Dir<'_>, name: &Name) -> bool {
-        self.walker.tree().fs_root && name.as_bytes() == b"lost+found" && *dir.handle == self.walker.tree().id.handle
+        self.walker.tree().fs_root
+            && name.as_bytes() == b"lost+found"
+            && *dir.handle == self.walker.tree().id.handle
     }
 }
 
@@ -126,7 +131,8 @@ impl Source for KernelSource {
             Err(Look::Failed(failure)) => return ReadEnd::Failed(failure),
             Err(_) => return ReadEnd::Moved,
         };
-        self.reader.read(&fd, name, seen, content, Into::Sink(&*self.sink))
+        self.reader
+            .read(&fd, name, seen, content, Into::Sink(&*self.sink))
     }
 
     fn locate(&mut self, dir: &Handle) -> Whereabouts {
@@ -146,7 +152,12 @@ impl Source for KernelSource {
     }
 }
 
-pub fn ignored(filter: &Filter, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
+pub fn ignored(
+    filter: &Filter,
+    trail: &mut dyn FnMut() -> Vec<Name>,
+    name: &Name,
+    is_dir: bool,
+) -> bool {
     if filter.is_empty() {
         return false;
     }
@@ -179,8 +190,12 @@ pub fn trail<R: mirror_core::Rows>(rows: &R, dir: ObjectId) -> Result<Option<Vec
     let mut trail = Vec::new();
     let mut at = dir;
     while at != ObjectId::ROOT {
-        let Some(object) = rows.object(at)? else { return Ok(None) };
-        let Some(name) = object.names.first() else { return Ok(None) };
+        let Some(object) = rows.object(at)? else {
+            return Ok(None);
+        };
+        let Some(name) = object.names.first() else {
+            return Ok(None);
+        };
         trail.push(name.name.clone());
         at = name.parent;
     }

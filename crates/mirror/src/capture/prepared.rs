@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 
-use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Reading, Seen, Source, Whereabouts};
+use mirror_core::reconcile::{
+    Dir, Dirty, Failure, Look, ReadEnd, Reading, Seen, Source, Whereabouts,
+};
 use mirror_core::{At, Handle, Name};
 
 /// (Part of) one directory as a scan worker found and read it.
@@ -47,10 +49,20 @@ impl<'a, S: Source> Prepared<'a, S> {
         let mut subdirs: HashMap<Handle, HashMap<Name, Handle>> = HashMap::new();
         for dir in &dirs {
             if let Some(own) = &dir.own {
-                subdirs.entry(own.parent.clone()).or_default().insert(own.name.clone(), dir.handle.clone());
+                subdirs
+                    .entry(own.parent.clone())
+                    .or_default()
+                    .insert(own.name.clone(), dir.handle.clone());
             }
         }
-        Prepared { real, dirs: dirs.into_iter().map(|dir| (dir.handle.clone(), dir)).collect(), subdirs }
+        Prepared {
+            real,
+            dirs: dirs
+                .into_iter()
+                .map(|dir| (dir.handle.clone(), dir))
+                .collect(),
+            subdirs,
+        }
     }
 
     fn own(&self, handle: &Handle) -> Option<&PreparedOwn> {
@@ -65,7 +77,12 @@ impl<S: Source> Source for Prepared<'_, S> {
         {
             return Look::Seen(reading.seen.clone());
         }
-        if let Some(own) = self.subdirs.get(dir.handle).and_then(|names| names.get(name)).and_then(|handle| self.own(handle)) {
+        if let Some(own) = self
+            .subdirs
+            .get(dir.handle)
+            .and_then(|names| names.get(name))
+            .and_then(|handle| self.own(handle))
+        {
             return Look::Seen(own.reading.seen.clone());
         }
         self.real.look(dir, name)
@@ -81,7 +98,11 @@ impl<S: Source> Source for Prepared<'_, S> {
     fn list(&mut self, dir: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure> {
         match self.dirs.get(dir.handle) {
             Some(prepared) if prepared.own.is_some() => {
-                let below = self.subdirs.get(dir.handle).into_iter().flat_map(HashMap::keys);
+                let below = self
+                    .subdirs
+                    .get(dir.handle)
+                    .into_iter()
+                    .flat_map(HashMap::keys);
                 Ok(Some(prepared.names().chain(below).cloned().collect()))
             }
             _ => self.real.list(dir, max),
@@ -92,7 +113,10 @@ impl<S: Source> Source for Prepared<'_, S> {
         match name {
             Some(name) => {
                 if let Some(prepared) = self.dirs.get_mut(dir.handle)
-                    && prepared.entries.get(name).is_some_and(|reading| reading.seen == *seen)
+                    && prepared
+                        .entries
+                        .get(name)
+                        .is_some_and(|reading| reading.seen == *seen)
                     && let Some(reading) = prepared.entries.remove(name)
                 {
                     return ReadEnd::Done(reading);

@@ -34,7 +34,11 @@ pub struct ReadOptions {
 
 impl Default for ReadOptions {
     fn default() -> ReadOptions {
-        ReadOptions { inline_bytes_max: 64 << 10, multigrain: multigrain(), lease: true }
+        ReadOptions {
+            inline_bytes_max: 64 << 10,
+            multigrain: multigrain(),
+            lease: true,
+        }
     }
 }
 
@@ -42,7 +46,9 @@ impl Default for ReadOptions {
 fn multigrain() -> bool {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse::<u32>().ok());
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     version >= (6, 13)
 }
@@ -78,7 +84,10 @@ pub fn seen(found: &Stat, handle: mirror_core::Handle) -> Seen {
 }
 
 fn failure(step: &'static str, error: Errno) -> Failure {
-    Failure { step, reason: std::io::Error::from(error).to_string() }
+    Failure {
+        step,
+        reason: std::io::Error::from(error).to_string(),
+    }
 }
 
 /// Why a try at reading ended without a result.
@@ -105,11 +114,21 @@ struct Bytes {
 
 impl Reader {
     pub fn new(options: ReadOptions) -> Reader {
-        Reader { options, buffer: Vec::new() }
+        Reader {
+            options,
+            buffer: Vec::new(),
+        }
     }
 
     /// Reads `name` in `dir` (`None`: `dir` itself), which was just seen as `seen`.
-    pub fn read(&mut self, dir: &OwnedFd, name: Option<&Name>, seen: &Seen, content: bool, into: Into<'_>) -> ReadEnd {
+    pub fn read(
+        &mut self,
+        dir: &OwnedFd,
+        name: Option<&Name>,
+        seen: &Seen,
+        content: bool,
+        into: Into<'_>,
+    ) -> ReadEnd {
         match self.try_read(dir, name, seen, content, into) {
             Ok(reading) => ReadEnd::Done(reading),
             Err(Stopped::Moved) => ReadEnd::Moved,
@@ -117,8 +136,17 @@ impl Reader {
         }
     }
 
-    fn try_read(&mut self, dir: &OwnedFd, name: Option<&Name>, want: &Seen, content: bool, into: Into<'_>) -> Tried<Reading> {
-        let Some(name) = name else { return self.read_dir(dir.as_fd(), want) };
+    fn try_read(
+        &mut self,
+        dir: &OwnedFd,
+        name: Option<&Name>,
+        want: &Seen,
+        content: bool,
+        into: Into<'_>,
+    ) -> Tried<Reading> {
+        let Some(name) = name else {
+            return self.read_dir(dir.as_fd(), want);
+        };
         let kind = FileType::from_raw_mode(want.mode);
         match kind {
             FileType::RegularFile => {
@@ -140,7 +168,13 @@ impl Reader {
         let found = stat::fstat(fd).map_err(at_step("stat"))?;
         same(&found, want)?;
         let meta = meta_of(fd, b"", &found, true)?;
-        Ok(Reading { seen: seen(&found, want.handle.clone()), meta, kind: Some(Kind::Dir), body: Body::None, busy: false })
+        Ok(Reading {
+            seen: seen(&found, want.handle.clone()),
+            meta,
+            kind: Some(Kind::Dir),
+            body: Body::None,
+            busy: false,
+        })
     }
 
     fn read_node(&self, dir: &OwnedFd, name: &Name, want: &Seen, kind: FileType) -> Tried<Reading> {
@@ -150,11 +184,20 @@ impl Reader {
         same(&found, want)?;
         let kind = match kind {
             FileType::Symlink => {
-                let target = rustix::fs::readlinkat(&fd, c"", Vec::with_capacity(256)).map_err(at_step("read"))?;
+                let target = rustix::fs::readlinkat(&fd, c"", Vec::with_capacity(256))
+                    .map_err(at_step("read"))?;
                 Kind::Symlink(target.into_bytes().into())
             }
-            FileType::BlockDevice => Kind::Device { block: true, major: found.rdev.0, minor: found.rdev.1 },
-            FileType::CharacterDevice => Kind::Device { block: false, major: found.rdev.0, minor: found.rdev.1 },
+            FileType::BlockDevice => Kind::Device {
+                block: true,
+                major: found.rdev.0,
+                minor: found.rdev.1,
+            },
+            FileType::CharacterDevice => Kind::Device {
+                block: false,
+                major: found.rdev.0,
+                minor: found.rdev.1,
+            },
             FileType::Fifo => Kind::Fifo,
             FileType::Socket => Kind::Socket,
             _ => return Err(Stopped::Failed(failure("read", Errno::OPNOTSUPP))),
@@ -163,15 +206,34 @@ impl Reader {
         if matches!(kind, Kind::Symlink(_)) {
             meta.mode = 0o777;
         }
-        Ok(Reading { seen: seen(&found, want.handle.clone()), meta, kind: Some(kind), body: Body::None, busy: false })
+        Ok(Reading {
+            seen: seen(&found, want.handle.clone()),
+            meta,
+            kind: Some(kind),
+            body: Body::None,
+            busy: false,
+        })
     }
 
-    fn read_file(&mut self, fd: std::os::fd::BorrowedFd<'_>, name: &Name, want: &Seen, content: bool, into: Into<'_>) -> Tried<Reading> {
+    fn read_file(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        want: &Seen,
+        content: bool,
+        into: Into<'_>,
+    ) -> Tried<Reading> {
         let found = stat::fstat(fd).map_err(at_step("stat"))?;
         same(&found, want)?;
         if !content {
             let meta = meta_of(fd, b"", &found, true)?;
-            return Ok(Reading { seen: seen(&found, want.handle.clone()), meta, kind: None, body: Body::None, busy: false });
+            return Ok(Reading {
+                seen: seen(&found, want.handle.clone()),
+                meta,
+                kind: None,
+                body: Body::None,
+                busy: false,
+            });
         }
         let mut meta = meta_of(fd, b"", &found, true)?;
         let bytes = self.read_bytes(fd, name, &mut meta, found, into)?;
@@ -187,7 +249,14 @@ impl Reader {
         })
     }
 
-    fn read_bytes(&mut self, fd: std::os::fd::BorrowedFd<'_>, name: &Name, meta: &mut Meta, first: Stat, mut into: Into<'_>) -> Tried<Bytes> {
+    fn read_bytes(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        meta: &mut Meta,
+        first: Stat,
+        mut into: Into<'_>,
+    ) -> Tried<Bytes> {
         let mut before = first;
         let mut tries = 0;
         loop {
@@ -200,7 +269,9 @@ impl Reader {
             }
             let (mut content, body) = self.hash(fd, name, meta, &before, &mut into)?;
             let after = stat::fstat(fd).map_err(at_step("stat"))?;
-            let still = after.ctime == before.ctime && after.mtime == before.mtime && after.bytes == before.bytes;
+            let still = after.ctime == before.ctime
+                && after.mtime == before.mtime
+                && after.bytes == before.bytes;
             if !still && tries < TRIES_MAX {
                 forget(&body, &into);
                 before = after;
@@ -209,8 +280,17 @@ impl Reader {
             }
             let writers_after = self.options.lease && lease::writable_by_anyone(fd).unwrap_or(true);
             content.fuzzy = !still;
-            content.proven = still && self.options.lease && !writers && !writers_after && self.settled(after.ctime);
-            return Ok(Bytes { content, body, stat: after, busy: !still || writers || writers_after });
+            content.proven = still
+                && self.options.lease
+                && !writers
+                && !writers_after
+                && self.settled(after.ctime);
+            return Ok(Bytes {
+                content,
+                body,
+                stat: after,
+                busy: !still || writers || writers_after,
+            });
         }
     }
 
@@ -220,16 +300,37 @@ impl Reader {
             return true;
         }
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let age = (now.tv_sec - ctime.seconds).saturating_mul(1_000_000_000) + (now.tv_nsec - i64::from(ctime.nanos));
+        let age = (now.tv_sec - ctime.seconds).saturating_mul(1_000_000_000)
+            + (now.tv_nsec - i64::from(ctime.nanos));
         age > 20_000_000
     }
 
     /// One pass over the bytes: hash them, and hand them on.
-    fn hash(&mut self, fd: std::os::fd::BorrowedFd<'_>, name: &Name, meta: &Meta, of: &Stat, into: &mut Into<'_>) -> Tried<(Content, Body)> {
-        let data = if of.may_have_holes() { holes::data_ranges(fd, of.bytes, RANGES_MAX).map_err(at_step("read"))? } else { Vec::new() };
+    fn hash(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        meta: &Meta,
+        of: &Stat,
+        into: &mut Into<'_>,
+    ) -> Tried<(Content, Body)> {
+        let data = if of.may_have_holes() {
+            holes::data_ranges(fd, of.bytes, RANGES_MAX).map_err(at_step("read"))?
+        } else {
+            Vec::new()
+        };
         // A file whose data is the whole of it has no holes, however few blocks it takes.
-        let data = if matches!(data.as_slice(), [(0, length)] if *length == of.bytes) || of.bytes == 0 { Vec::new() } else { data };
-        let length: u64 = if data.is_empty() { of.bytes } else { data.iter().map(|(_, length)| length).sum() };
+        let data =
+            if matches!(data.as_slice(), [(0, length)] if *length == of.bytes) || of.bytes == 0 {
+                Vec::new()
+            } else {
+                data
+            };
+        let length: u64 = if data.is_empty() {
+            of.bytes
+        } else {
+            data.iter().map(|(_, length)| length).sum()
+        };
         if length <= self.options.inline_bytes_max {
             return self.hash_small(fd, name, meta, of.bytes, data, into);
         }
@@ -237,14 +338,20 @@ impl Reader {
             Into::Sink(sink) => sink.file(),
             Into::Dir(dir) => dir.file(name).ok().map(|file| (0, file)),
         };
-        let ranges: Vec<(u64, u64)> = if data.is_empty() { vec![(0, of.bytes)] } else { data.clone() };
+        let ranges: Vec<(u64, u64)> = if data.is_empty() {
+            vec![(0, of.bytes)]
+        } else {
+            data.clone()
+        };
         let mut hasher = hasher(of.bytes, &data);
         self.buffer.resize(PIECE_BYTES, 0);
         let mut bytes = of.bytes;
         'ranges: for (start, length) in ranges {
             let mut done = 0;
             while done < length {
-                let want = usize::try_from(length - done).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+                let want = usize::try_from(length - done)
+                    .unwrap_or(PIECE_BYTES)
+                    .min(PIECE_BYTES);
                 let piece = self.buffer.get_mut(..want).unwrap_or_default();
                 let n = read_at(fd, piece, start + done).map_err(at_step("read"))?;
                 if n == 0 {
@@ -269,7 +376,13 @@ impl Reader {
             // A digest over ranges that are not there any more says nothing: try again.
             return Err(Stopped::Moved);
         }
-        let content = Content { bytes, digest: Digest(*hasher.finalize().as_bytes()), data, proven: false, fuzzy: false };
+        let content = Content {
+            bytes,
+            digest: Digest(*hasher.finalize().as_bytes()),
+            data,
+            proven: false,
+            fuzzy: false,
+        };
         let body = match out {
             Some((token, file)) => match (file.finish(&content, meta), &*into) {
                 (Ok(()), Into::Sink(_)) => Body::Token(token),
@@ -285,8 +398,20 @@ impl Reader {
         Ok((content, body))
     }
 
-    fn hash_small(&mut self, fd: std::os::fd::BorrowedFd<'_>, name: &Name, meta: &Meta, bytes: u64, data: Vec<(u64, u64)>, into: &mut Into<'_>) -> Tried<(Content, Body)> {
-        let ranges = if data.is_empty() { vec![(0, bytes)] } else { data.clone() };
+    fn hash_small(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        meta: &Meta,
+        bytes: u64,
+        data: Vec<(u64, u64)>,
+        into: &mut Into<'_>,
+    ) -> Tried<(Content, Body)> {
+        let ranges = if data.is_empty() {
+            vec![(0, bytes)]
+        } else {
+            data.clone()
+        };
         self.buffer.clear();
         let mut short = false;
         for (start, length) in ranges {
@@ -311,10 +436,20 @@ impl Reader {
         if short && !data.is_empty() {
             return Err(Stopped::Moved);
         }
-        let bytes = if short { self.buffer.len() as u64 } else { bytes };
+        let bytes = if short {
+            self.buffer.len() as u64
+        } else {
+            bytes
+        };
         let mut hasher = hasher(bytes, &data);
         hasher.update(&self.buffer);
-        let content = Content { bytes, digest: Digest(*hasher.finalize().as_bytes()), data, proven: false, fuzzy: false };
+        let content = Content {
+            bytes,
+            digest: Digest(*hasher.finalize().as_bytes()),
+            data,
+            proven: false,
+            fuzzy: false,
+        };
         let body = match into {
             Into::Sink(_) => Body::Bytes(self.buffer.clone()),
             // What staging can't take is asked for again by apply, which then says why it can't.
@@ -358,13 +493,26 @@ fn read_at(fd: std::os::fd::BorrowedFd<'_>, piece: &mut [u8], offset: u64) -> Re
 }
 
 fn same(found: &Stat, want: &Seen) -> Tried<()> {
-    let same = found.ino == want.ino && found.btime == want.btime && u32::from(found.mode) & 0o170000 == want.mode & 0o170000;
+    let same = found.ino == want.ino
+        && found.btime == want.btime
+        && u32::from(found.mode) & 0o170000 == want.mode & 0o170000;
     if same { Ok(()) } else { Err(Stopped::Moved) }
 }
 
-fn meta_of(fd: std::os::fd::BorrowedFd<'_>, name: &[u8], found: &Stat, has_flags: bool) -> Tried<Meta> {
+fn meta_of(
+    fd: std::os::fd::BorrowedFd<'_>,
+    name: &[u8],
+    found: &Stat,
+    has_flags: bool,
+) -> Tried<Meta> {
     let xattrs = xattr::read(fd, name).map_err(at_step("read attributes of"))?;
-    let flags = if has_flags { flags::get(fd).map_err(at_step("read flags of"))?.unwrap_or_default() } else { flags::Flags::default() };
+    let flags = if has_flags {
+        flags::get(fd)
+            .map_err(at_step("read flags of"))?
+            .unwrap_or_default()
+    } else {
+        flags::Flags::default()
+    };
     Ok(Meta {
         mode: found.permissions(),
         uid: found.uid,

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Select, Sender};
 use mirror_core::guard::{Alarm, Loss, judge};
-use mirror_core::hints::{Hint, Hints, Switch};
+use mirror_core::hints::{Hint, Hints};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Failure, Limits, Outcome, Source, reconcile};
 use mirror_core::settle::{HotList, Phase, Settle, SettleLimits};
-use mirror_core::{At, Change, Handle, Kind, Local, Name, Note, ObjectId, Record, Rows, Who};
+use mirror_core::{At, Change, Handle, Kind, Local, Name, Note, ObjectId, Record, Rows};
 
 use super::kernel::{KernelSource, trail};
 use super::prepared::{Prepared, PreparedDir};
@@ -169,7 +169,17 @@ struct Early {
 
 impl Capture {
     pub fn new(setup: CaptureSetup) -> Capture {
-        let CaptureSetup { tree, index, log, watch, filter, sink, shared, orders, options } = setup;
+        let CaptureSetup {
+            tree,
+            index,
+            log,
+            watch,
+            filter,
+            sink,
+            shared,
+            orders,
+            options,
+        } = setup;
         let early: Arc<Mutex<Early>> = Arc::default();
         let more = more_hints(watch.clone(), index.clone(), early.clone());
         let source = KernelSource {
@@ -267,7 +277,9 @@ impl Capture {
         self.began.elapsed().as_millis() as u64
     }
     fn time(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos() as u64);
         self.time_ns = self.time_ns.max(now);
         self.time_ns
     }
@@ -278,7 +290,11 @@ impl Capture {
         if let Some(mut root) = rows.object(ObjectId::ROOT)?
             && root.local.handle.as_ref() != Some(&self.tree.id.handle)
         {
-            root.local = Local { handle: Some(self.tree.id.handle.clone()), ino: self.tree.id.ino, ..root.local };
+            root.local = Local {
+                handle: Some(self.tree.id.handle.clone()),
+                ino: self.tree.id.ino,
+                ..root.local
+            };
             rows.put(ObjectId::ROOT, root)?;
         }
         Ok(())
@@ -308,7 +324,15 @@ impl Capture {
 
     fn note(&mut self, note: Note) -> Result<(), Fatal> {
         let time = self.time();
-        self.log.append(vec![Draft { change: Change::Note(note), who: None, local: None, content: None }], time)?;
+        self.log.append(
+            vec![Draft {
+                change: Change::Note(note),
+                who: None,
+                local: None,
+                content: None,
+            }],
+            time,
+        )?;
         self.unflushed = true;
         Ok(())
     }
@@ -317,26 +341,38 @@ impl Capture {
         let now = self.now_ms();
         let index = self.index.clone();
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
-        let found = self.hints.resolve(&*rows, &hint)?;
-        let switch = match &found.switch {
-            Switch::Yes => true,
-            Switch::No => false,
-            Switch::UnlessWritten(at) => !self.settle.is_written(at),
-        };
-        if switch {
-            self.settle.release(now);
-        }
+        let mut found = self.hints.resolve(&*rows, &hint)?;
         self.root_dirty |= found.root;
-        for (at, dirty, mut phase) in found.dirty {
-            if phase == Phase::Open && hint.created && !hint.contents && self.is_complete(&*rows, &at)? {
-                phase = Phase::Final;
+        if hint.created && !hint.contents {
+            for at in 0..found.dirty.len() {
+                let Some((name, _, Phase::Open)) = found.dirty.get(at) else {
+                    continue;
+                };
+                let name = name.clone();
+                if self.is_complete(&rows, &name)?
+                    && let Some((_, _, phase)) = found.dirty.get_mut(at)
+                {
+                    *phase = Phase::Final;
+                }
             }
-            self.settle.hint(at, dirty, phase, now);
         }
+        self.settle.accept(&mut found, now);
         for dir in found.unknown {
             let walker = &mut self.source.walker;
-            if let Some(at) = self.hints.classify(&*rows, &dir, &mut |dir| walker.locate(dir))? {
-                self.settle.hint(at, Dirty { contents: true, who: hint.who.clone(), ..Dirty::default() }, Phase::Final, now);
+            if let Some(at) = self
+                .hints
+                .classify(&*rows, &dir, &mut |dir| walker.locate(dir))?
+            {
+                self.settle.hint(
+                    at,
+                    Dirty {
+                        contents: true,
+                        who: hint.who.clone(),
+                        ..Dirty::default()
+                    },
+                    Phase::Final,
+                    now,
+                );
             }
         }
         Ok(())
@@ -344,10 +380,23 @@ impl Capture {
 
     /// A name that was just made and is nothing that will be written and closed: a symlink, a node, one more link.
     fn is_complete(&mut self, rows: &Index, at: &At) -> Result<bool, Fatal> {
-        let Some(parent) = rows.object(at.parent)? else { return Ok(true) };
-        let Some(handle) = parent.local.handle else { return Ok(true) };
-        let trail = if self.source.wants_trail() { trail(rows, at.parent)? } else { None };
-        let Ok(fd) = self.source.walker.open(&mirror_core::reconcile::Dir { handle: &handle, trail }) else { return Ok(true) };
+        let Some(parent) = rows.object(at.parent)? else {
+            return Ok(true);
+        };
+        let Some(handle) = parent.local.handle else {
+            return Ok(true);
+        };
+        let trail = if self.source.wants_trail() {
+            trail(rows, at.parent)?
+        } else {
+            None
+        };
+        let Ok(fd) = self.source.walker.open(&mirror_core::reconcile::Dir {
+            handle: &handle,
+            trail,
+        }) else {
+            return Ok(true);
+        };
         Ok(match stat::statx(&fd, at.name.as_bytes()) {
             Ok(found) => !found.is_file() || found.nlink > 1,
             Err(_) => true,
@@ -365,7 +414,11 @@ impl Capture {
             if due.is_empty() && !self.root_dirty {
                 return Ok(());
             }
-            let roots: &[ObjectId] = if std::mem::take(&mut self.root_dirty) { &[ObjectId::ROOT] } else { &[] };
+            let roots: &[ObjectId] = if std::mem::take(&mut self.root_dirty) {
+                &[ObjectId::ROOT]
+            } else {
+                &[]
+            };
             self.reconcile(due, roots, None)?;
             rounds += 1;
             // The kernel's queue must not grow while we look, and flushes must not wait for ever.
@@ -375,9 +428,16 @@ impl Capture {
         }
     }
 
-    fn reconcile(&mut self, dirty: Vec<(At, Dirty)>, dirs: &[ObjectId], ahead: Option<Vec<PreparedDir>>) -> Result<u64, Fatal> {
+    fn reconcile(
+        &mut self,
+        dirty: Vec<(At, Dirty)>,
+        dirs: &[ObjectId],
+        ahead: Option<Vec<PreparedDir>>,
+    ) -> Result<u64, Fatal> {
         let next = self.log.next_position();
-        let limits = Limits { group_records_max: self.options.group_records_max };
+        let limits = Limits {
+            group_records_max: self.options.group_records_max,
+        };
         let index = self.index.clone();
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
         let outcome = match ahead {
@@ -392,7 +452,17 @@ impl Capture {
     }
 
     fn commit(&mut self, outcome: Outcome) -> Result<u64, Fatal> {
-        let Outcome { group, touched, unlisted, failed, settled, busy, again, foreign, .. } = outcome;
+        let Outcome {
+            group,
+            touched,
+            unlisted,
+            failed,
+            settled,
+            busy,
+            again,
+            foreign,
+            ..
+        } = outcome;
         let now = Instant::now();
         let now_ms = self.now_ms();
         for at in settled {
@@ -425,14 +495,21 @@ impl Capture {
                         None
                     }
                 };
-                drafts.push(Draft { change: proposed.change, who: proposed.who, local: proposed.local, content });
+                drafts.push(Draft {
+                    change: proposed.change,
+                    who: proposed.who,
+                    local: proposed.local,
+                    content,
+                });
             }
             let time = self.time();
             let records = self.log.append(drafts, time)?;
             self.unflushed = true;
             let index = self.index.clone();
             let mut rows = index.write().unwrap_or_else(PoisonError::into_inner);
-            apply_group(&mut *rows, &records).map_err(|e| Fatal::Index(format!("the index refuses a group of its own log: {e:?}")))?;
+            apply_group(&mut *rows, &records).map_err(|e| {
+                Fatal::Index(format!("the index refuses a group of its own log: {e:?}"))
+            })?;
             drop(rows);
             self.index_dirty = true;
             self.noted(&records);
@@ -465,7 +542,9 @@ impl Capture {
         let mut proven = 0;
         for record in records {
             let at = match &record.change {
-                Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => Some(at),
+                Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => {
+                    Some(at)
+                }
                 Change::Move { to, .. } => Some(to),
                 Change::Update { at, .. } => at.as_ref(),
                 _ => None,
@@ -476,8 +555,23 @@ impl Capture {
                 fuzzy.push((id, content.fuzzy, at));
             }
         }
-        let last = last.and_then(|at| self.path(at)).map(|path| LastChange { at: Stamp::from_ns(self.time_ns), path });
-        let fuzzy: Vec<_> = fuzzy.into_iter().map(|(id, fuzzy, at)| (id, if fuzzy { at.and_then(|at| self.path(at)) } else { None })).collect();
+        let last = last.and_then(|at| self.path(at)).map(|path| LastChange {
+            at: Stamp::from_ns(self.time_ns),
+            path,
+        });
+        let fuzzy: Vec<_> = fuzzy
+            .into_iter()
+            .map(|(id, fuzzy, at)| {
+                (
+                    id,
+                    if fuzzy {
+                        at.and_then(|at| self.path(at))
+                    } else {
+                        None
+                    },
+                )
+            })
+            .collect();
         let mut status = self.shared.lock();
         if last.is_some() {
             status.last_change = last;
@@ -521,7 +615,8 @@ impl Capture {
         failing.dirty.merge(dirty);
         failing.failure = failure;
         failing.tries += 1;
-        failing.next = now + Duration::from_secs((1u64 << failing.tries.min(6)).min(BACK_OFF_S_MAX) / 2);
+        failing.next =
+            now + Duration::from_secs((1u64 << failing.tries.min(6)).min(BACK_OFF_S_MAX) / 2);
         self.status_dirty = true;
     }
 
@@ -531,7 +626,16 @@ impl Capture {
         for (at, failing) in &mut self.failing {
             if failing.next <= now {
                 failing.next = now + Duration::from_secs(60);
-                self.settle.hint(at.clone(), Dirty { contents: true, doubt: true, ..failing.dirty.clone() }, Phase::Final, now_ms);
+                self.settle.hint(
+                    at.clone(),
+                    Dirty {
+                        contents: true,
+                        doubt: true,
+                        ..failing.dirty.clone()
+                    },
+                    Phase::Final,
+                    now_ms,
+                );
             }
         }
     }
@@ -556,11 +660,20 @@ impl Capture {
             self.hot.remove(id);
             return Ok(());
         };
-        let parent = rows.object(at.parent)?.and_then(|parent| parent.local.handle);
-        let trail = if self.source.wants_trail() { trail(&*rows, at.parent)? } else { None };
+        let parent = rows
+            .object(at.parent)?
+            .and_then(|parent| parent.local.handle);
+        let trail = if self.source.wants_trail() {
+            trail(&*rows, at.parent)?
+        } else {
+            None
+        };
         drop(rows);
         let Some(parent) = parent else { return Ok(()) };
-        let opened = self.source.walker.open(&mirror_core::reconcile::Dir { handle: &parent, trail });
+        let opened = self.source.walker.open(&mirror_core::reconcile::Dir {
+            handle: &parent,
+            trail,
+        });
         let Ok(dir) = opened else {
             self.hot.remove(id);
             return Ok(());
@@ -569,7 +682,9 @@ impl Capture {
             self.hot.remove(id);
             return Ok(());
         };
-        let Ok(found) = stat::fstat(&fd) else { return Ok(()) };
+        let Ok(found) = stat::fstat(&fd) else {
+            return Ok(());
+        };
         if found.ino != object.local.ino {
             self.hot.remove(id);
             return Ok(());
@@ -586,7 +701,15 @@ impl Capture {
         }
         if moved || !writers || long {
             let wrote = BTreeSet::from([id]);
-            self.settle.hint(at, Dirty { wrote, ..Dirty::default() }, Phase::Final, now);
+            self.settle.hint(
+                at,
+                Dirty {
+                    wrote,
+                    ..Dirty::default()
+                },
+                Phase::Final,
+                now,
+            );
         }
         Ok(())
     }
@@ -604,7 +727,10 @@ impl Capture {
             Some(why) => {
                 self.want_some.clear();
                 self.note(Note::ScanBegin)?;
-                (why, vec![(ObjectId::ROOT, self.tree.id.handle.clone(), Vec::new())])
+                (
+                    why,
+                    vec![(ObjectId::ROOT, self.tree.id.handle.clone(), Vec::new())],
+                )
             }
             None if self.want_some.is_empty() => return Ok(()),
             None => {
@@ -641,7 +767,15 @@ impl Capture {
         if why != Why::Part {
             self.shared.lock().scan = Some((scan.seen(), Instant::now()));
         }
-        self.running = Some(Running { scan, why, began: Instant::now(), missing: Vec::new(), corrections: 0, broken: None, found: 0 });
+        self.running = Some(Running {
+            scan,
+            why,
+            began: Instant::now(),
+            missing: Vec::new(),
+            corrections: 0,
+            broken: None,
+            found: 0,
+        });
         Ok(())
     }
 
@@ -650,8 +784,12 @@ impl Capture {
         let until = Instant::now() + Duration::from_millis(20);
         let mut ended = false;
         loop {
-            let Some(running) = &mut self.running else { break };
-            let Ok(found) = running.scan.found.try_recv() else { break };
+            let Some(running) = &mut self.running else {
+                break;
+            };
+            let Ok(found) = running.scan.found.try_recv() else {
+                break;
+            };
             match found {
                 Found::End => ended = true,
                 Found::Missing(names) => {
@@ -677,7 +815,9 @@ impl Capture {
                         self.fail(at, doubt(), failure, now);
                     }
                 }
-                Found::Foreign(paths) => self.foreign(paths.iter().map(|path| PathText::new(path)).collect()),
+                Found::Foreign(paths) => {
+                    self.foreign(paths.iter().map(|path| PathText::new(path)).collect())
+                }
                 Found::Broken(text) => running.broken = Some(text),
                 Found::Ahead(prepared) => {
                     self.ahead.push_back(prepared);
@@ -691,7 +831,12 @@ impl Capture {
                 break;
             }
         }
-        if ended || self.running.as_ref().is_some_and(|running| running.scan.found.is_empty()) {
+        if ended
+            || self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.scan.found.is_empty())
+        {
             self.take_ahead()?;
         }
         if ended {
@@ -720,12 +865,25 @@ impl Capture {
             let rows = index.read().unwrap_or_else(PoisonError::into_inner);
             while let Some(mut dir) = self.ahead.pop_front() {
                 // A directory comes once in a batch, so that its parts do not hide each other.
-                if handles.contains(&dir.handle) || (entries > 0 && entries + dir.len() > 2 * AHEAD_ENTRIES_MAX) {
+                if handles.contains(&dir.handle)
+                    || (entries > 0 && entries + dir.len() > 2 * AHEAD_ENTRIES_MAX)
+                {
                     self.ahead.push_front(dir);
                     break;
                 }
                 entries += dir.len();
-                let changed = |name: &Name, parent| (At { parent, name: name.clone() }, Dirty { contents: true, ..Dirty::default() });
+                let changed = |name: &Name, parent| {
+                    (
+                        At {
+                            parent,
+                            name: name.clone(),
+                        },
+                        Dirty {
+                            contents: true,
+                            ..Dirty::default()
+                        },
+                    )
+                };
                 match (rows.by_handle(&dir.handle)?, &dir.own) {
                     (Some(id), _) => {
                         if let Some(token) = dir.token {
@@ -735,7 +893,13 @@ impl Capture {
                         if let Some(own) = dir.own.take()
                             && let Some(parent) = rows.by_handle(&own.parent)?
                         {
-                            dirty.push((At { parent, name: own.name }, doubt()));
+                            dirty.push((
+                                At {
+                                    parent,
+                                    name: own.name,
+                                },
+                                doubt(),
+                            ));
                         }
                     }
                     (None, Some(own)) => {
@@ -770,15 +934,27 @@ impl Capture {
     }
 
     fn scan_ended(&mut self) -> Result<(), Fatal> {
-        let Some(running) = self.running.take() else { return Ok(()) };
-        let Running { scan, why, began, missing, mut corrections, broken, mut found } = running;
+        let Some(running) = self.running.take() else {
+            return Ok(());
+        };
+        let Running {
+            scan,
+            why,
+            began,
+            missing,
+            mut corrections,
+            broken,
+            mut found,
+        } = running;
         let seen = scan.seen();
         drop(scan);
         if why == Why::Part {
             return Ok(());
         }
         if let Some(text) = broken {
-            return Err(Fatal::Index(format!("the tree could not be looked at: {text}")));
+            return Err(Fatal::Index(format!(
+                "the tree could not be looked at: {text}"
+            )));
         }
         let released = std::mem::take(&mut self.options.released);
         if why != Why::Overflow && !released {
@@ -801,7 +977,9 @@ impl Capture {
         status.scans += 1;
         if corrections > 0 && self.watch.detector != Detector::Scan {
             status.corrections += corrections;
-            let text = format!("the rolling scan found {corrections} changes that no event told: please report this");
+            let text = format!(
+                "the rolling scan found {corrections} changes that no event told: please report this"
+            );
             status.notices.push(text);
         }
         drop(status);
@@ -822,16 +1000,33 @@ impl Capture {
             gone += lost;
             let mut first = at.clone();
             while first.parent != ObjectId::ROOT {
-                let Some(up) = rows.object(first.parent)?.and_then(|dir| dir.names.into_iter().next()) else { break };
+                let Some(up) = rows
+                    .object(first.parent)?
+                    .and_then(|dir| dir.names.into_iter().next())
+                else {
+                    break;
+                };
                 first = up;
             }
-            let is_dir = rows.name(&first)?.map(|id| rows.object(id)).transpose()?.flatten().is_some_and(|o| o.state.kind.is_dir());
+            let is_dir = rows
+                .name(&first)?
+                .map(|id| rows.object(id))
+                .transpose()?
+                .flatten()
+                .is_some_and(|o| o.state.kind.is_dir());
             if is_dir {
-                dirs.entry(first.name).or_default().gone += if at.parent == ObjectId::ROOT { lost - 1 } else { lost };
+                dirs.entry(first.name).or_default().gone += if at.parent == ObjectId::ROOT {
+                    lost - 1
+                } else {
+                    lost
+                };
             }
         }
         for (name, loss) in &mut dirs {
-            if let Some(id) = rows.name(&At { parent: ObjectId::ROOT, name: name.clone() })? {
+            if let Some(id) = rows.name(&At {
+                parent: ObjectId::ROOT,
+                name: name.clone(),
+            })? {
                 loss.before = rows.count_below(id)?;
             }
         }
@@ -870,7 +1065,8 @@ impl Capture {
     }
 
     fn flush_index(&mut self, now: bool) -> Result<(), Fatal> {
-        if !self.index_dirty || (!now && self.last_index_flush.elapsed() < self.options.index_flush) {
+        if !self.index_dirty || (!now && self.last_index_flush.elapsed() < self.options.index_flush)
+        {
             return Ok(());
         }
         self.flush()?;
@@ -889,7 +1085,11 @@ impl Capture {
     // ---- others ----
 
     fn answer_barriers(&mut self) -> Result<(), Fatal> {
-        if self.barriers.is_empty() || self.running.is_some() || self.want_all.is_some() || !self.want_some.is_empty() {
+        if self.barriers.is_empty()
+            || self.running.is_some()
+            || self.want_all.is_some()
+            || !self.want_some.is_empty()
+        {
             return Ok(());
         }
         // Whatever finished before the order is queued already.
@@ -900,8 +1100,22 @@ impl Capture {
             }
             let now = self.now_ms();
             for id in self.hot.objects() {
-                let Some(at) = self.rows().object(id)?.and_then(|object| object.names.into_iter().next()) else { continue };
-                self.settle.hint(at, Dirty { wrote: BTreeSet::from([id]), ..Dirty::default() }, Phase::Final, now);
+                let Some(at) = self
+                    .rows()
+                    .object(id)?
+                    .and_then(|object| object.names.into_iter().next())
+                else {
+                    continue;
+                };
+                self.settle.hint(
+                    at,
+                    Dirty {
+                        wrote: BTreeSet::from([id]),
+                        ..Dirty::default()
+                    },
+                    Phase::Final,
+                    now,
+                );
             }
             self.look_at_due(true)?;
             if !self.want_some.is_empty() {
@@ -941,7 +1155,10 @@ impl Capture {
             .filter_map(|(at, failing)| {
                 Some(Failed {
                     path: self.path(at)?,
-                    reason: format!("cannot {}: {}", failing.failure.step, failing.failure.reason),
+                    reason: format!(
+                        "cannot {}: {}",
+                        failing.failure.step, failing.failure.reason
+                    ),
                     since: failing.since,
                     tries: failing.tries,
                 })
@@ -960,16 +1177,31 @@ impl Capture {
     /// Waits for the next reason to wake. True: stop.
     fn wait(&mut self) -> Result<bool, Fatal> {
         let now = self.now_ms();
-        let busy = !self.ahead.is_empty() || (self.running.is_none() && (self.want_all.is_some() || !self.want_some.is_empty()));
-        let mut timeout = if busy { Duration::ZERO } else { Duration::from_millis(1000) };
-        for next in [self.settle.next_ms(), self.hot.next_ms()].into_iter().flatten() {
+        let busy = !self.ahead.is_empty()
+            || (self.running.is_none() && (self.want_all.is_some() || !self.want_some.is_empty()));
+        let mut timeout = if busy {
+            Duration::ZERO
+        } else {
+            Duration::from_millis(1000)
+        };
+        for next in [self.settle.next_ms(), self.hot.next_ms()]
+            .into_iter()
+            .flatten()
+        {
             timeout = timeout.min(Duration::from_millis(next.saturating_sub(now)));
         }
         if self.index_dirty {
-            timeout = timeout.min(self.options.index_flush.saturating_sub(self.last_index_flush.elapsed()));
+            timeout = timeout.min(
+                self.options
+                    .index_flush
+                    .saturating_sub(self.last_index_flush.elapsed()),
+            );
         }
         let (wake, orders) = (self.watch.wake.clone(), self.orders.clone());
-        let found = self.running.as_ref().map(|running| running.scan.found.clone());
+        let found = self
+            .running
+            .as_ref()
+            .map(|running| running.scan.found.clone());
         let mut select = Select::new();
         let wake_at = select.recv(&wake);
         let orders_at = select.recv(&orders);
@@ -988,7 +1220,9 @@ impl Capture {
 
     fn order(&mut self) -> Result<bool, Fatal> {
         match self.orders.try_recv() {
-            Ok(Order::Stop) | Err(crossbeam_channel::TryRecvError::Disconnected) => return Ok(true),
+            Ok(Order::Stop) | Err(crossbeam_channel::TryRecvError::Disconnected) => {
+                return Ok(true);
+            }
             Ok(Order::Barrier(answer)) => {
                 if self.watch.detector == Detector::Scan && self.running.is_none() {
                     self.want_all = Some(Why::Rolling);
@@ -997,10 +1231,21 @@ impl Capture {
             }
             Ok(Order::Rescan) => self.want_all = Some(self.want_all.unwrap_or(Why::Rolling)),
             Ok(Order::Reread(id)) => {
-                let at = self.rows().object(id)?.and_then(|object| object.names.into_iter().next());
+                let at = self
+                    .rows()
+                    .object(id)?
+                    .and_then(|object| object.names.into_iter().next());
                 if let Some(at) = at {
                     let now = self.now_ms();
-                    self.settle.hint(at, Dirty { wrote: BTreeSet::from([id]), ..Dirty::default() }, Phase::Final, now);
+                    self.settle.hint(
+                        at,
+                        Dirty {
+                            wrote: BTreeSet::from([id]),
+                            ..Dirty::default()
+                        },
+                        Phase::Final,
+                        now,
+                    );
                 }
             }
             Err(crossbeam_channel::TryRecvError::Empty) => {}
@@ -1010,7 +1255,10 @@ impl Capture {
 }
 
 fn doubt() -> Dirty {
-    Dirty { doubt: true, ..Dirty::default() }
+    Dirty {
+        doubt: true,
+        ..Dirty::default()
+    }
 }
 
 /// An error with its causes, in one line.
@@ -1026,7 +1274,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// What [`Source::more`] answers: names hinted meanwhile, as the rows know them now. The hints come again later.
-fn more_hints(watch: Arc<Watch>, index: Arc<RwLock<Index>>, early: Arc<Mutex<Early>>) -> Box<dyn FnMut() -> Vec<(At, Dirty)> + Send> {
+fn more_hints(
+    watch: Arc<Watch>,
+    index: Arc<RwLock<Index>>,
+    early: Arc<Mutex<Early>>,
+) -> Box<dyn FnMut() -> Vec<(At, Dirty)> + Send> {
     Box::new(move || {
         let (hints, lost) = watch.drain();
         let mut names = Vec::new();
@@ -1044,4 +1296,3 @@ fn more_hints(watch: Arc<Watch>, index: Arc<RwLock<Index>>, early: Arc<Mutex<Ear
         names
     })
 }
-

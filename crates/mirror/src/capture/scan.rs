@@ -128,8 +128,17 @@ impl Scan {
         let items = dirs
             .iter()
             .map(|(id, handle, path)| {
-                let trail = path.iter().fold(None, |above, name| Some(Arc::new(Trail { name: name.clone(), above })));
-                Item { handle: handle.clone(), trail, known: Ok(*id) }
+                let trail = path.iter().fold(None, |above, name| {
+                    Some(Arc::new(Trail {
+                        name: name.clone(),
+                        above,
+                    }))
+                });
+                Item {
+                    handle: handle.clone(),
+                    trail,
+                    known: Ok(*id),
+                }
             })
             .collect();
         let shared = Arc::new(Shared {
@@ -149,7 +158,11 @@ impl Scan {
             .map(|_| {
                 let (shared, read, alive) = (shared.clone(), setup.read.clone(), alive.clone());
                 std::thread::spawn(move || {
-                    let mut worker = Worker { walker: Walker::new(shared.tree.clone()), reader: Reader::new(read), shared: &shared };
+                    let mut worker = Worker {
+                        walker: Walker::new(shared.tree.clone()),
+                        reader: Reader::new(read),
+                        shared: &shared,
+                    };
                     while let Some(item) = worker.shared.next() {
                         if let Err(gone) = worker.visit(item)
                             && let Gone::Broken(text) = gone
@@ -164,7 +177,11 @@ impl Scan {
                 })
             })
             .collect();
-        Scan { shared, found, threads }
+        Scan {
+            shared,
+            found,
+            threads,
+        }
     }
 
     pub fn seen(&self) -> Arc<Seen> {
@@ -202,7 +219,10 @@ impl Shared {
                 self.wake.notify_all();
                 return None;
             }
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .wake
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -255,13 +275,20 @@ impl Worker<'_> {
     }
 
     fn rows<T>(&self, read: impl FnOnce(&Index) -> Result<T, IndexError>) -> Result<T, Gone> {
-        let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self
+            .shared
+            .index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         Ok(read(&index)?)
     }
 
     fn visit(&mut self, item: Item) -> Result<(), Gone> {
         let trail = (!self.shared.tree.by_handle).then(|| names(&item.trail));
-        let fd = match self.walker.open(&Dir { handle: &item.handle, trail }) {
+        let fd = match self.walker.open(&Dir {
+            handle: &item.handle,
+            trail,
+        }) {
             Ok(fd) => fd,
             Err(Closed::Stale) => return Err(Gone::Stale),
             Err(Closed::Failed(e)) => return self.failed_dir(&item, failure("open", e)),
@@ -286,7 +313,10 @@ impl Worker<'_> {
                 let object = self.rows(|index| index.object(*id))?;
                 return match object.and_then(|object| object.names.first().cloned()) {
                     Some(at) => self.send(Found::Failed(vec![(at, failure)])),
-                    None => Err(Gone::Broken(format!("cannot {} the root: {}", failure.step, failure.reason))),
+                    None => Err(Gone::Broken(format!(
+                        "cannot {} the root: {}",
+                        failure.step, failure.reason
+                    ))),
                 };
             }
             Err(parent) => parent,
@@ -294,7 +324,13 @@ impl Worker<'_> {
         // Unknown as yet: its name is looked at, which makes it known, and it is listed then.
         let known = self.rows(|index| index.by_handle(parent))?;
         if let (Some(parent), Some(step)) = (known, &item.trail) {
-            self.send(Found::Failed(vec![(At { parent, name: step.name.clone() }, failure)]))?;
+            self.send(Found::Failed(vec![(
+                At {
+                    parent,
+                    name: step.name.clone(),
+                },
+                failure,
+            )]))?;
         }
         Ok(())
     }
@@ -316,10 +352,19 @@ impl Worker<'_> {
     }
 
     fn below(&self, item: &Item, name: &Name) -> Option<Arc<Trail>> {
-        Some(Arc::new(Trail { name: name.clone(), above: item.trail.clone() }))
+        Some(Arc::new(Trail {
+            name: name.clone(),
+            above: item.trail.clone(),
+        }))
     }
 
-    fn compare(&mut self, id: ObjectId, item: &Item, fd: &OwnedFd, listed: Vec<Name>) -> Result<(), Gone> {
+    fn compare(
+        &mut self,
+        id: ObjectId,
+        item: &Item,
+        fd: &OwnedFd,
+        listed: Vec<Name>,
+    ) -> Result<(), Gone> {
         let own = self.rows(|index| index.object(id))?.ok_or(Gone::Stale)?;
         let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
         if found.nlink == 0 {
@@ -334,19 +379,23 @@ impl Worker<'_> {
             let mut after: Option<Name> = None;
             let mut rows = Vec::new().into_iter();
             let mut row = None;
-            let mut next_row = |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
-                if let Some(row) = rows.next() {
-                    return Ok(Some(row));
-                }
-                let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
-                after = more.last().map(|child| child.name.clone());
-                if more.is_empty() {
-                    return Ok(None);
-                }
-                let more: Vec<_> = more.into_iter().map(|child| (child.name, child.id, Arc::new(child.object))).collect();
-                rows = more.into_iter();
-                Ok(rows.next())
-            };
+            let mut next_row =
+                |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
+                    if let Some(row) = rows.next() {
+                        return Ok(Some(row));
+                    }
+                    let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
+                    after = more.last().map(|child| child.name.clone());
+                    if more.is_empty() {
+                        return Ok(None);
+                    }
+                    let more: Vec<_> = more
+                        .into_iter()
+                        .map(|child| (child.name, child.id, Arc::new(child.object)))
+                        .collect();
+                    rows = more.into_iter();
+                    Ok(rows.next())
+                };
             let mut fresh = true;
             for name in listed {
                 if fresh {
@@ -356,7 +405,10 @@ impl Worker<'_> {
                 while let Some((in_row, _, _)) = &row
                     && *in_row < name
                 {
-                    work.missing.push(At { parent: id, name: in_row.clone() });
+                    work.missing.push(At {
+                        parent: id,
+                        name: in_row.clone(),
+                    });
                     row = next_row(self)?;
                 }
                 match &row {
@@ -372,7 +424,10 @@ impl Worker<'_> {
                 row = next_row(self)?;
             }
             while let Some((in_row, _, _)) = row {
-                work.missing.push(At { parent: id, name: in_row });
+                work.missing.push(At {
+                    parent: id,
+                    name: in_row,
+                });
                 row = next_row(self)?;
                 self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
             }
@@ -383,12 +438,25 @@ impl Worker<'_> {
     }
 
     /// Name by name, for a directory too large to hold its rows beside its names.
-    fn compare_large(&mut self, id: ObjectId, item: &Item, fd: &OwnedFd, listed: Vec<Name>, work: &mut Compared, unread: &mut New) -> Result<(), Gone> {
+    fn compare_large(
+        &mut self,
+        id: ObjectId,
+        item: &Item,
+        fd: &OwnedFd,
+        listed: Vec<Name>,
+        work: &mut Compared,
+        unread: &mut New,
+    ) -> Result<(), Gone> {
         let there: HashSet<u64> = listed.iter().map(hash).collect();
         for name in listed {
-            let at = At { parent: id, name: name.clone() };
+            let at = At {
+                parent: id,
+                name: name.clone(),
+            };
             match self.rows(|index| index.entry(&at))? {
-                Some((object_id, object)) => self.compare_one(id, item, fd, name, object_id, &object, work)?,
+                Some((object_id, object)) => {
+                    self.compare_one(id, item, fd, name, object_id, &object, work)?
+                }
                 None => self.new_name(id, item, fd, name, work, unread)?,
             }
             self.flush_if(id, item, fd, work, unread, CHUNK)?;
@@ -396,7 +464,9 @@ impl Worker<'_> {
         let mut after: Option<Name> = None;
         loop {
             let rows = self.rows(|index| index.children(id, after.as_ref(), ROWS))?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
+            let Some((last, _)) = rows.last() else {
+                return Ok(());
+            };
             after = Some(last.clone());
             for (name, _) in rows {
                 if !there.contains(&hash(&name)) {
@@ -407,7 +477,16 @@ impl Worker<'_> {
         }
     }
 
-    fn compare_one(&mut self, dir: ObjectId, item: &Item, fd: &OwnedFd, name: Name, id: ObjectId, object: &Object, work: &mut Compared) -> Result<(), Gone> {
+    fn compare_one(
+        &mut self,
+        dir: ObjectId,
+        item: &Item,
+        fd: &OwnedFd,
+        name: Name,
+        id: ObjectId,
+        object: &Object,
+        work: &mut Compared,
+    ) -> Result<(), Gone> {
         self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
         let at = At { parent: dir, name };
         let found = match crate::sys::stat::statx(fd, at.name.as_bytes()) {
@@ -425,28 +504,59 @@ impl Worker<'_> {
             work.foreign.push(self.path(item, &at.name));
             return Ok(());
         }
-        self.shared.seen.bytes.fetch_add(if found.is_file() { found.bytes } else { 0 }, Ordering::Relaxed);
+        self.shared.seen.bytes.fetch_add(
+            if found.is_file() { found.bytes } else { 0 },
+            Ordering::Relaxed,
+        );
         let same_inode = found.ino == object.local.ino && found.btime == object.local.btime;
-        let proven = object.state.kind.content().is_none_or(|content| content.proven);
+        let proven = object
+            .state
+            .kind
+            .content()
+            .is_none_or(|content| content.proven);
         if found.is_dir() && same_inode && object.state.kind.is_dir() {
             let trail = self.below(item, &at.name);
             if let Some(handle) = object.local.handle.clone() {
-                work.dirs.push(Item { handle, trail, known: Ok(id) });
+                work.dirs.push(Item {
+                    handle,
+                    trail,
+                    known: Ok(id),
+                });
             } else {
-                work.dirty.push((at, Dirty { doubt: true, ..Dirty::default() }));
+                work.dirty.push((
+                    at,
+                    Dirty {
+                        doubt: true,
+                        ..Dirty::default()
+                    },
+                ));
                 return Ok(());
             }
             // Its own attributes are compared when it is visited.
             return Ok(());
         }
         if !same_inode || found.ctime != object.local.ctime || !proven {
-            work.dirty.push((at, Dirty { doubt: true, ..Dirty::default() }));
+            work.dirty.push((
+                at,
+                Dirty {
+                    doubt: true,
+                    ..Dirty::default()
+                },
+            ));
         }
         Ok(())
     }
 
     /// A name the index does not have.
-    fn new_name(&mut self, dir: ObjectId, item: &Item, fd: &OwnedFd, name: Name, work: &mut Compared, unread: &mut New) -> Result<(), Gone> {
+    fn new_name(
+        &mut self,
+        dir: ObjectId,
+        item: &Item,
+        fd: &OwnedFd,
+        name: Name,
+        work: &mut Compared,
+        unread: &mut New,
+    ) -> Result<(), Gone> {
         self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
         use mirror_core::reconcile::Look;
         let found = match look(&self.walker, fd, &name) {
@@ -461,23 +571,45 @@ impl Worker<'_> {
                 return Ok(());
             }
         };
-        if ignored(&self.shared.filter, &mut || names(&item.trail), &name, found.is_dir()) {
+        if ignored(
+            &self.shared.filter,
+            &mut || names(&item.trail),
+            &name,
+            found.is_dir(),
+        ) {
             return Ok(());
         }
         let known = self.rows(|index| index.by_handle(&found.handle))?;
-        let dirty = |name| (At { parent: dir, name }, Dirty { contents: true, doubt: true, ..Dirty::default() });
+        let dirty = |name| {
+            (
+                At { parent: dir, name },
+                Dirty {
+                    contents: true,
+                    doubt: true,
+                    ..Dirty::default()
+                },
+            )
+        };
         match known {
             Some(id) => {
                 if found.is_dir() {
                     // It moved here while nobody looked: what is below it is compared all the same.
                     let trail = self.below(item, &name);
-                    work.dirs.push(Item { handle: found.handle.clone(), trail, known: Ok(id) });
+                    work.dirs.push(Item {
+                        handle: found.handle.clone(),
+                        trail,
+                        known: Ok(id),
+                    });
                 }
                 work.dirty.push(dirty(name));
             }
             None if found.is_dir() => {
                 let trail = self.below(item, &name);
-                work.dirs.push(Item { handle: found.handle, trail, known: Err(item.handle.clone()) });
+                work.dirs.push(Item {
+                    handle: found.handle,
+                    trail,
+                    known: Err(item.handle.clone()),
+                });
             }
             None => unread.names.push((name, found)),
         }
@@ -496,7 +628,15 @@ impl Worker<'_> {
 
     /// Hands over what was found once it is more than `min`. A directory goes on the queue only after everything
     /// that must be known before it was handed over.
-    fn flush_if(&mut self, _id: ObjectId, item: &Item, fd: &OwnedFd, work: &mut Compared, unread: &mut New, min: usize) -> Result<(), Gone> {
+    fn flush_if(
+        &mut self,
+        _id: ObjectId,
+        item: &Item,
+        fd: &OwnedFd,
+        work: &mut Compared,
+        unread: &mut New,
+        min: usize,
+    ) -> Result<(), Gone> {
         if work.len() + unread.names.len() <= min && min > 0 {
             return Ok(());
         }
@@ -521,10 +661,18 @@ impl Worker<'_> {
     }
 
     /// A directory that is new, with all below it.
-    fn ingest(&mut self, parent: Handle, item: &Item, fd: &OwnedFd, listed: Vec<Name>) -> Result<(), Gone> {
+    fn ingest(
+        &mut self,
+        parent: Handle,
+        item: &Item,
+        fd: &OwnedFd,
+        listed: Vec<Name>,
+    ) -> Result<(), Gone> {
         use mirror_core::reconcile::Look;
         let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
-        let Some(step) = &item.trail else { return Err(Gone::Stale) };
+        let Some(step) = &item.trail else {
+            return Err(Gone::Stale);
+        };
         let seen = super::read::seen(&found, item.handle.clone());
         let sink: Arc<dyn Sink> = self.shared.sink.clone();
         let reading = match self.reader.read(fd, None, &seen, false, Into::Sink(&*sink)) {
@@ -532,7 +680,11 @@ impl Worker<'_> {
             ReadEnd::Moved => return Err(Gone::Stale),
             ReadEnd::Failed(failure) => return self.failed_dir(item, failure),
         };
-        let mut own = Some(PreparedOwn { parent, name: step.name.clone(), reading });
+        let mut own = Some(PreparedOwn {
+            parent,
+            name: step.name.clone(),
+            reading,
+        });
         let (mut files, mut work) = (Vec::new(), Compared::default());
         for name in listed {
             self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
@@ -549,17 +701,30 @@ impl Worker<'_> {
                     continue;
                 }
             };
-            if ignored(&self.shared.filter, &mut || names(&item.trail), &name, found.is_dir()) {
+            if ignored(
+                &self.shared.filter,
+                &mut || names(&item.trail),
+                &name,
+                found.is_dir(),
+            ) {
                 continue;
             }
             if found.is_dir() {
                 let trail = self.below(item, &name);
                 match self.rows(|index| index.by_handle(&found.handle))? {
                     Some(id) => {
-                        work.dirs.push(Item { handle: found.handle, trail, known: Ok(id) });
+                        work.dirs.push(Item {
+                            handle: found.handle,
+                            trail,
+                            known: Ok(id),
+                        });
                         files.push((name, None));
                     }
-                    None => work.dirs.push(Item { handle: found.handle, trail, known: Err(item.handle.clone()) }),
+                    None => work.dirs.push(Item {
+                        handle: found.handle,
+                        trail,
+                        known: Err(item.handle.clone()),
+                    }),
                 }
                 continue;
             }
@@ -580,11 +745,31 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn read_ahead(&mut self, item: &Item, fd: &OwnedFd, found: Vec<(Name, mirror_core::reconcile::Seen)>, own: Option<PreparedOwn>) -> Result<PreparedDir, Gone> {
-        self.read_some(item, fd, found.into_iter().map(|(name, seen)| (name, Some(seen))).collect(), own)
+    fn read_ahead(
+        &mut self,
+        item: &Item,
+        fd: &OwnedFd,
+        found: Vec<(Name, mirror_core::reconcile::Seen)>,
+        own: Option<PreparedOwn>,
+    ) -> Result<PreparedDir, Gone> {
+        self.read_some(
+            item,
+            fd,
+            found
+                .into_iter()
+                .map(|(name, seen)| (name, Some(seen)))
+                .collect(),
+            own,
+        )
     }
 
-    fn read_some(&mut self, item: &Item, fd: &OwnedFd, found: Vec<(Name, Option<mirror_core::reconcile::Seen>)>, mut own: Option<PreparedOwn>) -> Result<PreparedDir, Gone> {
+    fn read_some(
+        &mut self,
+        item: &Item,
+        fd: &OwnedFd,
+        found: Vec<(Name, Option<mirror_core::reconcile::Seen>)>,
+        mut own: Option<PreparedOwn>,
+    ) -> Result<PreparedDir, Gone> {
         if !self.shared.sink.room() {
             return Err(Gone::Stopped);
         }
@@ -606,8 +791,13 @@ impl Worker<'_> {
                 wanted = staged.is_some();
             }
             let read = match &mut staged {
-                Some((_, dir)) if seen.is_file() => self.reader.read(fd, Some(&name), &seen, true, Into::Dir(&mut **dir)),
-                _ => self.reader.read(fd, Some(&name), &seen, true, Into::Sink(&*sink)),
+                Some((_, dir)) if seen.is_file() => {
+                    self.reader
+                        .read(fd, Some(&name), &seen, true, Into::Dir(&mut **dir))
+                }
+                _ => self
+                    .reader
+                    .read(fd, Some(&name), &seen, true, Into::Sink(&*sink)),
             };
             match read {
                 ReadEnd::Done(mut reading) => {
@@ -617,7 +807,10 @@ impl Worker<'_> {
                     }
                     self.shared.seen.read_files.fetch_add(1, Ordering::Relaxed);
                     if let Some(mirror_core::Kind::File(content)) = &reading.kind {
-                        self.shared.seen.read_bytes.fetch_add(content.bytes, Ordering::Relaxed);
+                        self.shared
+                            .seen
+                            .read_bytes
+                            .fetch_add(content.bytes, Ordering::Relaxed);
                     }
                     entries.insert(name, reading);
                 }
@@ -632,7 +825,13 @@ impl Worker<'_> {
         if let (Some(own), Some(token)) = (&mut own, token) {
             own.reading.body = Body::Token(token);
         }
-        Ok(PreparedDir { handle: item.handle.clone(), own, entries, others, token })
+        Ok(PreparedDir {
+            handle: item.handle.clone(),
+            own,
+            entries,
+            others,
+            token,
+        })
     }
 }
 

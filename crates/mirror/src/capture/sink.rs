@@ -65,7 +65,11 @@ const WAITING_BYTES_MAX: u64 = 4 << 30;
 
 impl StagingSink {
     pub fn new(staging: Arc<Staging>, stop: Arc<dyn Fn() -> bool + Send + Sync>) -> StagingSink {
-        StagingSink { staging, next: AtomicU64::new(1), stop }
+        StagingSink {
+            staging,
+            next: AtomicU64::new(1),
+            stop,
+        }
     }
     fn token(&self) -> Token {
         Token(self.next.fetch_add(1, Ordering::Relaxed))

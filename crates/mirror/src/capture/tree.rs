@@ -30,7 +30,11 @@ pub struct RootId {
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     #[error("cannot {step} {}", mirror_core::escape(std::os::unix::ffi::OsStrExt::as_bytes(.path.as_os_str())))]
-    Io { step: &'static str, path: PathBuf, source: Errno },
+    Io {
+        step: &'static str,
+        path: PathBuf,
+        source: Errno,
+    },
 }
 
 /// The root, shared by all who look.
@@ -55,16 +59,18 @@ impl SourceTree {
             move |source: Errno| TreeError::Io { step, path, source }
         };
         let plain = open::dir_at_path(path).map_err(failed("open"))?;
-        let (root, private) = match clone::private_clone(path) {
-            Ok(fd) => {
-                // The source is only read, and here the kernel sees to it. Older kernels can't; we don't write anyway.
-                let _ = clone::make_read_only(&fd);
-                (fd, true)
-            }
-            Err(_) => (plain.try_clone().map_err(|_| failed("open")(Errno::MFILE))?, false),
+        let (root, private) = match clone::private_clone_read_only(path) {
+            Ok(fd) => (fd, true),
+            Err(_) => (
+                plain
+                    .try_clone()
+                    .map_err(|_| failed("open")(Errno::MFILE))?,
+                false,
+            ),
         };
         let of_root = stat::fstat(&root).map_err(failed("stat"))?;
-        let handle = handle::name_to_handle_or_synthetic(&root, b"", &of_root).map_err(failed("identify"))?;
+        let handle = handle::name_to_handle_or_synthetic(&root, b"", &of_root)
+            .map_err(failed("identify"))?;
         let by_handle = private
             && handle.kind != handle::SYNTHETIC
             && handle::open_by_handle(&root, &handle, OFlags::RDONLY | OFlags::DIRECTORY).is_ok()
@@ -76,7 +82,12 @@ impl SourceTree {
         Ok(SourceTree {
             path: path.to_path_buf(),
             root: Arc::new(root),
-            id: RootId { handle, ino: of_root.ino, btime: of_root.btime, fsid },
+            id: RootId {
+                handle,
+                ino: of_root.ino,
+                btime: of_root.btime,
+                fsid,
+            },
             dev: of_root.dev,
             mount_id: of_root.mount_id,
             by_handle,
@@ -91,8 +102,12 @@ impl SourceTree {
 
     /// Whether the path a person gave still leads to this root.
     pub fn still_there(&self) -> Result<(), &'static str> {
-        let Ok(fd) = open::dir_at_path(&self.path) else { return Err("is gone") };
-        let Ok(now) = stat::fstat(&fd) else { return Err("can't be read") };
+        let Ok(fd) = open::dir_at_path(&self.path) else {
+            return Err("is gone");
+        };
+        let Ok(now) = stat::fstat(&fd) else {
+            return Err("can't be read");
+        };
         if now.dev != self.dev {
             return Err("was unmounted, or another file system covers it");
         }
@@ -111,7 +126,9 @@ impl SourceTree {
 /// The file system's own id as one number; its fields are private in the C library, its debug form is not.
 fn fsid(fs: &rustix::fs::StatFs) -> u64 {
     let text = format!("{:?}", fs.f_fsid);
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
+        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// One user's way into the tree, with directories of its own kept open.
@@ -130,7 +147,10 @@ pub enum Closed {
 
 impl Walker {
     pub fn new(tree: Arc<SourceTree>) -> Walker {
-        Walker { tree, dirs: Dirs::new(DIRS_OPEN_MAX) }
+        Walker {
+            tree,
+            dirs: Dirs::new(DIRS_OPEN_MAX),
+        }
     }
 
     pub fn tree(&self) -> &Arc<SourceTree> {
@@ -145,8 +165,18 @@ impl Walker {
             return Ok(fd);
         }
         let fd = if self.tree.by_handle {
-            handle::open_by_handle(&self.tree.root, dir.handle, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME)
-                .map_err(|e| if e == Errno::STALE { Closed::Stale } else { Closed::Failed(e) })?
+            handle::open_by_handle(
+                &self.tree.root,
+                dir.handle,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME,
+            )
+            .map_err(|e| {
+                if e == Errno::STALE {
+                    Closed::Stale
+                } else {
+                    Closed::Failed(e)
+                }
+            })?
         } else {
             self.walk(dir)?
         };
@@ -171,8 +201,13 @@ impl Walker {
         }
         let fd = fd.ok_or(Closed::Stale)?;
         let found = stat::fstat(&fd).map_err(Closed::Failed)?;
-        let handle = handle::name_to_handle_or_synthetic(&fd, b"", &found).map_err(Closed::Failed)?;
-        if handle == *dir.handle { Ok(fd) } else { Err(Closed::Stale) }
+        let handle =
+            handle::name_to_handle_or_synthetic(&fd, b"", &found).map_err(Closed::Failed)?;
+        if handle == *dir.handle {
+            Ok(fd)
+        } else {
+            Err(Closed::Stale)
+        }
     }
 
     /// A directory that was just found as `name` in `parent`, so that its children need no walk.
@@ -197,12 +232,17 @@ impl Walker {
             return Whereabouts::Gone;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
-        let Ok(fd) = handle::open_by_handle(&self.tree.root, wanted, flags) else { return Whereabouts::Gone };
+        let Ok(fd) = handle::open_by_handle(&self.tree.root, wanted, flags) else {
+            return Whereabouts::Gone;
+        };
         match clone::locate(self.tree.root.as_fd(), &fd) {
             Ok(Place::Root) => Whereabouts::Root,
             Ok(Place::Outside) => Whereabouts::Outside,
             Ok(Place::Inside(path)) => {
-                let name = path.rsplit(|&b| b == b'/').next().and_then(|name| Name::new(name).ok());
+                let name = path
+                    .rsplit(|&b| b == b'/')
+                    .next()
+                    .and_then(|name| Name::new(name).ok());
                 self.inside(&fd, name, wanted).unwrap_or(Whereabouts::Gone)
             }
             Ok(Place::Deep) => self.inside(&fd, None, wanted).unwrap_or(Whereabouts::Gone),

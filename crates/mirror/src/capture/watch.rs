@@ -5,7 +5,7 @@
 //! Nothing is decided here but what concerns nobody: our own writes, and bits without meaning for a mirror.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -38,7 +38,10 @@ struct Heard {
 
 enum Group {
     Fanotify(fanotify::Group),
-    Inotify { group: inotify::Group, dirs: Mutex<Dirs> },
+    Inotify {
+        group: inotify::Group,
+        dirs: Mutex<Dirs>,
+    },
     /// Nothing is heard.
     Scan,
 }
@@ -82,11 +85,21 @@ impl Watch {
             Some(Detector::Inotify) => (watch()?, Detector::Inotify, "asked for".to_string()),
             Some(Detector::Scan) => (Group::Scan, Detector::Scan, "asked for".to_string()),
             None => match mark(tree) {
-                Ok(group) => (group, Detector::Fanotify, "one mark for the whole file system".to_string()),
+                Ok(group) => (
+                    group,
+                    Detector::Fanotify,
+                    "one mark for the whole file system".to_string(),
+                ),
                 Err(why) => match watch() {
-                    Ok(group) => (group, Detector::Inotify, format!("fanotify is not possible: {why}")),
+                    Ok(group) => (
+                        group,
+                        Detector::Inotify,
+                        format!("fanotify is not possible: {why}"),
+                    ),
                     Err(no_inotify) => {
-                        let why = format!("fanotify is not possible: {why}; nor is inotify: {no_inotify}");
+                        let why = format!(
+                            "fanotify is not possible: {why}; nor is inotify: {no_inotify}"
+                        );
                         (Group::Scan, Detector::Scan, why)
                     }
                 },
@@ -97,7 +110,10 @@ impl Watch {
             detector,
             why,
             group,
-            heard: Mutex::new(Heard { buffer: vec![0; BUFFER_BYTES], ..Heard::default() }),
+            heard: Mutex::new(Heard {
+                buffer: vec![0; BUFFER_BYTES],
+                ..Heard::default()
+            }),
             signal,
             wake,
             own_pid: std::process::id(),
@@ -114,7 +130,10 @@ impl Watch {
         }
         let watch = self.clone();
         Some(std::thread::spawn(move || {
-            let nap = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+            let nap = Timespec {
+                tv_sec: 0,
+                tv_nsec: 100_000_000,
+            };
             while !watch.stop.load(Ordering::Acquire) {
                 let ready = match &watch.group {
                     Group::Fanotify(group) => group.poll(Some(&nap)),
@@ -148,15 +167,23 @@ impl Watch {
     pub fn drain(&self) -> (Vec<Hint>, bool) {
         let mut heard = self.lock();
         self.read_all(&mut heard);
-        (std::mem::take(&mut heard.hints), std::mem::take(&mut heard.lost))
+        (
+            std::mem::take(&mut heard.hints),
+            std::mem::take(&mut heard.lost),
+        )
     }
 
     /// A directory is about to be listed: from now on its events are heard. Only inotify needs that.
     pub fn add_dir(&self, dir: &OwnedFd, handle: &Handle) {
-        let Group::Inotify { group, dirs } = &self.group else { return };
+        let Group::Inotify { group, dirs } = &self.group else {
+            return;
+        };
         match group.add(dir) {
             Ok(watch) => {
-                dirs.lock().unwrap_or_else(PoisonError::into_inner).by_watch.insert(watch, handle.clone());
+                dirs.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .by_watch
+                    .insert(watch, handle.clone());
             }
             Err(_) => {
                 self.unwatched.fetch_add(1, Ordering::Relaxed);
@@ -204,7 +231,11 @@ impl Watch {
                 if record.pid == Some(self.own_pid) {
                     continue;
                 }
-                let who = if self.ask_who { record.pid.and_then(|pid| asked(&mut heard.whos, pid)) } else { None };
+                let who = if self.ask_who {
+                    record.pid.and_then(|pid| asked(&mut heard.whos, pid))
+                } else {
+                    None
+                };
                 heard.hints.push(hint(&record, who));
             }
         }
@@ -231,7 +262,10 @@ fn asked(whos: &mut HashMap<u32, (Instant, Option<Who>)>, pid: u32) -> Option<Wh
 
 fn mark(tree: &SourceTree) -> Result<Group, String> {
     if !tree.by_handle {
-        return Err("directories can't be opened by handle (no privilege, or this file system can't)".into());
+        return Err(
+            "directories can't be opened by handle (no privilege, or this file system can't)"
+                .into(),
+        );
     }
     let group = match fanotify::Group::new(fanotify::Queue::Limited) {
         Ok(group) => group,
@@ -245,20 +279,29 @@ fn mark(tree: &SourceTree) -> Result<Group, String> {
 
 fn watch() -> Result<Group, String> {
     match inotify::Group::new() {
-        Ok(group) => Ok(Group::Inotify { group, dirs: Mutex::new(Dirs::default()) }),
+        Ok(group) => Ok(Group::Inotify {
+            group,
+            dirs: Mutex::new(Dirs::default()),
+        }),
         Err(e) => Err(std::io::Error::from(e).to_string()),
     }
 }
 
 fn side(dir: fanotify::HandleRef<'_>, name: Option<&[u8]>) -> HintName {
-    HintName { dir: dir.to_handle(), name: name.and_then(|name| Name::new(name).ok()) }
+    HintName {
+        dir: dir.to_handle(),
+        name: name.and_then(|name| Name::new(name).ok()),
+    }
 }
 
 fn hint(record: &fanotify::Record<'_>, who: Option<Who>) -> Hint {
     let has = |bit: u64| record.mask & bit != 0;
     let (at, to) = match (&record.old, &record.new) {
         (None, None) => (record.dir.map(|dir| side(dir, record.name)), None),
-        (old, new) => (old.map(|(dir, name)| side(dir, Some(name))), new.map(|(dir, name)| side(dir, Some(name)))),
+        (old, new) => (
+            old.map(|(dir, name)| side(dir, Some(name))),
+            new.map(|(dir, name)| side(dir, Some(name))),
+        ),
     };
     Hint {
         at,
@@ -309,7 +352,10 @@ fn read_inotify(group: &inotify::Group, dirs: &Mutex<Dirs>, heard: &mut Heard) {
             };
             let name = record.name.and_then(|name| Name::new(name).ok());
             heard.hints.push(Hint {
-                at: Some(HintName { dir: dir.clone(), name }),
+                at: Some(HintName {
+                    dir: dir.clone(),
+                    name,
+                }),
                 to: None,
                 object: None,
                 contents: has(in_mask::MODIFY) || has(in_mask::CLOSE_WRITE),
@@ -351,4 +397,3 @@ impl Drop for Watching {
         }
     }
 }
-
