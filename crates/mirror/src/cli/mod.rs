@@ -2,5 +2,10 @@
 
 pub mod config;
 pub mod exit;
+pub mod find;
 pub mod parse;
 pub mod places;
+pub mod screen;
+pub mod show;
+pub mod text;
+pub mod ui;

@@ -1,0 +1,706 @@
+//! A [`Status`] as a person reads it, and as one line for a monitor.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use mirror_core::Position;
+
+use crate::cli::text::{bytes, count, counted, seconds, stamp};
+use crate::engine::control::{ReleaseReport, VerifyEnd, WaitReport};
+use crate::engine::status::{Stamp, State, Status};
+
+/// How many failed paths and mounts are shown without `-v`.
+const FEW: usize = 10;
+
+/// The whole status. `now` tells how old it is when nothing runs.
+pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &TimeZone) -> String {
+    let mut out = Table::default();
+    let dst = status
+        .dst
+        .as_ref()
+        .map(|d| format!("{d} <- "))
+        .unwrap_or_default();
+    out.head(&format!("{dst}{}", status.source));
+    let state = state(&status.state, status.now, zone);
+    if running {
+        out.row("state", &state);
+    } else {
+        out.row("state", "not running");
+        let age = seconds(status.now.seconds_until(now));
+        out.row("", &format!("{age} ago it was: {state}"));
+    }
+    if let State::Hold(hold) = &status.state {
+        out.row("hold", &hold.what);
+        if let (Some(gone), Some(of)) = (hold.gone, hold.of) {
+            let below = hold
+                .below
+                .as_ref()
+                .map(|b| format!(" below {b}"))
+                .unwrap_or_default();
+            out.row(
+                "",
+                &format!(
+                    "{} of {} entries{below} would go; `fs_mirror release` shows them",
+                    count(gone),
+                    count(of)
+                ),
+            );
+        }
+    }
+    match status.equal_at {
+        Some(at) => out.row("equal", &format!("last known to be at {}", stamp(at, zone))),
+        None => out.row("equal", "not known to be yet"),
+    }
+    let lag = &status.lag;
+    let todo = format!(
+        "{}, {}",
+        counted(lag.records, "record", "records"),
+        bytes(lag.bytes)
+    );
+    out.row("lag", &format!("{}, {todo}", seconds(lag.seconds)));
+    if let Some(last) = &status.last_change {
+        out.row(
+            "last change",
+            &format!("{} {}", stamp(last.at, zone), last.path),
+        );
+    }
+    let tree = format!(
+        "{}, {}",
+        counted(status.files, "file", "files"),
+        bytes(status.bytes)
+    );
+    out.row(
+        "tree",
+        &format!("{} ({tree})", counted(status.entries, "entry", "entries")),
+    );
+    let at = |p: Option<Position>| p.map_or("none".to_owned(), |p| p.to_string());
+    let p = &status.positions;
+    out.row(
+        "position",
+        &format!(
+            "received {} · durable {} · applied {}",
+            at(p.received),
+            at(p.durable),
+            at(p.applied)
+        ),
+    );
+    if let Some(detector) = &status.detector {
+        let why = if detector.why.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", detector.why)
+        };
+        out.row("detector", &format!("{}{why}", detector.uses));
+    }
+    if status.failed_total > 0 {
+        let shown = if all { status.failed.len() } else { FEW };
+        out.row("failed", &counted(status.failed_total, "path", "paths"));
+        for failed in status.failed.iter().take(shown) {
+            let tries = counted(failed.tries, "try", "tries");
+            out.item(&format!(
+                "{}: {} (since {}, {tries})",
+                failed.path,
+                failed.reason,
+                stamp(failed.since, zone)
+            ));
+        }
+        let more = status
+            .failed_total
+            .saturating_sub(shown.min(status.failed.len()) as u64);
+        if more > 0 {
+            out.item(&format!(
+                "... and {} more{}",
+                count(more),
+                if all { "" } else { " (-v shows them)" }
+            ));
+        }
+    }
+    if !status.not_mirrored.is_empty() {
+        out.row(
+            "not mirrored",
+            &format!(
+                "{} (--cross PATH adds one)",
+                counted(status.not_mirrored.len() as u64, "mount", "mounts")
+            ),
+        );
+        let shown = if all { status.not_mirrored.len() } else { FEW };
+        for path in status.not_mirrored.iter().take(shown) {
+            out.item(path.as_str());
+        }
+        if status.not_mirrored.len() > shown {
+            out.item(&format!(
+                "... and {} more (-v shows them)",
+                count((status.not_mirrored.len() - shown) as u64)
+            ));
+        }
+    }
+    if !status.recorded.is_empty() {
+        let kinds: Vec<String> = status
+            .recorded
+            .iter()
+            .map(|(kind, n)| format!("{kind} {}", count(*n)))
+            .collect();
+        out.row(
+            "recorded",
+            &format!(
+                "{} (kept in the index, not set in the copy)",
+                kinds.join(" · ")
+            ),
+        );
+    }
+    let counters = counters(status);
+    if !counters.is_empty() {
+        out.row("counted", &counters);
+    }
+    for replica in &status.replicas {
+        let link = if replica.connected {
+            "connected"
+        } else {
+            "gone"
+        };
+        let since = stamp(replica.since, zone);
+        out.row(
+            "replica",
+            &format!(
+                "{}: {link} since {since}, applied {}",
+                replica.name,
+                at(replica.positions.applied)
+            ),
+        );
+    }
+    if let Some(space) = &status.space {
+        let inodes = if space.inodes_total > 0 {
+            format!(", {} inodes free", count(space.inodes_free))
+        } else {
+            String::new()
+        };
+        out.row(
+            "space",
+            &format!(
+                "{} of {} free{inodes}",
+                bytes(space.bytes_free),
+                bytes(space.bytes_total)
+            ),
+        );
+    }
+    let since = stamp(status.started, zone);
+    let process = if running {
+        format!("{} since {since}", status.pid)
+    } else {
+        format!("was {}, from {since}", status.pid)
+    };
+    out.row("process", &format!("{process}, version {}", status.version));
+    out.text
+}
+
+/// Names on the left, values beside each other.
+#[derive(Default)]
+struct Table {
+    text: String,
+}
+
+impl Table {
+    fn head(&mut self, line: &str) {
+        let _ = writeln!(self.text, "{line}");
+    }
+    fn row(&mut self, name: &str, value: &str) {
+        let _ = writeln!(self.text, "  {name:<13} {value}");
+    }
+    fn item(&mut self, value: &str) {
+        let _ = writeln!(self.text, "    {value}");
+    }
+}
+
+/// What it does, in a few words.
+pub fn state(state: &State, now: Stamp, zone: &TimeZone) -> String {
+    match state {
+        State::Starting => "starting".into(),
+        State::Seeding {
+            files,
+            files_total,
+            bytes: done,
+            bytes_total,
+            bytes_per_s,
+            eta_s,
+        } => {
+            let of = |total: Option<String>| total.map(|t| format!(" of {t}")).unwrap_or_default();
+            let files = format!("{}{} files", count(*files), of(files_total.map(count)));
+            let done = format!("{}{}", bytes(*done), of(bytes_total.map(bytes)));
+            let eta = eta_s
+                .map(|s| format!(", {} left", seconds(s as f64)))
+                .unwrap_or_default();
+            format!("seeding: {files}, {done}, {}/s{eta}", bytes(*bytes_per_s))
+        }
+        State::Following => "following".into(),
+        State::Paused { since } => format!("paused since {}", stamp(*since, zone)),
+        State::Hold(hold) => format!("on hold since {}", stamp(hold.since, zone)),
+        State::Disconnected { since, reason } => {
+            format!(
+                "disconnected for {}: {reason}",
+                seconds(since.seconds_until(now))
+            )
+        }
+        State::Failed { reason } => format!("failed: {reason}"),
+        State::Stopped => "stopped".into(),
+    }
+}
+
+/// Only what ever happened.
+fn counters(status: &Status) -> String {
+    let c = &status.counters;
+    let all = [
+        ("overflows", c.overflows),
+        ("scan corrections", c.scan_corrections),
+        ("torn reads", c.torn_reads),
+        ("fuzzy", c.fuzzy),
+        ("proven", c.proven),
+        ("adopted", c.adopted),
+        ("moved aside", c.moved_aside),
+        ("repaired", c.repaired),
+        ("records", c.records),
+    ];
+    let some: Vec<String> = all
+        .iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(name, n)| format!("{name} {}", count(*n)))
+        .collect();
+    some.join(" · ")
+}
+
+/// What a monitor makes of it: the codes of Nagios plugins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Health {
+    Ok = 0,
+    Warning = 1,
+    Critical = 2,
+    Unknown = 3,
+}
+
+impl Health {
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Ok => "OK",
+            Health::Warning => "WARNING",
+            Health::Critical => "CRITICAL",
+            Health::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// How well a running mirror is, and why in one line, with figures after a bar as monitors graph them.
+pub fn health(status: &Status, max_lag: Duration) -> (Health, String) {
+    let mut worst = Health::Ok;
+    let mut why = Vec::new();
+    let mut find = |health: Health, line: String| {
+        worst = worst.max(health);
+        why.push(line);
+    };
+    let lag = status.lag.seconds;
+    match &status.state {
+        State::Following => {}
+        State::Starting => find(Health::Warning, "starting".into()),
+        State::Seeding { .. } => find(Health::Warning, "seeding: not known to be equal yet".into()),
+        State::Paused { since } => find(
+            Health::Warning,
+            format!("paused for {}", seconds(since.seconds_until(status.now))),
+        ),
+        State::Hold(hold) => find(Health::Critical, format!("on hold: {}", hold.what)),
+        State::Disconnected { since, reason } => {
+            let away = since.seconds_until(status.now);
+            let health = if away > max_lag.as_secs_f64() {
+                Health::Critical
+            } else {
+                Health::Warning
+            };
+            find(
+                health,
+                format!("disconnected for {}: {reason}", seconds(away)),
+            );
+        }
+        State::Failed { reason } => find(Health::Critical, format!("failed: {reason}")),
+        State::Stopped => find(Health::Critical, "stopped".into()),
+    }
+    if lag > max_lag.as_secs_f64() {
+        find(
+            Health::Critical,
+            format!(
+                "lag {} is over {}",
+                seconds(lag),
+                seconds(max_lag.as_secs_f64())
+            ),
+        );
+    }
+    if status.failed_total > 0 {
+        let first = status
+            .failed
+            .first()
+            .map(|f| format!(" ({}: {})", f.path, f.reason))
+            .unwrap_or_default();
+        find(
+            Health::Warning,
+            format!(
+                "{} failed{first}",
+                counted(status.failed_total, "path", "paths")
+            ),
+        );
+    }
+    if why.is_empty() {
+        why.push(format!("following, lag {}", seconds(lag)));
+    }
+    // A bar in a message would end it.
+    let line = why.join("; ").replace('|', "/");
+    let figures = format!(
+        "lag={lag:.3}s;;{:.0} records={} failed={} fuzzy={} entries={}",
+        max_lag.as_secs_f64(),
+        status.lag.records,
+        status.failed_total,
+        status.counters.fuzzy,
+        status.entries
+    );
+    (worst, format!("{line} | {figures}"))
+}
+
+/// What a wait found, when it found something wrong.
+pub fn wait(report: &WaitReport) -> String {
+    let mut out = String::new();
+    for failed in &report.failed {
+        let _ = writeln!(out, "failed: {}: {}", failed.path, failed.reason);
+    }
+    more(
+        &mut out,
+        report.failed_total,
+        report.failed.len(),
+        " failed",
+    );
+    for path in &report.fuzzy {
+        let _ = writeln!(out, "fuzzy: {path}");
+    }
+    more(&mut out, report.fuzzy_total, report.fuzzy.len(), " fuzzy");
+    out
+}
+
+fn more(out: &mut String, total: u64, shown: usize, what: &str) {
+    let more = total.saturating_sub(shown as u64);
+    if more > 0 {
+        let _ = writeln!(out, "... and {} more{what}", count(more));
+    }
+}
+
+/// What a hold will let through.
+pub fn release(report: &ReleaseReport) -> String {
+    let Some(hold) = &report.hold else {
+        return "nothing is held\n".into();
+    };
+    let mut out = String::new();
+    let _ = writeln!(out, "on hold: {}", hold.what);
+    let verb = if report.released {
+        "go now"
+    } else {
+        "would go"
+    };
+    let _ = writeln!(
+        out,
+        "{} {verb}, {} new, {} changed",
+        counted(report.gone, "entry", "entries"),
+        count(report.new),
+        count(report.changed)
+    );
+    for path in &report.sample {
+        let _ = writeln!(out, "  {path}");
+    }
+    more(&mut out, report.gone, report.sample.len(), "");
+    out
+}
+
+pub fn verified(end: &VerifyEnd) -> String {
+    let mut line = format!(
+        "{} compared ({}): {}",
+        counted(end.entries, "entry", "entries"),
+        bytes(end.bytes),
+        if end.different == 0 {
+            "no difference".to_owned()
+        } else {
+            counted(end.different, "difference", "differences")
+        }
+    );
+    if end.repaired > 0 {
+        line.push_str(&format!(", {} repaired", count(end.repaired)));
+    }
+    if end.unknown > 0 {
+        line.push_str(&format!(
+            ", {} changed or unreadable meanwhile",
+            count(end.unknown)
+        ));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::options::Detector;
+    use crate::engine::status::*;
+
+    fn sample() -> Status {
+        let mut s = Status::new(
+            Role::Local,
+            "/srv/www".into(),
+            Some(PathText::new(b"/backup/www")),
+        );
+        let at = |seconds: i64| Stamp {
+            ms: 1_000_000_000_000 + seconds * 1000,
+        };
+        s.version = "0.1.0".into();
+        s.pid = 77;
+        (s.started, s.now, s.equal_at) = (at(0), at(60), Some(at(59)));
+        s.state = State::Following;
+        s.detector = Some(DetectorStatus {
+            uses: Detector::Fanotify,
+            why: "one mark on the file system".into(),
+        });
+        let p = |sequence| Some(Position { epoch: 1, sequence });
+        s.positions = Positions {
+            received: p(42),
+            durable: p(42),
+            applied: p(40),
+        };
+        s.lag = Lag {
+            seconds: 0.25,
+            records: 2,
+            bytes: 12_288,
+        };
+        s.last_change = Some(LastChange {
+            at: at(58),
+            path: PathText::new(b"blog/a\nb"),
+        });
+        (s.entries, s.files, s.bytes) = (102_345, 100_000, 4 << 30);
+        s.counters.overflows = 1;
+        s.counters.proven = 99_999;
+        s.failed_total = 12;
+        let failed = |n: u32| Failed {
+            path: PathText::new(format!("f{n}").as_bytes()),
+            reason: "permission denied".into(),
+            since: at(10),
+            tries: 1,
+        };
+        s.failed = (0..11).map(failed).collect();
+        s.not_mirrored = vec![PathText::new(b"mnt/x")];
+        s.recorded.insert("owners".into(), 1200);
+        s.space = Some(Space {
+            bytes_free: 12 << 30,
+            bytes_total: 100 << 30,
+            inodes_free: 1_234_567,
+            inodes_total: 9,
+        });
+        s
+    }
+
+    #[test]
+    fn a_status_to_read() {
+        let mut s = sample();
+        s.failed.truncate(1);
+        s.failed_total = 2;
+        let want = "\
+/backup/www <- /srv/www
+  state         following
+  equal         last known to be at 2001-09-09 01:47:39
+  lag           0.2 s, 2 records, 12 KiB
+  last change   2001-09-09 01:47:38 blog/a\\x0ab
+  tree          102,345 entries (100,000 files, 4.0 GiB)
+  position      received 1.42 · durable 1.42 · applied 1.40
+  detector      fanotify: one mark on the file system
+  failed        2 paths
+    f0: permission denied (since 2001-09-09 01:46:50, 1 try)
+    ... and 1 more (-v shows them)
+  not mirrored  1 mount (--cross PATH adds one)
+    mnt/x
+  recorded      owners 1,200 (kept in the index, not set in the copy)
+  counted       overflows 1 · proven 99,999
+  space         12 GiB of 100 GiB free, 1,234,567 inodes free
+  process       77 since 2001-09-09 01:46:40, version 0.1.0
+";
+        assert_eq!(status(&s, true, false, s.now, &TimeZone::UTC), want);
+    }
+
+    #[test]
+    fn a_status_of_what_does_not_run() {
+        let mut s = sample();
+        s.state = State::Seeding {
+            files: 5,
+            files_total: Some(10),
+            bytes: 1024,
+            bytes_total: None,
+            bytes_per_s: 512,
+            eta_s: Some(90),
+        };
+        let text = status(
+            &s,
+            false,
+            true,
+            Stamp {
+                ms: s.now.ms + 7_200_000,
+            },
+            &TimeZone::UTC,
+        );
+        assert!(text.contains(
+            "  state         not running\n                2 h ago it was: seeding: 5 of 10 files, 1.0 KiB, 512 B/s, 1 min 30 s left\n"
+        ), "{text}");
+        assert!(
+            text.contains("    f10: ") && text.contains("    ... and 1 more\n"),
+            "{text}"
+        );
+        assert!(text.contains("  process       was 77, from "), "{text}");
+    }
+
+    #[test]
+    fn json_keeps_everything() {
+        let mut s = sample();
+        let now = s.now;
+        for state in [
+            State::Starting,
+            State::Following,
+            State::Paused { since: now },
+            State::Disconnected {
+                since: now,
+                reason: "x".into(),
+            },
+            State::Failed { reason: "y".into() },
+            State::Stopped,
+            State::Seeding {
+                files: 1,
+                files_total: None,
+                bytes: 2,
+                bytes_total: Some(3),
+                bytes_per_s: 4,
+                eta_s: None,
+            },
+            State::Hold(Hold {
+                reason: HoldReason::RootGone,
+                since: now,
+                what: "z".into(),
+                gone: None,
+                of: None,
+                below: None,
+            }),
+        ] {
+            s.state = state;
+            let text = serde_json::to_string(&s).unwrap();
+            assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), s, "{text}");
+        }
+        let value = serde_json::to_value(&s).unwrap();
+        assert_eq!(value["state"]["is"], "hold");
+        assert_eq!(value["positions"]["applied"], "1.40");
+        assert_eq!(value["last_change"]["at"], "2001-09-09T01:47:38.000Z");
+    }
+
+    #[test]
+    fn one_line_for_a_monitor() {
+        let well = || Status {
+            failed_total: 0,
+            failed: vec![],
+            ..sample()
+        };
+        let with = |state: State| Status { state, ..well() };
+        let since = Stamp {
+            ms: sample().now.ms - 30_000,
+        };
+        let hold = Hold {
+            reason: HoldReason::RootGone,
+            since,
+            what: "the root | is gone".into(),
+            gone: None,
+            of: None,
+            below: None,
+        };
+        let lag = Duration::from_secs(60);
+        let cases = [
+            (
+                well(),
+                Health::Ok,
+                "following, lag 0.2 s | lag=0.250s;;60 records=2 failed=0 fuzzy=0 entries=102345",
+            ),
+            (
+                sample(),
+                Health::Warning,
+                "12 paths failed (f0: permission denied) | lag=",
+            ),
+            (with(State::Starting), Health::Warning, "starting | "),
+            (
+                with(State::Paused { since }),
+                Health::Warning,
+                "paused for 30 s | ",
+            ),
+            (
+                with(State::Hold(hold)),
+                Health::Critical,
+                "on hold: the root / is gone | ",
+            ),
+            (
+                with(State::Disconnected {
+                    since,
+                    reason: "x".into(),
+                }),
+                Health::Warning,
+                "disconnected for 30 s: x | ",
+            ),
+            (
+                with(State::Failed { reason: "x".into() }),
+                Health::Critical,
+                "failed: x | ",
+            ),
+            (with(State::Stopped), Health::Critical, "stopped | "),
+            (
+                Status {
+                    lag: Lag {
+                        seconds: 61.0,
+                        ..Lag::default()
+                    },
+                    ..well()
+                },
+                Health::Critical,
+                "lag 1 min 1 s is over 1 min | ",
+            ),
+        ];
+        for (status, want, line) in cases {
+            let (got, text) = health(&status, lag);
+            assert!(got == want && text.starts_with(line), "{got:?} {text}");
+            assert_eq!(text.matches('|').count(), 1);
+        }
+        let away = with(State::Disconnected {
+            since,
+            reason: "x".into(),
+        });
+        assert_eq!(health(&away, Duration::from_secs(10)).0, Health::Critical);
+    }
+
+    #[test]
+    fn reports() {
+        let mut report = ReleaseReport::default();
+        assert_eq!(release(&report), "nothing is held\n");
+        report.hold = Some(Hold {
+            reason: HoldReason::MassChange,
+            since: Stamp { ms: 0 },
+            what: "w".into(),
+            gone: None,
+            of: None,
+            below: None,
+        });
+        (report.gone, report.changed, report.sample) = (3, 1, vec![PathText::new(b"a\t")]);
+        assert_eq!(
+            release(&report),
+            "on hold: w\n3 entries would go, 0 new, 1 changed\n  a\\x09\n... and 2 more\n"
+        );
+        let end = VerifyEnd {
+            entries: 1,
+            bytes: 2048,
+            different: 2,
+            repaired: 2,
+            unknown: 1,
+        };
+        assert_eq!(
+            verified(&end),
+            "1 entry compared (2.0 KiB): 2 differences, 2 repaired, 1 changed or unreadable meanwhile"
+        );
+    }
+}
