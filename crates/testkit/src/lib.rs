@@ -57,7 +57,12 @@ pub fn set_project(path: &std::path::Path, project: u32) -> std::io::Result<()> 
 
 /// Changes the inode flags of a file or directory: those in `clear` go, those in `set` come.
 pub fn change_flags(path: &std::path::Path, clear: u32, set: u32) -> std::io::Result<()> {
-    let file = std::fs::File::open(path)?;
+    use std::os::unix::fs::OpenOptionsExt;
+    // A FIFO that came in its place must not make us wait.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)?;
     let flags = sys::flags(&file)?;
     sys::set_flags(&file, flags & !clear | set)
 }

@@ -263,8 +263,13 @@ pub fn killpoint(
     let status = match program.wait(deadline) {
         Ok(status) => status,
         Err(late) => {
-            // strace killed by -9 leaves its tracees running; on TERM it takes the program with it or lets it go.
-            let _ = program.stop(Duration::from_secs(2));
+            // strace, when killed, would let the program run on: the program goes first, then strace ends by itself.
+            for pid in descendants(program.pid()) {
+                if let Some(pid) = Pid::from_raw(pid as i32) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+            }
+            let _ = program.wait(Duration::from_secs(2));
             return Err(late);
         }
     };
@@ -321,6 +326,39 @@ pub fn has_strace() -> Result<(), Skip> {
         ))),
         Err(e) => Err(Skip(format!("strace: {e}"))),
     }
+}
+
+/// The processes that `ancestor` started, and those that they started.
+fn descendants(ancestor: u32) -> Vec<u32> {
+    let mut parents = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // `pid (name) state parent ...`, and the name may hold anything.
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (pid, parent)));
+    }
+    let mut found = vec![ancestor];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(
+            parents
+                .iter()
+                .filter(|pair| pair.1 == parent)
+                .map(|pair| pair.0),
+        );
+        next += 1;
+    }
+    found.remove(0);
+    found
 }
 
 fn under_strace(command: &Command, expression: &str, output: impl AsRef<OsStr>) -> Command {

@@ -291,11 +291,14 @@ impl Drop for Mapping {
 /// Runs `child` in a forked process, which ends with the code it returns, and gives its process id.
 ///
 /// Other threads' locks stay as they were at the fork, so `child` must not print, and must not use what this process's
-/// other threads use. Memory allocation is safe (the C library takes care of its own locks).
+/// other threads use. Its descriptors beyond stderr are closed. Memory allocation is safe (the C library takes care of its own locks).
 pub fn fork(child: impl FnOnce() -> i32) -> io::Result<i32> {
     // SAFETY: the child runs `child` only and then leaves without running this process's exit handlers.
     let pid = done(unsafe { libc::fork() })?;
     if pid == 0 {
+        // What this process has open (locks, pipes, watches) must not live on in the child.
+        // SAFETY: closes descriptors; `child` opens its own, and nothing else runs here.
+        unsafe { libc::close_range(3, u32::MAX, 0) };
         let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child)).unwrap_or(101);
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(code) }

@@ -349,8 +349,8 @@ fn unreadable() {
     if is_root() {
         skip!("root reads everything");
     }
-    fs::set_permissions(pair.left().join(FILE), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(pair.right().join(FILE), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(pair.left().join(FILE), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(pair.right().join(FILE), fs::Permissions::from_mode(0o000)).unwrap();
     assert_eq!(pair.found(), [(FILE.to_owned(), Class::Unreadable)]);
 }
 

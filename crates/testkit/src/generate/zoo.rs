@@ -116,7 +116,8 @@ fn contents(maker: &mut Maker<'_>) -> anyhow::Result<()> {
     maker.plain_file(b"zoo/contents/zeros", &[0; 65_536], finish)?;
     let piece = &bytes[..8192];
     let every_other: Vec<(u64, &[u8])> = (0..16).map(|n| (n * 131_072, piece)).collect();
-    let files: [(&[u8], u64, &[(u64, &[u8])]); 6] = [
+    type Chunks<'a> = &'a [(u64, &'a [u8])];
+    let files: [(&[u8], u64, Chunks<'_>); 6] = [
         (b"only a hole", 1 << 20, &[]),
         (b"hole first", 0, &[(1 << 20, piece)]),
         (b"hole last", 1 << 20, &[(0, piece)]),
@@ -266,7 +267,8 @@ fn attributes(maker: &mut Maker<'_>) -> anyhow::Result<()> {
     let many: Vec<Vec<u8>> = (0..20)
         .map(|n| format!("user.number-{n}").into_bytes())
         .collect();
-    let specimens: [(&str, Vec<(&[u8], &[u8])>); 8] = [
+    type Attribute<'a> = (&'a [u8], &'a [u8]);
+    let specimens: [(&str, Vec<Attribute<'_>>); 8] = [
         ("empty value", vec![(b"user.empty", b"")]),
         ("raw value", vec![(b"user.raw", b"\0\xff\n\x1b\0")]),
         ("large value", vec![(b"user.large", &[7; 3000])]),
