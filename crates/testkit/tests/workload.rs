@@ -135,7 +135,7 @@ fn works_on_what_is_there() {
         .iter()
         .filter(|difference| difference.path.starts_with("vhosts"))
         .count();
-    assert!(touched >= 5, "{touched}");
+    assert!(touched >= 5, "{found:?}");
     testkit::generate::remove(&place.tree()).unwrap();
 }
 

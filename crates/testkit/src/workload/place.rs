@@ -39,10 +39,22 @@ impl Workload {
         self.below(base)
     }
 
+    fn passed(&self) -> u64 {
+        if self.params.existing { 3 } else { 0 }
+    }
+    fn depth(&self, path: &Path) -> u64 {
+        let roots = [Some(&self.tree), self.outside.as_ref()];
+        let below = roots
+            .into_iter()
+            .flatten()
+            .find_map(|root| path.strip_prefix(root).ok());
+        below.map_or(0, |below| below.components().count() as u64)
+    }
+
     /// One to four names below a directory, never through a symlink. In a tree that was there before, its upper levels
     /// are only passed through, so that one operation does not take most of it away.
     fn below(&mut self, mut path: PathBuf) -> PathBuf {
-        let passed = if self.params.existing { 3 } else { 0 };
+        let passed = self.passed();
         for level in 0..self.rng.range(1, 4) + passed {
             let name = self.name_with(&path, if level < passed { 0.8 } else { 0.5 });
             path.push(OsStr::from_bytes(&name));
@@ -99,8 +111,7 @@ impl Workload {
                 return Ok(path);
             }
             if let Some(parent) = path.parent()
-                && parent != self.tree
-                && Some(parent) != self.outside.as_deref()
+                && self.depth(parent) > self.passed()
             {
                 return Ok(parent.to_owned());
             }
