@@ -12,6 +12,15 @@ pub struct Slot<T> {
     pub fresh: bool,
 }
 
+#[derive(Debug)]
+pub struct ObjectSlot {
+    pub value: Option<Box<[u8]>>,
+    pub fresh: bool,
+    /// The store has the object's body in the row of its one name, and it still has just that name: so its own row
+    /// stays as it is, unless the name is another's by now.
+    pub stays: bool,
+}
+
 /// Laws: an object here is the truth about its state, local part and list of names; each of those names has a slot, or
 /// the store has a row for it that refers to the object. A name or handle here is the truth about what it stands for.
 /// A name's value has a slot in `objects`.
@@ -20,7 +29,7 @@ pub struct Overlay {
     /// By entry key.
     pub names: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
     /// As `row::object_encode` packs them.
-    pub objects: BTreeMap<ObjectId, Slot<Box<[u8]>>>,
+    pub objects: BTreeMap<ObjectId, ObjectSlot>,
     /// By handle key.
     pub handles: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
     pub meta: BTreeMap<Box<str>, Slot<Box<[u8]>>>,
@@ -63,20 +72,36 @@ impl Overlay {
             HANDLE_BYTES + key.len(),
         );
     }
-    pub fn set_object(&mut self, id: ObjectId, value: Option<Vec<u8>>, fresh: bool) {
-        self.bytes += set_bytes(&mut self.objects, id, value, fresh, OBJECT_BYTES);
+    /// `fresh` counts only when the object has no slot yet; `stays` also must have been true before.
+    pub fn set_object(&mut self, id: ObjectId, value: Option<Vec<u8>>, fresh: bool, stays: bool) {
+        let value = value.map(Vec::into_boxed_slice);
+        let length = value.as_ref().map_or(0, |v| v.len());
+        match self.objects.get_mut(&id) {
+            Some(slot) if slot.fresh && value.is_none() => {
+                self.objects.remove(&id);
+            }
+            Some(slot) => {
+                let before = slot.value.as_ref().map_or(0, |v| v.len());
+                self.bytes += length.saturating_sub(before);
+                slot.value = value;
+                slot.stays &= stays;
+            }
+            None => {
+                self.bytes += OBJECT_BYTES + length;
+                let slot = ObjectSlot {
+                    value,
+                    fresh,
+                    stays,
+                };
+                self.objects.insert(id, slot);
+            }
+        }
     }
     pub fn set_blocks(&mut self, id: ObjectId, value: Option<Vec<u8>>) {
-        self.bytes += set_bytes(&mut self.blocks, id, value, false, OTHER_BYTES);
+        self.bytes += set_bytes(&mut self.blocks, id, value, OTHER_BYTES);
     }
     pub fn set_meta(&mut self, key: &str, value: Option<Vec<u8>>) {
-        self.bytes += set_bytes(
-            &mut self.meta,
-            key.into(),
-            value,
-            false,
-            OTHER_BYTES + key.len(),
-        );
+        self.bytes += set_bytes(&mut self.meta, key.into(), value, OTHER_BYTES + key.len());
     }
 }
 
@@ -109,25 +134,13 @@ fn set_bytes<K: Ord>(
     map: &mut BTreeMap<K, Slot<Box<[u8]>>>,
     key: K,
     value: Option<Vec<u8>>,
-    fresh: bool,
     cost: usize,
 ) -> usize {
-    let length = value.as_ref().map_or(0, Vec::len);
-    match map.get_mut(&key) {
-        Some(slot) if slot.fresh && value.is_none() => {
-            map.remove(&key);
-            0
-        }
-        Some(slot) => {
-            let before = slot.value.as_ref().map_or(0, |v| v.len());
-            slot.value = value.map(Vec::into_boxed_slice);
-            length.saturating_sub(before)
-        }
-        None if fresh && value.is_none() => 0,
-        None => {
-            let value = value.map(Vec::into_boxed_slice);
-            map.insert(key, Slot { value, fresh });
-            cost + length
-        }
+    let value = value.map(Vec::into_boxed_slice);
+    let length = value.as_ref().map_or(0, |v| v.len());
+    let fresh = false;
+    match map.insert(key, Slot { value, fresh }) {
+        Some(before) => length.saturating_sub(before.value.map_or(0, |v| v.len())),
+        None => cost + length,
     }
 }

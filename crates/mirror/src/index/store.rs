@@ -299,23 +299,23 @@ fn write_rows(write: &WriteTransaction, overlay: &Overlay) -> Result<(), redb::E
     });
     write_table(write.open_table(ENTRIES)?, entries)?;
 
-    let objects = overlay.objects.iter().map(|(id, slot)| {
-        let value = match &slot.value {
-            None => None,
-            Some(packed) => {
-                let (names, _) = row::object_split(packed).map_err(packed_wrong)?;
-                let key = names.first().map(row::entry_key_at);
-                match key {
+    let objects = overlay.objects.iter().filter_map(|(id, slot)| {
+        let row = match &slot.value {
+            None => Ok(None),
+            Some(packed) => match row::object_split(packed) {
+                Ok((names, _)) => match names.first().map(row::entry_key_at) {
                     Some(key) if names.len() == 1 && owner(&key) == Some(*id) => {
-                        let mut out = vec![row::OBJECT_INLINE];
-                        out.extend_from_slice(&key);
-                        Some(out)
+                        if slot.stays {
+                            return None;
+                        }
+                        Ok(Some([&[row::OBJECT_INLINE], key.as_slice()].concat()))
                     }
-                    _ => Some(packed.to_vec()),
-                }
-            }
+                    _ => Ok(Some(packed.to_vec())),
+                },
+                Err(e) => Err(packed_wrong(e)),
+            },
         };
-        Ok((id.0.to_be_bytes(), value, slot.fresh))
+        Some(row.map(|value| (id.0.to_be_bytes(), value, slot.fresh)))
     });
     write_table(write.open_table(OBJECTS)?, objects)?;
 

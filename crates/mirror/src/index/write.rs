@@ -114,6 +114,13 @@ impl Index {
         }
         let held = if new { None } else { self.held(id)? };
         let fresh = held.is_none();
+        let stays = match &held {
+            // Of one in the overlay the slot knows the rest.
+            Some((old, inline)) => {
+                (*inline || self.overlay.objects.contains_key(&id)) && old.names == object.names
+            }
+            None => false,
+        };
         if let Some((old, inline)) = &held {
             for at in &old.names {
                 if object.names.binary_search(at).is_err() {
@@ -146,7 +153,7 @@ impl Index {
         }
         self.count(&object);
         let packed = row::object_encode(&object);
-        self.overlay.set_object(id, Some(packed), fresh);
+        self.overlay.set_object(id, Some(packed), fresh, stays);
         self.header.id_max = self.header.id_max.max(id.0);
         Ok(())
     }
@@ -158,7 +165,7 @@ impl Index {
             }
             self.release_handle(id, &old)?;
             self.uncount(&old);
-            self.overlay.set_object(id, None, false);
+            self.overlay.set_object(id, None, false, false);
         }
         self.forget_blocks(id);
         Ok(())
@@ -220,7 +227,7 @@ impl Index {
     fn dispossess(&mut self, other: ObjectId) -> Result<(), IndexError> {
         if let Some((object, true)) = self.held(other)? {
             let packed = row::object_encode(&object);
-            self.overlay.set_object(other, Some(packed), false);
+            self.overlay.set_object(other, Some(packed), false, false);
         }
         Ok(())
     }
