@@ -173,7 +173,7 @@ fn crash_at(ops: &[Op], writes: usize, seed: u64) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 200,
+        cases: 100,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]

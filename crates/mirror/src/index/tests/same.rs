@@ -16,7 +16,7 @@ fn options(overlay_bytes_max: usize) -> Options {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 256,
+        cases: 128,
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
