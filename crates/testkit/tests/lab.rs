@@ -3,6 +3,7 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::process::Command;
 
 use testkit::lab::{ImageOptions, QueueLimit, in_private_namespace};
 use testkit::{Fs, Lab, is_root, need};
@@ -86,6 +87,14 @@ fn nobody_else_sees_the_mounts() {
     let elsewhere = fs::read_to_string("/proc/1/mountinfo").unwrap_or_default();
     assert!(!elsewhere.contains("testkit-lab-"));
     // What this thread starts sees them.
+    assert!(
+        Command::new("test")
+            .arg("-e")
+            .arg(&path)
+            .status()
+            .unwrap()
+            .success()
+    );
     assert!(std::thread::spawn(move || path.exists()).join().unwrap());
 }
 
@@ -134,6 +143,14 @@ fn the_queue_limit_comes_back() {
     assert_eq!(fs::read_to_string(LIMIT).unwrap().trim(), "40");
     drop(guard);
     assert_ne!(fs::read_to_string(LIMIT).unwrap().trim(), "40");
+}
+
+#[test]
+fn a_large_file_system_in_memory() {
+    let lab = need!(Lab::enter());
+    let image = need!(lab.ram(2));
+    let space = rustix::fs::statvfs(image.path()).unwrap();
+    assert!(space.f_files >= 1_500_000, "{}", space.f_files);
 }
 
 #[test]
