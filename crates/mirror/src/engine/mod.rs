@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod event;
+pub mod follower;
 pub mod options;
 pub mod status;
 pub mod worker;
