@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 mod real;
 mod sim;
+#[cfg(test)]
+mod tests;
 
 pub use real::RealDisk;
-pub use sim::SimDisk;
+pub use sim::{Fault, SimDisk};
 
 /// A directory of state files.
 pub trait Disk: Send + Sync + 'static {
