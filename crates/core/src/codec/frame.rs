@@ -52,31 +52,39 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The frame at the beginning of `bytes`.
-    pub fn parse(bytes: &'a [u8]) -> Result<Frame<'a>, CodecError> {
+    /// How long the frame at the beginning of `bytes` says it is. Not verified yet, but within the limit.
+    pub fn length(bytes: &[u8]) -> Result<usize, CodecError> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
             let known = bytes.len().min(MAGIC.len());
             return if bytes.get(..known) == MAGIC.get(..known) {
                 Err(CodecError::Torn { need: HEADER_BYTES })
             } else {
-                Err(CodecError::Corrupt("no frame begins here"))
+                Err(CodecError::Corrupt("no record begins here"))
             };
         };
         if header[..4] != MAGIC {
-            return Err(CodecError::Corrupt("no frame begins here"));
+            return Err(CodecError::Corrupt("no record begins here"));
         }
         let shared_len = read_u32(header, AT_SHARED) as usize;
         let local_len = read_u32(header, AT_LOCAL) as usize;
-        let len = shared_len
+        shared_len
             .checked_add(local_len)
             .and_then(|bodies| bodies.checked_add(HEADER_BYTES))
             .filter(|&len| len <= FRAME_BYTES_MAX)
-            .ok_or(CodecError::Corrupt("the length can't be"))?;
+            .ok_or(CodecError::Corrupt("the length of the record can't be"))
+    }
+
+    /// The frame at the beginning of `bytes`.
+    pub fn parse(bytes: &'a [u8]) -> Result<Frame<'a>, CodecError> {
+        let len = Frame::length(bytes)?;
         let Some(bytes) = bytes.get(..len) else {
             return Err(CodecError::Torn { need: len });
         };
+        let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return Err(CodecError::Torn { need: HEADER_BYTES });
+        };
         if checksum(bytes) != read_u32(header, AT_CRC) {
-            return Err(CodecError::Corrupt("the checksum is wrong"));
+            return Err(CodecError::Corrupt("the checksum of the record is wrong"));
         }
         let version = header[AT_VERSION];
         if version > VERSION {
@@ -85,7 +93,7 @@ impl<'a> Frame<'a> {
         if version == 0 || header[5..8] != [0; 3] || header[59] != 0 {
             return Err(CodecError::BadValue("header"));
         }
-        let (shared, local) = bytes[HEADER_BYTES..].split_at(shared_len);
+        let (shared, local) = bytes[HEADER_BYTES..].split_at(read_u32(header, AT_SHARED) as usize);
         let mut head = [0; 32];
         head.copy_from_slice(&header[AT_HEAD..AT_HASHED]);
         Ok(Frame {
