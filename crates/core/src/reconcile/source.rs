@@ -109,6 +109,8 @@ pub enum Body {
 /// An inode read as one: attributes as of one moment, and content if it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
+    /// With a `ctime` of zero when that stamp is so young that a later change may get the same one (kernels with
+    /// tick-grained times): then it never proves that nothing changed.
     pub seen: Seen,
     pub meta: Meta,
     /// For a file whose content was not asked for: `None`. Every other kind: complete.

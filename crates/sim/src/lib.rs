@@ -1,0 +1,7 @@
+//! A seeded simulator: a source tree with two racing processes, the engine's pure parts, and a copy that crashes.
+//!
+//! Everything comes from a seed and a script: no threads, no wall clock, so every failure can be had again.
+
+pub mod tree;
+
+pub use tree::SimTree;

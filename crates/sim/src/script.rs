@@ -1,0 +1,167 @@
+//! Scripts: what two processes do, and when the engine looks. Made from a seed, kept as data.
+
+use testkit::Rng;
+
+use crate::tree::{ACTORS, Base, NAMES, Op, Path, SLOTS};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    Do {
+        actor: usize,
+        op: Op,
+        /// The event stays on its way until the actor's next operation.
+        late: bool,
+    },
+    /// The engine reads up to `events` hints and looks at up to `names` names, while before every single look the
+    /// script goes on with this chance (in percent).
+    Pump {
+        events: usize,
+        names: usize,
+        race: u8,
+    },
+    /// Time passes.
+    Wait(u64),
+}
+
+/// How a run is set up, beside its script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setup {
+    pub queue_limit: usize,
+    /// Grain of file times; 0: every stamp is new.
+    pub grain_ns: u64,
+    /// The source opens directories by their path, as where handles can't be opened.
+    pub by_trail: bool,
+    /// A group grows no further than this by listing.
+    pub group_records_max: usize,
+}
+
+impl Setup {
+    pub fn random(rng: &mut Rng) -> Setup {
+        Setup {
+            queue_limit: if rng.chance(0.5) { 40 } else { 16_384 },
+            grain_ns: if rng.chance(0.25) { 4_000_000 } else { 0 },
+            by_trail: rng.chance(0.2),
+            group_records_max: if rng.chance(0.2) { 3 } else { 10_000 },
+        }
+    }
+}
+
+/// A script of about `ops` operations.
+pub fn random(rng: &mut Rng, ops: usize) -> Vec<Step> {
+    let mut steps = Vec::with_capacity(ops + ops / 4);
+    // Some runs look often, some seldom; some scripts use few names.
+    let pump = rng.unit() * 0.4 + 0.01;
+    let race = rng.below(60) as u8;
+    let names = rng.range(2, NAMES.len() as u64) as u8;
+    let depth = rng.range(1, 4) as usize;
+    let late = rng.unit() * 0.5;
+    while steps.len() < ops {
+        let actor = rng.below(ACTORS as u64) as usize;
+        for op in ops_random(rng, names, depth) {
+            steps.push(Step::Do {
+                actor,
+                op,
+                late: rng.chance(late),
+            });
+            if rng.chance(pump) {
+                steps.push(Step::Pump {
+                    events: if rng.chance(0.2) { 3 } else { 10_000 },
+                    names: if rng.chance(0.2) { 2 } else { 10_000 },
+                    race,
+                });
+            }
+            if rng.chance(0.1) {
+                steps.push(Step::Wait(rng.below(40)));
+            }
+        }
+    }
+    steps
+}
+
+fn path(rng: &mut Rng, names: u8, depth: usize, out: f64) -> Path {
+    let base = if rng.chance(out) {
+        Base::Out
+    } else {
+        Base::Root
+    };
+    let length = rng.range(1, depth as u64);
+    Path {
+        base,
+        names: (0..length)
+            .map(|_| rng.below(u64::from(names)) as u8)
+            .collect(),
+    }
+}
+
+/// One operation, or a few that belong together.
+fn ops_random(rng: &mut Rng, names: u8, depth: usize) -> Vec<Op> {
+    let mut a = path(rng, names, depth, 0.25);
+    let b = path(rng, names, depth, 0.25);
+    let byte = rng.below(256) as u8;
+    let slot = rng.below(SLOTS as u64) as usize;
+    let one = match rng.below(100) {
+        0..10 => Op::Write(a, byte),
+        10..13 => Op::Forge(a, byte),
+        13..14 => Op::Truncate(a),
+        14..27 => Op::Mkdir(a),
+        27..30 => Op::Symlink(a, byte),
+        30..32 => Op::Special(a, byte),
+        32..38 => Op::Link(a, b),
+        38..44 => Op::Unlink(a),
+        44..47 => Op::Rmdir(a),
+        47..49 => Op::Remove(a),
+        49..63 => Op::Rename(a, b),
+        63..66 => Op::Exchange(a, b),
+        66..67 => Op::Whiteout(a, b),
+        67..69 => Op::Invert(a),
+        69..72 => {
+            if rng.chance(0.1) {
+                a.names.clear();
+            }
+            Op::Chmod(a, 0o600 | (byte & 0o77) as u16)
+        }
+        72..73 => Op::Chown(a, u32::from(byte)),
+        73..75 => Op::Utimes(a, u64::from(byte) * 1_000_000_007),
+        75..76 => Op::Xattr(a, byte % 3, byte / 64),
+        76..80 => Op::Open(a, slot),
+        80..81 => Op::OpenUnnamed(a, slot),
+        81..82 => Op::LinkOpen(slot, a),
+        82..86 => Op::WriteOpen(slot, byte),
+        86..88 => Op::Store(slot, byte),
+        88..89 => Op::FlyBegin(slot, byte),
+        89..90 => Op::FlyEnd(slot),
+        90..91 => Op::ChmodOpen(slot, 0o600 | (byte & 0o77) as u16),
+        91..94 => Op::Close(slot),
+        94..95 => Op::WriteNameless(a, byte),
+        95..96 if rng.chance(0.1) => Op::MoveRoot(Path {
+            base: Base::Out,
+            names: vec![0],
+        }),
+        // mkdir -p, write, rename the parent.
+        96..97 => {
+            let mut inner = a.clone();
+            inner.names.push(0);
+            return vec![Op::Mkdir(a.clone()), Op::Write(inner, byte), Op::Rename(a, b)];
+        }
+        // A file saved beside and renamed over.
+        97..98 => {
+            let mut beside = a.clone();
+            if let Some(last) = beside.names.last_mut() {
+                *last = last.wrapping_add(1) % names;
+            }
+            return vec![Op::Write(beside.clone(), byte), Op::Rename(beside, a)];
+        }
+        // link x, rename x to y, link x.
+        98..99 => {
+            let other = path(rng, names, depth, 0.25);
+            return vec![
+                Op::Link(a.clone(), b.clone()),
+                Op::Rename(b.clone(), other),
+                Op::Link(a, b),
+            ];
+        }
+        // Gone and made again under one name.
+        _ => return vec![Op::Unlink(a.clone()), Op::Write(a, byte)],
+    };
+    vec![one]
+}
