@@ -1,6 +1,6 @@
 //! The simulated tree as reconcile sees it: the world moves on before every look.
 
-use mirror_core::hints::{Hint, Hints};
+use mirror_core::hints::Hints;
 use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Seen, Source, Whereabouts};
 use mirror_core::{At, Handle, MemRows, Name};
 
@@ -31,9 +31,7 @@ impl Eye<'_> {
 impl Source for Eye<'_> {
     fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
         self.world.race();
-        self.world
-            .tree
-            .look(dir.handle, self.trail(dir), name)
+        self.world.tree.look(dir.handle, self.trail(dir), name)
     }
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
         self.world.race();
@@ -86,9 +84,7 @@ impl Source for Eye<'_> {
 }
 
 /// What the kernel's handles answer to [`Hints::classify`].
-pub fn whereabouts(world: &mut World, by_trail: bool, dir: &Handle) -> Whereabouts {
+pub fn whereabouts(world: &mut World, dir: &Handle) -> Whereabouts {
     world.race();
-    let _: &Hint;
-    let _ = by_trail;
     world.tree.locate(dir)
 }

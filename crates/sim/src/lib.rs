@@ -2,6 +2,12 @@
 //!
 //! Everything comes from a seed and a script: no threads, no wall clock, so every failure can be had again.
 
+pub mod capture;
+pub mod check;
+pub mod eye;
+pub mod index_run;
+pub mod script;
 pub mod tree;
+pub mod world;
 
 pub use tree::SimTree;

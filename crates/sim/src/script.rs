@@ -1,8 +1,8 @@
 //! Scripts: what two processes do, and when the engine looks. Made from a seed, kept as data.
 
-use testkit::Rng;
+use testkit::rng::Rng;
 
-use crate::tree::{ACTORS, Base, NAMES, Op, Path, SLOTS};
+use crate::tree::{ACTORS, Base, NAMES, Op, Path, SLOTS, SimTree, name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -38,7 +38,7 @@ pub struct Setup {
 impl Setup {
     pub fn random(rng: &mut Rng) -> Setup {
         Setup {
-            queue_limit: if rng.chance(0.5) { 40 } else { 16_384 },
+            queue_limit: *rng.pick(&[12, 40, 40, 16_384]),
             grain_ns: if rng.chance(0.25) { 4_000_000 } else { 0 },
             by_trail: rng.chance(0.2),
             group_records_max: if rng.chance(0.2) { 3 } else { 10_000 },
@@ -50,14 +50,19 @@ impl Setup {
 pub fn random(rng: &mut Rng, ops: usize) -> Vec<Step> {
     let mut steps = Vec::with_capacity(ops + ops / 4);
     // Some runs look often, some seldom; some scripts use few names.
-    let pump = rng.unit() * 0.4 + 0.01;
+    let pump = rng.unit() * rng.unit() * 0.5 + 0.005;
     let race = rng.below(60) as u8;
-    let names = rng.range(2, NAMES.len() as u64) as u8;
-    let depth = rng.range(1, 4) as usize;
+    let wide = Wide {
+        names: rng.range(2, NAMES.len() as u64) as u8,
+        depth: rng.range(2, 5) as usize,
+    };
+    // Where the script has come, so that most of it can be done.
+    let mut tree = SimTree::new(0);
     let late = rng.unit() * 0.5;
     while steps.len() < ops {
         let actor = rng.below(ACTORS as u64) as usize;
-        for op in ops_random(rng, names, depth) {
+        for op in ops_random(rng, &tree, &wide) {
+            tree.act(actor, &op);
             steps.push(Step::Do {
                 actor,
                 op,
@@ -78,41 +83,83 @@ pub fn random(rng: &mut Rng, ops: usize) -> Vec<Step> {
     steps
 }
 
-fn path(rng: &mut Rng, names: u8, depth: usize, out: f64) -> Path {
-    let base = if rng.chance(out) {
+/// A path that leads somewhere: along names that exist, ending in one (`there`) or in any.
+fn path(rng: &mut Rng, tree: &SimTree, wide: &Wide, there: bool) -> Path {
+    let base = if rng.chance(0.2) {
         Base::Out
     } else {
         Base::Root
     };
-    let length = rng.range(1, depth as u64);
-    Path {
-        base,
-        names: (0..length)
-            .map(|_| rng.below(u64::from(names)) as u8)
-            .collect(),
+    let mut at = match base {
+        Base::Root => tree.root,
+        Base::Out => tree.out,
+    };
+    let mut names = Vec::new();
+    loop {
+        let entries = tree.entries(at);
+        let known: Vec<(u8, bool)> = (0..wide.names)
+            .filter_map(|n| {
+                let ino = *entries?.get(&name(n))?;
+                Some((n, tree.entries(ino).is_some()))
+            })
+            .collect();
+        let down: Vec<u8> = known
+            .iter()
+            .filter(|(_, dir)| *dir)
+            .map(|(n, _)| *n)
+            .collect();
+        if !down.is_empty() && names.len() + 1 < wide.depth && rng.chance(0.6) {
+            let n = *rng.pick(&down);
+            names.push(n);
+            let Some(below) = entries.and_then(|entries| entries.get(&name(n))) else {
+                break;
+            };
+            at = *below;
+            continue;
+        }
+        if there && !known.is_empty() && rng.chance(0.95) {
+            names.push(rng.pick(&known).0);
+        } else {
+            names.push(rng.below(u64::from(wide.names)) as u8);
+        }
+        break;
     }
+    Path { base, names }
+}
+
+/// How many names, and how deep.
+struct Wide {
+    names: u8,
+    depth: usize,
 }
 
 /// One operation, or a few that belong together.
-fn ops_random(rng: &mut Rng, names: u8, depth: usize) -> Vec<Op> {
-    let mut a = path(rng, names, depth, 0.25);
-    let b = path(rng, names, depth, 0.25);
+fn ops_random(rng: &mut Rng, tree: &SimTree, wide: &Wide) -> Vec<Op> {
+    // A name that is there, one that may be, and one that perhaps is not.
+    let mut a = path(rng, tree, wide, true);
+    let b = path(rng, tree, wide, true);
+    let new = path(rng, tree, wide, false);
+    let to = if rng.chance(0.5) {
+        new.clone()
+    } else {
+        b.clone()
+    };
     let byte = rng.below(256) as u8;
     let slot = rng.below(SLOTS as u64) as usize;
     let one = match rng.below(100) {
-        0..10 => Op::Write(a, byte),
+        0..10 => Op::Write(if rng.chance(0.5) { a } else { new }, byte),
         10..13 => Op::Forge(a, byte),
         13..14 => Op::Truncate(a),
-        14..27 => Op::Mkdir(a),
-        27..30 => Op::Symlink(a, byte),
-        30..32 => Op::Special(a, byte),
-        32..38 => Op::Link(a, b),
+        14..27 => Op::Mkdir(new),
+        27..30 => Op::Symlink(new, byte),
+        30..32 => Op::Special(new, byte),
+        32..38 => Op::Link(a, new),
         38..44 => Op::Unlink(a),
         44..47 => Op::Rmdir(a),
-        47..49 => Op::Remove(a),
-        49..63 => Op::Rename(a, b),
+        47..48 => Op::Remove(a),
+        48..63 => Op::Rename(a, to),
         63..66 => Op::Exchange(a, b),
-        66..67 => Op::Whiteout(a, b),
+        66..67 => Op::Whiteout(a, to),
         67..69 => Op::Invert(a),
         69..72 => {
             if rng.chance(0.1) {
@@ -125,7 +172,7 @@ fn ops_random(rng: &mut Rng, names: u8, depth: usize) -> Vec<Op> {
         75..76 => Op::Xattr(a, byte % 3, byte / 64),
         76..80 => Op::Open(a, slot),
         80..81 => Op::OpenUnnamed(a, slot),
-        81..82 => Op::LinkOpen(slot, a),
+        81..82 => Op::LinkOpen(slot, new),
         82..86 => Op::WriteOpen(slot, byte),
         86..88 => Op::Store(slot, byte),
         88..89 => Op::FlyBegin(slot, byte),
@@ -139,25 +186,29 @@ fn ops_random(rng: &mut Rng, names: u8, depth: usize) -> Vec<Op> {
         }),
         // mkdir -p, write, rename the parent.
         96..97 => {
-            let mut inner = a.clone();
+            let mut inner = new.clone();
             inner.names.push(0);
-            return vec![Op::Mkdir(a.clone()), Op::Write(inner, byte), Op::Rename(a, b)];
+            return vec![
+                Op::Mkdir(new.clone()),
+                Op::Write(inner, byte),
+                Op::Rename(new, b),
+            ];
         }
         // A file saved beside and renamed over.
         97..98 => {
             let mut beside = a.clone();
             if let Some(last) = beside.names.last_mut() {
-                *last = last.wrapping_add(1) % names;
+                *last = (*last + 1) % wide.names;
             }
             return vec![Op::Write(beside.clone(), byte), Op::Rename(beside, a)];
         }
         // link x, rename x to y, link x.
         98..99 => {
-            let other = path(rng, names, depth, 0.25);
+            let other = path(rng, tree, wide, false);
             return vec![
-                Op::Link(a.clone(), b.clone()),
-                Op::Rename(b.clone(), other),
-                Op::Link(a, b),
+                Op::Link(a.clone(), new.clone()),
+                Op::Rename(new.clone(), other),
+                Op::Link(a, new),
             ];
         }
         // Gone and made again under one name.

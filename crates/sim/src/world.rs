@@ -1,6 +1,6 @@
 //! The tree and its script: the world goes on between any two looks of the engine.
 
-use testkit::Rng;
+use testkit::rng::Rng;
 
 use crate::script::{Setup, Step};
 use crate::tree::{Op, SimTree};

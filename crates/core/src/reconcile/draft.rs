@@ -97,10 +97,12 @@ impl<'a, R: Rows> Draft<'a, R> {
         Ok(self.touch(id)?.map(|touched| &touched.object))
     }
 
+    /// Of a directory, and of nothing else.
     pub fn handle(&mut self, dir: Ref) -> Result<Option<Handle>, R::Error> {
         match dir {
             Ref::Known(id) => Ok(self
                 .object(id)?
+                .filter(|object| object.state.kind.is_dir())
                 .and_then(|object| object.local.handle.clone())),
             Ref::New(token) => Ok(self.new.get(token).and_then(|new| new.local.handle.clone())),
         }

@@ -81,6 +81,7 @@ pub fn reconcile<R: Rows, S: Source>(
         dirs: dirs.iter().copied().collect(),
         out: Outcome::default(),
         read: BTreeMap::new(),
+        stale: BTreeMap::new(),
         wrote: BTreeSet::new(),
         unlisted: Vec::new(),
     };
@@ -116,6 +117,8 @@ struct Run<'a, R: Rows, S: Source> {
     out: Outcome,
     /// Known objects read in this call, and whether their content was.
     read: BTreeMap<ObjectId, bool>,
+    /// Names in directories that could not be opened where they were thought to be.
+    stale: BTreeMap<Spot, Dirty>,
     /// Known objects that were written, by whatever name: they are read wherever they are found.
     wrote: BTreeSet<ObjectId>,
     unlisted: Vec<usize>,
@@ -140,6 +143,15 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         let mut sought: BTreeSet<ObjectId> = BTreeSet::new();
         loop {
             self.look_work()?;
+            // A directory that moved and stays in the tree has its names still to be looked at.
+            for (spot, bits) in core::mem::take(&mut self.stale) {
+                if self.draft.reaches_root(spot.dir)? {
+                    self.want(spot, bits);
+                } else {
+                    // Perhaps it is found again; else all below it is gone with it.
+                    self.stale.insert(spot, bits);
+                }
+            }
             // What was written and is not read yet has a name that nobody called dirty.
             let unread: Vec<ObjectId> = self
                 .wrote
@@ -165,8 +177,10 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             let rounds = self.rounds.entry(spot.clone()).or_insert(0);
             *rounds += 1;
             if *rounds > ROUNDS_MAX {
-                if let Some(at) = spot.known() {
-                    self.out.again.push((at, bits));
+                match (spot.known(), spot.dir) {
+                    (Some(at), _) => self.out.again.push((at, bits)),
+                    (None, Ref::New(token)) => self.unlisted.push(token),
+                    (None, Ref::Known(_)) => {}
                 }
                 continue;
             }
@@ -195,7 +209,11 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             self.dirs.insert(id);
         }
         match look {
-            Look::Stale => self.look_above(spot.dir),
+            Look::Stale => {
+                self.look_above(spot.dir)?;
+                self.stale.entry(spot).or_default().merge(bits);
+                Ok(())
+            }
             Look::Foreign => {
                 if let Some(at) = spot.known() {
                     self.out.foreign.push(at);
@@ -582,25 +600,32 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 handle: &handle,
                 trail,
             };
-            let Look::Seen(seen) = self.source.look_dir(&dir) else {
-                continue;
-            };
-            if seen.ctime == object.local.ctime && seen.mtime == object.state.meta.mtime {
-                continue;
-            }
-            match self.source.read(&dir, None, &seen, false) {
-                ReadEnd::Done(reading) => self.compare(id, reading, None)?,
-                // It moves on: another event says so.
-                ReadEnd::Moved => {}
-                ReadEnd::Failed(failure) => {
-                    if let Some(at) = self
-                        .draft
-                        .name_of(Ref::Known(id))?
-                        .and_then(|spot| spot.known())
-                    {
-                        self.out.failed.push((at, Dirty::default(), failure));
-                    }
+            let failure = match self.source.look_dir(&dir) {
+                Look::Seen(seen)
+                    if seen.ctime == object.local.ctime
+                        && seen.mtime == object.state.meta.mtime =>
+                {
+                    continue;
                 }
+                Look::Seen(seen) => match self.source.read(&dir, None, &seen, false) {
+                    ReadEnd::Done(reading) => {
+                        self.compare(id, reading, None)?;
+                        continue;
+                    }
+                    ReadEnd::Moved => None,
+                    ReadEnd::Failed(failure) => Some(failure),
+                },
+                Look::Failed(failure) => Some(failure),
+                Look::Absent | Look::Stale | Look::Foreign => None,
+            };
+            // It moved on while we looked: under its own name it is found again, or found gone.
+            let name = self.draft.name_of(Ref::Known(id))?;
+            match (name.and_then(|spot| spot.known()), failure) {
+                (Some(at), Some(failure)) => {
+                    self.out.failed.push((at, Dirty::default(), failure));
+                }
+                (Some(at), None) => self.out.again.push((at, Dirty::default())),
+                (None, _) => {}
             }
         }
         Ok(())

@@ -7,11 +7,11 @@ use super::*;
 
 impl SimTree {
     /// Runs one operation of an actor. Its events stay in the actor's pocket until [`Queue::arrive`].
-    pub fn act(&mut self, actor: usize, op: &Op) {
+    /// False: it could not be done.
+    pub fn act(&mut self, actor: usize, op: &Op) -> bool {
         self.queue.arrive(actor);
         self.now_ns += 1000;
-        // None: it could not be done.
-        let _ = self.try_act(actor, op);
+        self.try_act(actor, op).is_some()
     }
 
     fn try_act(&mut self, actor: usize, op: &Op) -> Option<()> {
@@ -141,7 +141,15 @@ impl SimTree {
             Op::WriteOpen(slot, byte) => {
                 let open = self.slot(actor, *slot)?.clone();
                 self.store(open.ino, *byte)?;
-                self.wrote(actor, open.alias, open.ino, false);
+                let stamp = self.stamp();
+                let inode = self.inodes.get_mut(&open.ino)?;
+                inode.mtime = stamp;
+                inode.ctime = stamp;
+                let hint = Hint {
+                    contents: true,
+                    ..self.hint_open(&open)
+                };
+                self.queue.raise(actor, hint);
                 Some(())
             }
             Op::Store(slot, byte) => {
@@ -161,13 +169,13 @@ impl SimTree {
             Op::FlyEnd(slot) => {
                 let open = self.slot_mut(actor, *slot)?;
                 let bytes = open.flying.take()?;
-                let (alias, ino) = (open.alias.clone(), open.ino);
+                let open = open.clone();
                 for byte in bytes {
-                    self.store(ino, byte)?;
+                    self.store(open.ino, byte)?;
                 }
                 let hint = Hint {
                     contents: true,
-                    ..self.hint(alias.0, &alias.1, ino)
+                    ..self.hint_open(&open)
                 };
                 self.queue.raise(actor, hint);
                 Some(())
@@ -178,7 +186,7 @@ impl SimTree {
                 let inode = self.inodes.get_mut(&open.ino)?;
                 inode.mode = *mode;
                 inode.ctime = stamp;
-                let hint = self.hint(open.alias.0, &open.alias.1, open.ino);
+                let hint = self.hint_open(&open);
                 self.queue.raise(actor, hint);
                 Some(())
             }
@@ -408,10 +416,25 @@ impl SimTree {
         self.rename(actor, (up, aside), (up, x_name))
     }
 
+    /// An event of a descriptor: at the name it was opened by.
+    fn hint_open(&self, open: &Open) -> Hint {
+        Hint {
+            at: Some(HintName {
+                dir: open.alias_dir.clone(),
+                name: Some(open.alias.1.clone()),
+            }),
+            ..self.hint_object(open.ino)
+        }
+    }
+
     fn follow_alias(&mut self, ino: Ino, from: &(Ino, Name), to: &(Ino, Name)) {
+        let Some(dir) = self.inodes.get(&to.0).map(Inode::handle) else {
+            return;
+        };
         for open in self.open.iter_mut().flatten() {
             if open.ino == ino && open.alias == *from {
                 open.alias = to.clone();
+                open.alias_dir = dir.clone();
             }
         }
     }
@@ -466,10 +489,12 @@ impl SimTree {
     }
 
     fn open_slot(&mut self, actor: usize, slot: usize, ino: Ino, alias: (Ino, Name)) -> Option<()> {
+        let alias_dir = self.inodes.get(&alias.0)?.handle();
         self.inodes.get_mut(&ino)?.writers += 1;
         self.open[actor * SLOTS + slot % SLOTS] = Some(Open {
             ino,
             alias,
+            alias_dir,
             flying: None,
         });
         Some(())
@@ -480,7 +505,7 @@ impl SimTree {
         let hint = Hint {
             contents: true,
             closed: true,
-            ..self.hint(open.alias.0, &open.alias.1, open.ino)
+            ..self.hint_open(&open)
         };
         self.queue.raise(actor, hint);
         self.inodes.get_mut(&open.ino)?.writers -= 1;

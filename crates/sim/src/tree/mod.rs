@@ -25,6 +25,8 @@ struct Open {
     ino: Ino,
     /// The name it was opened by, which follows renames and stays when it is dead.
     alias: (Ino, Name),
+    /// Of the alias's directory, which may be gone.
+    alias_dir: Handle,
     /// A write that has stamped its time and not yet stored its bytes.
     flying: Option<Vec<u8>>,
 }

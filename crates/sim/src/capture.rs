@@ -1,0 +1,337 @@
+//! The capture loop in miniature: hints to dirty names to looks to groups to rows. No disk, no kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mirror_core::hints::{Hint, Hints};
+use mirror_core::model::apply_group;
+use mirror_core::reconcile::{Body, Dirty, Limits, Outcome, Proposed, reconcile};
+use mirror_core::settle::{Phase, Settle, SettleLimits};
+use mirror_core::{At, Change, Digest, MemRows, Name, ObjectId, Position, Record, Rows};
+
+use crate::eye::{Eye, whereabouts};
+use crate::script::Setup;
+use crate::tree::Event;
+use crate::world::World;
+
+/// Defects planted on purpose: the checks must find each of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Weakness {
+    /// Object handles are ignored.
+    pub no_object: bool,
+    /// Events of directories that are not known are dropped.
+    pub no_outside: bool,
+    /// One hint in so many is lost.
+    pub lose: Option<u64>,
+    /// An overflow is not followed by a scan.
+    pub no_overflow: bool,
+    /// Bytes written are looked for only under the name they were written by.
+    pub no_wrote: bool,
+    /// Hints read in the middle of a look are not resolved again.
+    pub no_again: bool,
+    pub seen: u64,
+}
+
+impl Weakness {
+    pub fn filter(&mut self, hint: &Hint, rows: &MemRows) -> Option<Hint> {
+        self.seen += 1;
+        if self.lose.is_some_and(|n| self.seen.is_multiple_of(n)) {
+            return None;
+        }
+        let mut hint = hint.clone();
+        if self.no_object {
+            hint.object = None;
+        }
+        if self.no_outside
+            && [&hint.at, &hint.to]
+                .into_iter()
+                .flatten()
+                .all(|told| rows.by_handle(&told.dir) == Ok(None))
+            && hint.at.is_some()
+        {
+            return None;
+        }
+        Some(hint)
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CaptureStats {
+    pub hints: u64,
+    pub overflows: u64,
+    pub looks: u64,
+    pub groups: u64,
+    pub records: u64,
+    pub again: u64,
+    pub foreign: u64,
+}
+
+pub struct Capture {
+    pub rows: MemRows,
+    hints: Hints,
+    settle: Settle,
+    /// Directories to list.
+    scan: BTreeSet<ObjectId>,
+    root_dirty: bool,
+    early: Vec<Event>,
+    setup: Setup,
+    pub weak: Weakness,
+    next: Position,
+    pub groups: Vec<Vec<Record>>,
+    pub bodies: BTreeMap<Digest, Vec<u8>>,
+    pub stats: CaptureStats,
+}
+
+impl Capture {
+    pub fn new(world: &World, setup: Setup, weak: Weakness) -> Result<Capture, String> {
+        let mut capture = Capture {
+            rows: MemRows::default(),
+            hints: Hints::new(),
+            settle: Settle::new(SettleLimits {
+                quiet_ms: 20,
+                wait_ms_max: 100,
+            }),
+            scan: BTreeSet::new(),
+            root_dirty: true,
+            early: Vec::new(),
+            setup,
+            weak,
+            next: Position {
+                epoch: 1,
+                sequence: 1,
+            },
+            groups: Vec::new(),
+            bodies: BTreeMap::new(),
+            stats: CaptureStats::default(),
+        };
+        capture.append(vec![Proposed {
+            change: Change::Open {
+                tree: [1; 16],
+                claim: [2; 16],
+                parent: None,
+            },
+            who: None,
+            local: None,
+            body: Body::None,
+        }])?;
+        let Ok(root) = capture.rows.object(ObjectId::ROOT);
+        let mut root = root.ok_or("the root was not created")?;
+        root.local.handle = Some(world.tree.root_handle());
+        let Ok(()) = capture.rows.put(ObjectId::ROOT, root);
+        capture.scan_all();
+        Ok(capture)
+    }
+
+    /// Everything is in doubt: every directory is listed again.
+    pub fn scan_all(&mut self) {
+        self.scan = self
+            .rows
+            .objects()
+            .filter(|(_, object)| object.state.kind.is_dir())
+            .map(|(id, _)| *id)
+            .collect();
+        self.root_dirty = true;
+        self.hints.clear();
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.settle.is_empty() && self.scan.is_empty() && !self.root_dirty && self.early.is_empty()
+    }
+
+    /// What is left to do, for a message.
+    pub fn waiting(&self) -> String {
+        format!(
+            "dirty {:?}, to list {:?}, root {}, early {:?}",
+            self.settle, self.scan, self.root_dirty, self.early
+        )
+    }
+
+    /// Reads hints, looks at what is due, and applies what was found.
+    pub fn pump(&mut self, world: &mut World, events: usize, names: usize) -> Result<(), String> {
+        let mut read = std::mem::take(&mut self.early);
+        if self.weak.no_again {
+            read.retain(|event| *event == Event::Overflow);
+        }
+        read.extend(world.tree.queue.read(events));
+        for event in read {
+            self.take_event(world, event);
+        }
+        self.list(world, names);
+        let due = self.settle.take(world.now_ms(), names);
+        if due.is_empty() && !self.root_dirty {
+            return Ok(());
+        }
+        let dirs: &[ObjectId] = if self.root_dirty {
+            &[ObjectId::ROOT]
+        } else {
+            &[]
+        };
+        let mut due = due;
+        if self.weak.no_wrote {
+            due.iter_mut().for_each(|(_, dirty)| {
+                dirty.contents |= !dirty.wrote.is_empty();
+                dirty.wrote.clear();
+            });
+        }
+        let mut eye = Eye {
+            world,
+            rows: &self.rows,
+            hints: &mut self.hints,
+            early: &mut self.early,
+            by_trail: self.setup.by_trail,
+            weak: &mut self.weak,
+        };
+        let limits = Limits {
+            group_records_max: self.setup.group_records_max,
+        };
+        let Ok(outcome) = reconcile(&self.rows, &mut eye, due, dirs, self.next, limits);
+        self.root_dirty = false;
+        self.settled(outcome, world.now_ms())
+    }
+
+    fn settled(&mut self, outcome: Outcome, now_ms: u64) -> Result<(), String> {
+        self.stats.looks += outcome.looks;
+        self.stats.again += outcome.again.len() as u64;
+        if !outcome.group.is_empty() {
+            self.append(outcome.group)?;
+        }
+        for (id, local, proven) in outcome.touched {
+            let Ok(Some(mut object)) = self.rows.object(id) else {
+                continue;
+            };
+            object.local = local;
+            if let (Some(proven), mirror_core::Kind::File(content)) =
+                (proven, &mut object.state.kind)
+            {
+                content.proven = proven;
+            }
+            let Ok(()) = self.rows.put(id, object);
+        }
+        self.scan.extend(outcome.unlisted);
+        for (at, dirty) in outcome.again {
+            self.settle.hint(at, dirty, Phase::Final, now_ms);
+        }
+        for (at, dirty, _) in outcome.failed {
+            self.settle.hint(at, dirty, Phase::Open, now_ms);
+        }
+        Ok(())
+    }
+
+    fn take_event(&mut self, world: &mut World, event: Event) {
+        self.stats.hints += 1;
+        let hint = match event {
+            Event::Overflow => {
+                self.stats.overflows += 1;
+                if !self.weak.no_overflow {
+                    self.scan_all();
+                }
+                return;
+            }
+            Event::Hint { hint, .. } => hint,
+        };
+        let Some(hint) = self.weak.filter(&hint, &self.rows) else {
+            return;
+        };
+        let Ok(mut found) = self.hints.resolve(&self.rows, &hint);
+        let now_ms = world.now_ms();
+        self.settle.accept(&mut found, now_ms);
+        self.root_dirty |= found.root;
+        for dir in found.unknown {
+            let Ok(at) = self
+                .hints
+                .classify(&self.rows, &dir, &mut |dir| whereabouts(world, dir));
+            if let Some(at) = at {
+                self.settle.hint(at, Dirty::default(), Phase::Final, now_ms);
+            }
+        }
+    }
+
+    /// Lists directories that are in doubt: all names there are and all names we know are dirty.
+    fn list(&mut self, world: &mut World, max: usize) {
+        for _ in 0..max {
+            let Some(dir) = self.scan.pop_first() else {
+                return;
+            };
+            let Ok(Some(object)) = self.rows.object(dir) else {
+                continue;
+            };
+            let Some(handle) = &object.local.handle else {
+                continue;
+            };
+            let trail = self.setup.by_trail.then(|| self.trail(dir));
+            world.race();
+            let now_ms = world.now_ms();
+            let Some(names) = world.tree.list(handle, trail.as_deref()) else {
+                if let Some(at) = object.names.first() {
+                    let doubt = Dirty {
+                        doubt: true,
+                        ..Dirty::default()
+                    };
+                    self.settle.hint(at.clone(), doubt, Phase::Final, now_ms);
+                    if self.setup.by_trail {
+                        self.scan.insert(dir);
+                        return;
+                    }
+                }
+                continue;
+            };
+            let Ok(known) = self.rows.children(dir, None, usize::MAX);
+            let all: BTreeSet<Name> = names
+                .into_iter()
+                .chain(known.into_iter().map(|(name, _)| name))
+                .collect();
+            for name in all {
+                let at = At { parent: dir, name };
+                let doubt = Dirty {
+                    doubt: true,
+                    ..Dirty::default()
+                };
+                self.settle.hint(at, doubt, Phase::Final, now_ms);
+            }
+            self.root_dirty |= dir == ObjectId::ROOT;
+        }
+    }
+
+    fn trail(&self, dir: ObjectId) -> Vec<Name> {
+        let mut trail = Vec::new();
+        let mut at = dir;
+        while at != ObjectId::ROOT {
+            let Ok(Some(object)) = self.rows.object(at) else {
+                break;
+            };
+            let Some(name) = object.names.first() else {
+                break;
+            };
+            trail.push(name.name.clone());
+            at = name.parent;
+        }
+        trail.reverse();
+        trail
+    }
+
+    fn append(&mut self, proposed: Vec<Proposed>) -> Result<(), String> {
+        let last = proposed.len() - 1;
+        let mut group = Vec::with_capacity(proposed.len());
+        for (n, proposed) in proposed.into_iter().enumerate() {
+            if let (Some(content), Body::Bytes(bytes)) = (proposed.change.content(), proposed.body)
+            {
+                self.bodies.insert(content.digest, bytes);
+            }
+            group.push(Record {
+                position: self.next,
+                time_ns: 0,
+                end: n == last,
+                who: proposed.who,
+                change: proposed.change,
+                local: proposed.local,
+                content: None,
+            });
+            self.next.sequence += 1;
+        }
+        apply_group(&mut self.rows, &group)
+            .map_err(|error| format!("the model refuses a group: {error:?}\n{group:#?}"))?;
+        self.stats.groups += 1;
+        self.stats.records += group.len() as u64;
+        self.groups.push(group);
+        Ok(())
+    }
+}
