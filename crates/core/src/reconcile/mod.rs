@@ -265,6 +265,27 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
     ) -> Result<(), R::Error> {
         let old = self.draft.binding(&spot)?;
         let known = self.draft.by_handle(&seen)?;
+        // An object whose handle is not known (its index was made again) is learned by path and type; whether it is
+        // equal, the bytes say.
+        let (known, bits) = match (known, old) {
+            (None, Some(Ref::Known(id))) => {
+                let learns = self.draft.object(id)?.is_some_and(|object| {
+                    object.local.handle.is_none() && seen.is_kind(&object.state.kind)
+                });
+                if learns {
+                    (
+                        old,
+                        Dirty {
+                            contents: true,
+                            ..bits
+                        },
+                    )
+                } else {
+                    (known, bits)
+                }
+            }
+            _ => (known, bits),
+        };
         if let (Some(old), Some(known)) = (old, known)
             && old == known
         {

@@ -3,10 +3,12 @@
 //! What a person asked for comes in as [`options::MirrorOptions`]; what happens goes out as [`event::Event`]s to a
 //! [`event::Ui`], as a [`status::Status`] to whoever asks, and through [`control`] to the other commands.
 
+pub mod applying;
 pub mod control;
 pub mod event;
 pub mod follower;
 pub mod options;
+pub mod session;
 pub mod status;
 pub mod worker;
 

@@ -1,0 +1,660 @@
+//! The apply loop: durable groups of a log become the copy, on a thread of its own, with the mass-change guard before it.
+//!
+//! Used by a mirror on one host and by a follower alike. The log goes on being written while this is paused or held.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use mirror_core::guard::{Alarm, Window};
+use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
+
+use super::event::{Event, Ui};
+use super::options::OnMassChange;
+use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
+use crate::apply::{Applier, ApplyError, Contents, Counts, Difference, Outcome, Recorded, Store};
+use crate::index::Index;
+use crate::log::{Cursor, Group, LogError, LogReader, Waited};
+
+/// Records applied at once.
+const BATCH_RECORDS_MAX: usize = 16_384;
+/// First wait before what failed is tried again; doubled up to a minute.
+const RETRY_MS_MIN: u64 = 500;
+const RETRY_MS_MAX: u64 = 60_000;
+
+/// What others may see and wait for.
+#[derive(Default)]
+pub struct Applied {
+    state: Mutex<ApplyStatus>,
+    changed: Condvar,
+}
+
+#[derive(Default, Clone)]
+pub struct ApplyStatus {
+    pub applied: Option<Position>,
+    /// The log's durable end as apply last saw it.
+    pub end: Option<Position>,
+    /// Time of the oldest record that waits; `None`: nothing waits.
+    pub waiting_since_ns: Option<u64>,
+    pub counts: Counts,
+    pub recorded: Recorded,
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub moved_aside: Vec<PathText>,
+    pub hold: Option<Hold>,
+    pub alarm_gone: u64,
+    /// The loop is over, for this reason.
+    pub ended: Option<String>,
+}
+
+impl Applied {
+    pub fn lock(&self) -> MutexGuard<'_, ApplyStatus> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Waits until something changed, at most so long.
+    pub fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, ApplyStatus>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, ApplyStatus> {
+        self.changed
+            .wait_timeout(state, at_most)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+    fn update(&self, change: impl FnOnce(&mut ApplyStatus)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// An order to the loop, answered between two batches.
+pub enum ApplyOrder {
+    /// Compare the copy with its rows; the answer ends when the channel closes.
+    Verify {
+        content: bool,
+        found: Sender<Difference>,
+    },
+    Repair {
+        differences: Vec<Difference>,
+        done: Sender<Result<Outcome, String>>,
+    },
+    /// Make rows and position durable.
+    Checkpoint(Sender<Result<(), String>>),
+    /// Let a hold go on.
+    Release,
+}
+
+pub struct ApplySetup {
+    pub applier: Applier<Index>,
+    pub reader: LogReader,
+    pub contents: Arc<dyn Contents + Send + Sync>,
+    pub on_mass_change: OnMassChange,
+    pub ui: Arc<dyn Ui>,
+    pub verbose: bool,
+}
+
+pub struct ApplyLoop {
+    pub applied: Arc<Applied>,
+    pub orders: Sender<ApplyOrder>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    tail: crate::log::Tail,
+    thread: JoinHandle<Result<Index, String>>,
+}
+
+impl ApplyLoop {
+    pub fn start(setup: ApplySetup) -> std::io::Result<ApplyLoop> {
+        let applied = Arc::new(Applied::default());
+        let (orders, taken) = unbounded();
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let tail = setup.reader.tail();
+        applied.lock().applied = setup.applier.store().position();
+        let (shared, stopped) = (applied.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("apply".into())
+            .spawn(move || {
+                let mut running = Running {
+                    applier: setup.applier,
+                    reader: setup.reader,
+                    contents: setup.contents,
+                    on_mass_change: setup.on_mass_change,
+                    ui: setup.ui,
+                    verbose: setup.verbose,
+                    applied: shared.clone(),
+                    orders: taken,
+                    stop: stopped,
+                    window: Window::default(),
+                    began: Instant::now(),
+                    retry_ms: RETRY_MS_MIN,
+                    retry_at: None,
+                    unsaved: None,
+                    counted: BTreeMap::new(),
+                };
+                let done = running.run();
+                let closed = running.applier.close().map_err(|e| chain(&e));
+                let ended = match (&done, &closed) {
+                    (Err(text), _) => Some(text.clone()),
+                    (Ok(()), Err(text)) => Some(text.clone()),
+                    _ => None,
+                };
+                shared.update(|status| status.ended = Some(ended.unwrap_or_default()));
+                done.and(closed)
+            })?;
+        Ok(ApplyLoop {
+            applied,
+            orders,
+            stop,
+            tail,
+            thread,
+        })
+    }
+
+    /// Ends the loop after the batch it is in; everything applied is durable then.
+    pub fn stop(self) -> Result<Index, String> {
+        self.stop.store(true, std::sync::atomic::Ordering::Release);
+        self.tail.wake();
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err("the apply thread broke off".into()))
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}
+
+struct Running {
+    applier: Applier<Index>,
+    reader: LogReader,
+    contents: Arc<dyn Contents + Send + Sync>,
+    on_mass_change: OnMassChange,
+    ui: Arc<dyn Ui>,
+    verbose: bool,
+    applied: Arc<Applied>,
+    orders: Receiver<ApplyOrder>,
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    window: Window,
+    began: Instant,
+    retry_ms: u64,
+    retry_at: Option<Instant>,
+    /// Since when something applied is not durable.
+    unsaved: Option<Instant>,
+    /// Entries in first-level directories, as counted a moment ago.
+    counted: BTreeMap<Name, (Instant, u64)>,
+}
+
+impl Running {
+    fn stopped(&self) -> bool {
+        self.stop.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let after = self.applier.store().position();
+        let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
+        let mut batch: Vec<Record> = Vec::new();
+        let mut head: Option<Digest> = None;
+        let mut tries = 0u32;
+        while !self.stopped() {
+            self.orders();
+            self.fill(&mut cursor, &mut batch, &mut head)
+                .map_err(|e| chain(&e))?;
+            let Some(last) = head.filter(|_| !batch.is_empty()) else {
+                self.applied.update(|status| status.waiting_since_ns = None);
+                self.retry()?;
+                self.idle(&cursor)?;
+                continue;
+            };
+            let waiting = batch.first().map(|record| record.time_ns);
+            let end = self.reader.tail().durable().map(|end| end.position);
+            self.applied.update(|status| {
+                status.waiting_since_ns = waiting;
+                status.end = end;
+            });
+            if !self.may_apply(&batch)? {
+                // Held, and stopped while holding.
+                break;
+            }
+            match self.applier.apply(&batch, last, &*self.contents) {
+                Ok(outcome) => {
+                    tries = 0;
+                    self.tell(&batch);
+                    batch.clear();
+                    head = None;
+                    self.took(outcome);
+                }
+                Err(error) => {
+                    // Nothing moved: the same records come again. A disk that is full may have room later.
+                    tries += 1;
+                    let text = chain(&error);
+                    if matches!(error, ApplyError::Unfinished) || tries > 1000 {
+                        return Err(text);
+                    }
+                    if tries == 1 {
+                        self.ui.event(Event::Notice(format!("apply waits: {text}")));
+                    }
+                    let wait = Duration::from_millis((100u64 << tries.min(7)).min(10_000));
+                    let until = Instant::now() + wait;
+                    while Instant::now() < until && !self.stopped() {
+                        self.orders();
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whole groups, as many as are durable and fit. After a crash at least up to where the copy may already be.
+    fn fill(
+        &mut self,
+        cursor: &mut Cursor,
+        batch: &mut Vec<Record>,
+        head: &mut Option<Digest>,
+    ) -> Result<(), LogError> {
+        let until = self.applier.replay_until();
+        if !batch.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let reached = batch.last().map(|record: &Record| record.position);
+            let must = until.is_some_and(|until| reached.is_none_or(|reached| reached < until));
+            if batch.len() >= BATCH_RECORDS_MAX && !must {
+                return Ok(());
+            }
+            let Some(Group { records, end, .. }) = cursor.next_group()? else {
+                return Ok(());
+            };
+            *head = Some(end.head);
+            batch.extend(records);
+        }
+    }
+
+    fn idle(&mut self, cursor: &Cursor) -> Result<(), String> {
+        // Small waits, so that orders are answered; the tail wakes it at once when records come.
+        let deadline = Instant::now() + Duration::from_millis(100);
+        match self.reader.tail().wait_past(cursor.position(), deadline) {
+            Waited::Durable(_) => {}
+            Waited::Deadline => self.checkpoint_if_due()?,
+            Waited::Stopped(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+        Ok(())
+    }
+
+    /// Rows and position become durable within a second of the last batch, also when nothing more comes.
+    fn checkpoint_if_due(&mut self) -> Result<(), String> {
+        const SAVED_WITHIN: Duration = Duration::from_secs(1);
+        if self
+            .unsaved
+            .is_some_and(|since| since.elapsed() >= SAVED_WITHIN)
+        {
+            self.unsaved = None;
+            if let Err(error) = self.applier.checkpoint() {
+                self.unsaved = Some(Instant::now());
+                self.ui.event(Event::Notice(format!(
+                    "the copy's index can't be saved: {}",
+                    chain(&error)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn orders(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            match order {
+                ApplyOrder::Verify { content, found } => {
+                    let done = self.applier.verify(content, &mut |difference| {
+                        let _ = found.send(difference);
+                    });
+                    if let Err(error) = done {
+                        self.ui
+                            .event(Event::Notice(format!("verify: {}", chain(&error))));
+                    }
+                }
+                ApplyOrder::Repair { differences, done } => {
+                    let outcome = self
+                        .applier
+                        .repair(&differences, &*self.contents)
+                        .map_err(|e| chain(&e));
+                    let _ = done.send(outcome);
+                }
+                ApplyOrder::Checkpoint(done) => {
+                    let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
+                }
+                ApplyOrder::Release => self.release(),
+            }
+        }
+    }
+
+    fn release(&mut self) {
+        self.window.clear();
+        let mut state = self.applied.lock();
+        if state.hold.take().is_some() {
+            drop(state);
+            self.applied.changed.notify_all();
+            self.ui.event(Event::Released);
+        }
+    }
+
+    fn retry(&mut self) -> Result<(), String> {
+        if self.applier.failed().is_empty() {
+            self.retry_at = None;
+            self.retry_ms = RETRY_MS_MIN;
+            return Ok(());
+        }
+        let at = *self
+            .retry_at
+            .get_or_insert(Instant::now() + Duration::from_millis(self.retry_ms));
+        if Instant::now() < at {
+            return Ok(());
+        }
+        self.retry_ms = (self.retry_ms * 2).min(RETRY_MS_MAX);
+        self.retry_at = Some(Instant::now() + Duration::from_millis(self.retry_ms));
+        match self.applier.retry(&*self.contents) {
+            Ok(outcome) => self.took(outcome),
+            Err(error) => self.ui.event(Event::Notice(format!(
+                "trying again failed: {}",
+                chain(&error)
+            ))),
+        }
+        Ok(())
+    }
+
+    fn took(&mut self, outcome: Outcome) {
+        self.unsaved.get_or_insert(Instant::now());
+        let position = self.applier.store().position();
+        let failed = self.failed();
+        let total = self.applier.failed().len() as u64;
+        for failure in &outcome.failed {
+            let path = self.path_of(failure.object);
+            self.ui.event(Event::Failed {
+                path,
+                reason: format!("cannot {}: {}", failure.step, failure.reason),
+            });
+        }
+        for object in &outcome.healed {
+            let path = self.path_of(*object);
+            self.ui.event(Event::Healed { path });
+        }
+        for path in &outcome.moved_aside {
+            self.ui.event(Event::Notice(format!(
+                "moved aside to adopted/: {}",
+                mirror_core::escape(path)
+            )));
+        }
+        self.applied.update(|status| {
+            status.applied = position;
+            add(&mut status.counts, &outcome.counts);
+            status.recorded = add_recorded(status.recorded, outcome.recorded);
+            status.failed = failed;
+            status.failed_total = total;
+            let room = FAILED_MAX.saturating_sub(status.moved_aside.len());
+            status.moved_aside.extend(
+                outcome
+                    .moved_aside
+                    .iter()
+                    .take(room)
+                    .map(|path| PathText::new(path)),
+            );
+        });
+    }
+
+    fn failed(&self) -> Vec<Failed> {
+        let since = Stamp::now();
+        let before: BTreeMap<PathText, Stamp> = self
+            .applied
+            .lock()
+            .failed
+            .iter()
+            .map(|failed| (failed.path.clone(), failed.since))
+            .collect();
+        let mut failed = Vec::new();
+        for failure in self.applier.failed().into_iter().take(FAILED_MAX) {
+            let path = self.path_of(failure.object);
+            let since = before.get(&path).copied().unwrap_or(since);
+            failed.push(Failed {
+                path,
+                reason: format!("cannot {}: {}", failure.step, failure.reason),
+                since,
+                tries: 1,
+            });
+        }
+        failed
+    }
+
+    fn path_of(&self, object: ObjectId) -> PathText {
+        match path_of(self.applier.store(), object) {
+            Some(path) => PathText::new(&path),
+            None => PathText::new(format!("object {}", object.0).as_bytes()),
+        }
+    }
+
+    /// `-v`: a line for each path.
+    fn tell(&self, batch: &[Record]) {
+        if !self.verbose {
+            return;
+        }
+        for record in batch {
+            let (what, at) = match &record.change {
+                Change::Create { at, .. } => ("new", at),
+                Change::Link { at, .. } => ("linked", at),
+                Change::Unlink { at, .. } => ("removed", at),
+                Change::Move { to, .. } => ("moved", to),
+                Change::Update {
+                    at: Some(at),
+                    content,
+                    ..
+                } => (
+                    if content.is_some() {
+                        "changed"
+                    } else {
+                        "attributes"
+                    },
+                    at,
+                ),
+                _ => continue,
+            };
+            let mut path = match path_of(self.applier.store(), at.parent) {
+                Some(path) if !path.is_empty() => {
+                    let mut path = path;
+                    path.push(b'/');
+                    path
+                }
+                _ => Vec::new(),
+            };
+            path.extend_from_slice(at.name.as_bytes());
+            self.ui.event(Event::Changed {
+                what,
+                path: PathText::new(&path),
+            });
+        }
+    }
+
+    /// The guard of a mirror without history: very much going at once holds here until somebody lets it.
+    fn may_apply(&mut self, batch: &[Record]) -> Result<bool, String> {
+        if self.on_mass_change == OnMassChange::Follow {
+            return Ok(true);
+        }
+        let now = self.began.elapsed().as_millis() as u64;
+        let mut going: BTreeMap<Option<Name>, u64> = BTreeMap::new();
+        for record in batch {
+            if let Change::Unlink { at, object } = &record.change {
+                let (dir, entries) = self.loss(at, *object)?;
+                *going.entry(dir).or_default() += entries;
+            }
+        }
+        for (dir, entries) in &going {
+            self.window.add(dir.clone(), *entries, now);
+        }
+        if going.is_empty() {
+            return Ok(true);
+        }
+        let total: u64 = going.values().sum();
+        let mut counted = std::mem::take(&mut self.counted);
+        let store = self.applier.store();
+        let alarm = self.window.judge(&mut |dir| {
+            // The rows still have what is about to go.
+            let (left, about) = match dir {
+                None => (store.stats().entries, total),
+                Some(name) => (
+                    first_level(store, &mut counted, name),
+                    going.get(&Some(name.clone())).copied().unwrap_or(0),
+                ),
+            };
+            left.saturating_sub(about)
+        });
+        self.counted = counted;
+        let Some(alarm) = alarm else { return Ok(true) };
+        let hold = hold_of(
+            &alarm,
+            HoldReason::MassChange,
+            "were removed within minutes",
+        );
+        self.applied.update(|status| {
+            status.hold = Some(hold.clone());
+            status.alarm_gone = total;
+        });
+        self.ui.event(Event::Held(hold));
+        while self.applied.lock().hold.is_some() {
+            if self.stopped() {
+                return Ok(false);
+            }
+            self.orders();
+            let end = self.reader.tail().durable().map(|end| end.position);
+            let state = self.applied.lock();
+            let mut state = self.applied.wait(state, Duration::from_millis(50));
+            state.end = end;
+        }
+        Ok(true)
+    }
+
+    /// Entries that go with a name, and the first-level directory they are in.
+    fn loss(&self, at: &At, object: ObjectId) -> Result<(Option<Name>, u64), String> {
+        let store = self.applier.store();
+        let entries = 1 + store.count_below(object).map_err(|e| chain(&e))?;
+        let mut first = at.clone();
+        let mut below_root = false;
+        while first.parent != ObjectId::ROOT {
+            let up = store.object(first.parent).map_err(|e| chain(&e))?;
+            let Some(name) = up.and_then(|dir| dir.names.into_iter().next()) else {
+                break;
+            };
+            first = name;
+            below_root = true;
+        }
+        let is_dir = store
+            .object(object)
+            .map_err(|e| chain(&e))?
+            .is_some_and(|object| object.state.kind.is_dir());
+        Ok(((below_root || is_dir).then_some(first.name), entries))
+    }
+}
+
+/// Entries in a first-level directory. Counting is a walk, so an answer holds for two seconds.
+fn first_level(store: &Index, counted: &mut BTreeMap<Name, (Instant, u64)>, name: &Name) -> u64 {
+    const FRESH: Duration = Duration::from_secs(2);
+    if let Some((when, entries)) = counted.get(name)
+        && when.elapsed() < FRESH
+    {
+        return *entries;
+    }
+    let at = At {
+        parent: ObjectId::ROOT,
+        name: name.clone(),
+    };
+    let entries = match store.name(&at) {
+        Ok(Some(id)) => store.count_below(id).unwrap_or(0),
+        _ => 0,
+    };
+    if counted.len() > 1000 {
+        counted.clear();
+    }
+    counted.insert(name.clone(), (Instant::now(), entries));
+    entries
+}
+
+/// A hold in words.
+pub fn hold_of(alarm: &Alarm, reason: HoldReason, how: &str) -> Hold {
+    let since = Stamp::now();
+    match alarm {
+        Alarm::Tree(loss) => Hold {
+            reason,
+            since,
+            what: format!("{} of {} entries {how}", loss.gone, loss.before),
+            gone: Some(loss.gone),
+            of: Some(loss.before),
+            below: None,
+        },
+        Alarm::Dir { name, loss } => Hold {
+            reason,
+            since,
+            what: format!("{} of {} entries in {name} {how}", loss.gone, loss.before),
+            gone: Some(loss.gone),
+            of: Some(loss.before),
+            below: Some(PathText::new(name.as_bytes())),
+        },
+        Alarm::Empty { before } => Hold {
+            reason: if reason == HoldReason::Unexplained {
+                HoldReason::RootEmpty
+            } else {
+                reason
+            },
+            since,
+            what: format!("the source is empty, and had {before} entries"),
+            gone: Some(*before),
+            of: Some(*before),
+            below: None,
+        },
+    }
+}
+
+/// The path of an object below the root, by the rows; of the root itself: empty.
+pub fn path_of<R: Rows>(rows: &R, object: ObjectId) -> Option<Vec<u8>> {
+    let mut names: Vec<Name> = Vec::new();
+    let mut at = object;
+    while at != ObjectId::ROOT {
+        let name = rows.object(at).ok()??.names.into_iter().next()?;
+        at = name.parent;
+        names.push(name.name);
+    }
+    let names: Vec<&[u8]> = names.iter().rev().map(Name::as_bytes).collect();
+    Some(names.join(&b'/'))
+}
+
+fn add(sum: &mut Counts, more: &Counts) {
+    sum.created += more.created;
+    sum.content += more.content;
+    sum.content_bytes += more.content_bytes;
+    sum.meta += more.meta;
+    sum.renamed += more.renamed;
+    sum.linked += more.linked;
+    sum.removed += more.removed;
+    sum.adopted += more.adopted;
+    sum.moved_aside += more.moved_aside;
+}
+
+fn add_recorded(a: Recorded, b: Recorded) -> Recorded {
+    Recorded {
+        owners: a.owners + b.owners,
+        setid: a.setid + b.setid,
+        devices: a.devices + b.devices,
+        xattrs: a.xattrs + b.xattrs,
+        labels: a.labels + b.labels,
+        flags: a.flags + b.flags,
+        projects: a.projects + b.projects,
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,339 @@
+//! One session of capture over one tree: the source opened, log and index recovered, the watch set, the loop running.
+//!
+//! A session ends when it is stopped, when a guard holds, or when log or index can't go on; whoever runs it then closes
+//! everything and starts a new one. Every descriptor into the source belongs to the session.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use mirror_core::model::apply_group;
+use mirror_core::{Digest, Handle, Object, ObjectId, Position, Rows};
+
+use super::options::Detector;
+use crate::capture::run::{Capture, CaptureOptions, CaptureSetup};
+use crate::capture::sink::Sink;
+use crate::capture::state::{Barrier, Ended, Order, Shared};
+use crate::capture::tree::{RootId, SourceTree, TreeError};
+use crate::capture::watch::{Watch, WatchOptions, Watching};
+use crate::disk::Disk;
+use crate::filter::Filter;
+use crate::index::{self, Index, IndexError, move_aside};
+use crate::log::{Log, LogError, LogOptions, LogReader, PruneLimits};
+
+pub struct SessionSetup {
+    /// The tree's root, canonical.
+    pub source: PathBuf,
+    /// Where `log/` and `content/` live.
+    pub disk: Arc<dyn Disk>,
+    /// The worker's index.
+    pub index: PathBuf,
+    pub index_options: index::Options,
+    pub log_options: LogOptions,
+    pub filter: Arc<Filter>,
+    pub sink: Arc<dyn Sink>,
+    pub detector: Option<Detector>,
+    pub capture: CaptureOptions,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    #[error("cannot open the log")]
+    Log(#[from] LogError),
+    #[error("cannot open the index")]
+    Index(#[from] IndexError),
+    /// A detector was asked for that can't be had: exit 2.
+    #[error("{0}")]
+    Detector(String),
+    /// The root is not the one this log is of.
+    #[error("{0}")]
+    OtherRoot(String),
+    #[error("{0}")]
+    Other(String),
+}
+
+pub struct Session {
+    pub tree: Arc<SourceTree>,
+    pub tree_id: [u8; 16],
+    pub index: Arc<RwLock<Index>>,
+    pub reader: LogReader,
+    pub shared: Arc<Shared>,
+    pub orders: Sender<Order>,
+    pub detector: Detector,
+    pub why: String,
+    /// Things found while opening that a person should know.
+    pub notices: Vec<String>,
+    thread: JoinHandle<()>,
+    ended: Receiver<Ended>,
+    _watching: Watching,
+}
+
+/// Log segments kept beyond what is needed.
+const LOG_BYTES_KEPT: u64 = 256 << 20;
+const CONTENT_BYTES_KEPT: u64 = 1 << 30;
+
+pub fn prune_limits() -> PruneLimits {
+    PruneLimits {
+        log_bytes_max: Some(LOG_BYTES_KEPT),
+        content_bytes_max: Some(CONTENT_BYTES_KEPT),
+        oldest_time_ns: None,
+    }
+}
+
+pub fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// Sixteen random bytes from the system.
+pub fn random_id() -> std::io::Result<[u8; 16]> {
+    let mut id = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut id)?;
+    Ok(id)
+}
+
+impl Session {
+    pub fn open(setup: SessionSetup) -> Result<Session, SessionError> {
+        let mut notices = Vec::new();
+        let tree = Arc::new(SourceTree::open(&setup.source)?);
+        let log = open_log(&setup, &mut notices)?;
+        let mut index = open_index(&setup, &log, &mut notices)?;
+        know_root(&mut index, &tree, setup.capture.released)?;
+        let watch = Watch::new(
+            &tree,
+            WatchOptions {
+                forced: setup.detector,
+                who: true,
+            },
+        )
+        .map_err(SessionError::Detector)?;
+        let watch = Arc::new(watch);
+        let watching = Watching::start(watch.clone());
+        let index = Arc::new(RwLock::new(index));
+        let shared = Arc::new(Shared::default());
+        let (orders, taken) = unbounded();
+        let (tell, ended) = bounded(1);
+        let (reader, tree_id) = (log.reader(), log.tree());
+        let mut capture = setup.capture;
+        if watch.detector == Detector::Scan {
+            capture.scan_interval = capture.scan_interval.min(Duration::from_secs(10));
+        }
+        let capture = Capture::new(CaptureSetup {
+            tree: tree.clone(),
+            index: index.clone(),
+            log,
+            watch: watch.clone(),
+            filter: setup.filter,
+            sink: setup.sink,
+            shared: shared.clone(),
+            orders: taken,
+            options: capture,
+        });
+        let thread = std::thread::Builder::new()
+            .name("capture".into())
+            .spawn(move || {
+                let _ = tell.send(capture.run());
+            });
+        let thread =
+            thread.map_err(|e| SessionError::Other(format!("cannot start a thread: {e}")))?;
+        Ok(Session {
+            detector: watch.detector,
+            why: watch.why.clone(),
+            tree,
+            tree_id,
+            index,
+            reader,
+            shared,
+            orders,
+            notices,
+            thread,
+            ended,
+            _watching: watching,
+        })
+    }
+
+    /// Why the loop ended, if it did by itself.
+    pub fn ended(&self) -> Option<Ended> {
+        self.ended.try_recv().ok()
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Ends the loop and closes everything.
+    pub fn stop(self) -> Ended {
+        let _ = self.orders.send(Order::Stop);
+        let ended = self
+            .ended
+            .recv()
+            .unwrap_or_else(|_| Ended::Failed("the capture thread broke off".into()));
+        let _ = self.thread.join();
+        ended
+    }
+
+    /// Asks for a barrier; the answer comes on the channel.
+    pub fn barrier(&self) -> Receiver<Barrier> {
+        let (answer, receiver) = bounded(1);
+        let _ = self.orders.send(Order::Barrier(answer));
+        receiver
+    }
+}
+
+fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<Log, SessionError> {
+    match Log::open(setup.disk.clone(), setup.log_options.clone()) {
+        Ok((log, recovered)) => {
+            if recovered.cut_bytes > 0 {
+                notices.push(format!(
+                    "the log's torn tail was cut off ({} bytes, never acknowledged)",
+                    recovered.cut_bytes
+                ));
+            }
+            Ok(log)
+        }
+        Err(LogError::Absent) => {
+            let random = |what| move |e| SessionError::Other(format!("cannot make {what}: {e}"));
+            let tree = random_id().map_err(random("a tree id"))?;
+            let claim = random_id().map_err(random("a claim id"))?;
+            Ok(Log::create(
+                setup.disk.clone(),
+                setup.log_options.clone(),
+                tree,
+                claim,
+                now_ns(),
+            )?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The index as of the log's end: opened, or, if it is lost, damaged or of another log, made again from the log.
+fn open_index(
+    setup: &SessionSetup,
+    log: &Log,
+    notices: &mut Vec<String>,
+) -> Result<Index, SessionError> {
+    let reader = log.reader();
+    let mut why = None;
+    let mut index = match Index::open(&setup.index, setup.index_options.clone()) {
+        Ok((index, opened)) => {
+            if !opened.created && opened.tree != Some(log.tree()) {
+                why = Some("it is of another tree".to_string());
+            } else if let Some(mark) = opened.mark
+                && reader.head_at(mark.position)? != Some(mark.head)
+                && reader.first() <= mark.position
+            {
+                why = Some(format!(
+                    "it contains {}, which the log does not",
+                    mark.position
+                ));
+            }
+            index
+        }
+        Err(error @ (IndexError::Newer { .. } | IndexError::Io { .. })) => return Err(error.into()),
+        Err(error) => {
+            let aside = move_aside(&setup.index)?;
+            notices.push(format!(
+                "the index is damaged ({error}): it is made again; the old one is {}",
+                show(&aside)
+            ));
+            Index::open(&setup.index, setup.index_options.clone())?.0
+        }
+    };
+    if let Some(why) = why {
+        drop(index);
+        let aside = move_aside(&setup.index)?;
+        notices.push(format!(
+            "the index can't be used ({why}): it is made again; the old one is {}",
+            show(&aside)
+        ));
+        index = Index::open(&setup.index, setup.index_options.clone())?.0;
+    }
+    index.set_tree(log.tree());
+    replay(&mut index, &reader, log.end().map(|end| end.position))?;
+    Ok(index)
+}
+
+/// Brings rows up to the log's end.
+fn replay(
+    index: &mut Index,
+    reader: &LogReader,
+    end: Option<Position>,
+) -> Result<(), SessionError> {
+    let mut cursor = reader.cursor(index.mark().map(|mark| mark.position))?;
+    let mut groups = 0u64;
+    while let Some(group) = cursor.next_group()? {
+        apply_group(index, &group.records)
+            .map_err(|e| SessionError::Other(format!("the log can't be replayed: {e:?}")))?;
+        index.set_position(group.end.position, group.end.head);
+        groups += 1;
+    }
+    if groups > 0 {
+        index.flush()?;
+    }
+    let _ = end;
+    Ok(())
+}
+
+const ROOT_KEY: &str = "root";
+
+/// A log is of one root. A root with another identity under the same path is a replaced disk or a wrong mount.
+fn know_root(index: &mut Index, tree: &SourceTree, released: bool) -> Result<(), SessionError> {
+    let now = root_bytes(&tree.id);
+    match index.meta_get(ROOT_KEY)? {
+        Some(old) if old != now && !released && index.stats().entries > 0 => {
+            return Err(SessionError::OtherRoot(format!(
+                "{} is not the directory it was",
+                show(&tree.path)
+            )));
+        }
+        Some(old) if old == now => {}
+        Some(_) | None => {
+            index.meta_put(ROOT_KEY, &now)?;
+            if let Some(root) = index.object(ObjectId::ROOT)? {
+                // Handles of another file system mean nothing: all is found again by path and equality.
+                let local = mirror_core::Local {
+                    handle: Some(tree.id.handle.clone()),
+                    ino: tree.id.ino,
+                    ..root.local.clone()
+                };
+                index.put(ObjectId::ROOT, Object { local, ..root })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What makes a root the same: its handle and birth. (The file system's id is no help: some make it of the device's
+/// number, which changes from mount to mount.)
+fn root_bytes(id: &RootId) -> Vec<u8> {
+    let Handle { kind, bytes } = &id.handle;
+    let mut out = kind.to_le_bytes().to_vec();
+    out.extend_from_slice(&id.btime.seconds.to_le_bytes());
+    out.extend_from_slice(&id.btime.nanos.to_le_bytes());
+    out.extend_from_slice(bytes);
+    out
+}
+
+pub fn show(path: &Path) -> String {
+    mirror_core::escape(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
+}
+
+/// Whether the rows know this object with this content now.
+pub fn current_content(index: &RwLock<Index>, object: ObjectId, digest: Digest) -> bool {
+    let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+    match rows.object(object) {
+        Ok(Some(found)) => found
+            .state
+            .kind
+            .content()
+            .is_some_and(|content| content.digest == digest),
+        _ => false,
+    }
+}
