@@ -1,11 +1,84 @@
 //! The two programs' commands: what a person types, and what they get to see. No decision about files is made here.
 
+pub mod args;
 pub mod config;
+pub mod control;
 pub mod exit;
 pub mod find;
+pub mod mirror;
 pub mod parse;
 pub mod places;
 pub mod screen;
+pub mod settings;
 pub mod show;
 pub mod text;
 pub mod ui;
+pub mod worker;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use args::{Command, FsMirror, Mirrord};
+use exit::{CliError, Exit};
+
+/// `fs_mirror`, from its arguments to its exit code.
+pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let command = match FsMirror::try_parse_from(args) {
+        Ok(parsed) => parsed.command,
+        Err(e) => return not_understood(&e),
+    };
+    ended(
+        "fs_mirror",
+        match command {
+            Command::Mirror(args) => mirror::run(args),
+            Command::Status(args) => control::status(&args),
+            Command::Check(args) => Ok(control::check(&args)),
+            Command::Wait(args) => control::wait(&args),
+            Command::Pause(args) => control::pause(&args),
+            Command::Resume(args) => control::resume(&args),
+            Command::Release(args) => control::release(&args),
+            Command::Verify(args) => control::verify(&args),
+            Command::Config(command) => settings::run(&command),
+        },
+    )
+}
+
+/// `mirrord`, from its arguments to its exit code.
+pub fn mirrord(args: impl IntoIterator<Item = OsString>) -> Exit {
+    match Mirrord::try_parse_from(args) {
+        Ok(parsed) => ended("mirrord", worker::run(parsed.command)),
+        Err(e) => not_understood(&e),
+    }
+}
+
+fn ended(program: &str, result: Result<Exit, CliError>) -> Exit {
+    result.unwrap_or_else(|e| {
+        ui::complain(&format!("{program}: {}", e.line));
+        e.exit
+    })
+}
+
+/// Help and version go to stdout; a mistake goes to stderr, with nothing in it that a terminal would obey.
+fn not_understood(e: &clap::Error) -> Exit {
+    if !e.use_stderr() {
+        let _ = e.print();
+        return Exit::Done;
+    }
+    let text = e.render().to_string();
+    let lines: Vec<String> = text.trim_end().lines().map(plain).collect();
+    ui::complain(&lines.join("\n"));
+    Exit::Usage
+}
+
+fn plain(line: &str) -> String {
+    line.chars()
+        .map(|c| {
+            if c.is_control() {
+                mirror_core::escape(c.to_string().as_bytes())
+            } else {
+                c.to_string()
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,411 @@
+//! What the two programs understand: commands, options and their help.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mirror_core::Position;
+
+use crate::cli::parse::{self, ParseError};
+use crate::engine::control::Against;
+use crate::engine::options::{Detector, OnMassChange, Owners};
+use crate::engine::status::parse_position;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
+6 peer unreachable.";
+
+/// Keeps a directory an exact copy of a live tree, in near real time.
+#[derive(Debug, Parser)]
+#[command(name = "fs_mirror", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct FsMirror {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mirror SRC in DST: copy it, then follow every change until stopped
+    Mirror(MirrorArgs),
+    /// Say how a mirror is
+    Status(StatusArgs),
+    /// One line and exit code 0, 1, 2 or 3 for Nagios-like monitors
+    Check(CheckArgs),
+    /// Wait until the copy has what the source has now, or a position
+    Wait(WaitArgs),
+    /// Stop following for a while: every descriptor into SRC is closed
+    Pause(PlainArgs),
+    /// Go on after a pause
+    Resume(PlainArgs),
+    /// Show what a hold will let through, and let it through
+    Release(ReleaseArgs),
+    /// Compare the copy with the source or with its index
+    Verify(VerifyArgs),
+    /// Check or show a mirror's settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// How much is said, and in which form.
+#[derive(Debug, Clone, Copy, Args, Default)]
+pub struct Say {
+    /// JSON, one object a line, on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// More: a line per path
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub verbose: bool,
+}
+
+/// Which mirror a command is about.
+#[derive(Debug, Clone, Args, Default)]
+pub struct Which {
+    /// The mirror: its DST or its state directory [default: the one around the current directory]
+    #[arg(short = 'm', long = "mirror", value_name = "DST")]
+    pub mirror: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = MIRROR_HELP)]
+pub struct MirrorArgs {
+    /// What to mirror: /path, [user@]host:/path (over ssh) or ssh://[user@]host[:port]/path
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+    /// The directory that becomes the copy; it holds nothing else
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    /// Return when every entry is as it was at the start or later
+    #[arg(long)]
+    pub once: bool,
+    /// List what would be done, do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take over a DST that holds something already: what is equal stays, what is extra is moved aside
+    #[arg(long)]
+    pub adopt: bool,
+    /// Answer every question with yes
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Leave out what matches this gitignore pattern (again for more; '' for none)
+    #[arg(long, value_name = "PATTERN")]
+    pub ignore: Vec<String>,
+    /// Mirror this mount point below SRC too (again for more; '' for none)
+    #[arg(long, value_name = "PATH")]
+    pub cross: Vec<PathBuf>,
+    /// Keep no old versions
+    #[arg(long)]
+    pub no_history: bool,
+    /// Owners, set-id bits, devices and capabilities: set in the copy, or only recorded [default: apply as root, else record]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub owners: Option<Owners>,
+    /// When very much goes at once: hold (ask) or follow [default: hold]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub on_mass_change: Option<OnMassChange>,
+    /// Where the mirror's state is, on DST's file system [default: DST.fs_mirror]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How changes are noticed [default: auto, the best that works]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub detector: Option<DetectorChoice>,
+    /// At most so many bytes per second, as 500K or 10M; 0: no limit
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub bwlimit: Option<Rate>,
+    /// A link that says nothing for so long is dead, as 90s or 10m; 0: never
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// What to run at the far end instead of mirrord, as 'sudo -n mirrord'
+    #[arg(long, value_name = "COMMAND")]
+    pub remote_command: Option<String>,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+const MIRROR_HELP: &str = "\
+Runs until stopped; start it again and it goes on where it was. Settings given (--ignore, --cross, --no-history, \
+--owners, --on-mass-change, --detector, --bwlimit, --timeout, --remote-command) are saved in DST.fs_mirror/config.toml \
+and need not be given again.
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
+6 peer unreachable.";
+
+/// A detector, or the best that works here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DetectorChoice {
+    Auto,
+    Fanotify,
+    Inotify,
+    Scan,
+}
+
+impl DetectorChoice {
+    pub fn detector(self) -> Option<Detector> {
+        match self {
+            DetectorChoice::Auto => None,
+            DetectorChoice::Fanotify => Some(Detector::Fanotify),
+            DetectorChoice::Inotify => Some(Detector::Inotify),
+            DetectorChoice::Scan => Some(Detector::Scan),
+        }
+    }
+}
+
+/// Bytes per second; `None`: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+fn parse_rate(text: &str) -> Result<Rate, ParseError> {
+    parse::rate(text).map(Rate)
+}
+
+fn position(text: &str) -> Result<Position, ParseError> {
+    parse_position(text)
+        .ok_or_else(|| ParseError("a position is EPOCH.SEQ, as status shows it".into()))
+}
+
+#[derive(Debug, Args)]
+pub struct PlainArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_CODES)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub limits: CheckLimits,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+const CHECK_CODES: &str = "\
+Exit codes: 0 OK; 1 WARNING (seeding, paused, failed paths, briefly disconnected); 2 CRITICAL (not running, on hold, \
+failed, lag or disconnected for longer than --max-lag); 3 UNKNOWN (no such mirror).";
+
+#[derive(Debug, Clone, Args)]
+pub struct CheckLimits {
+    /// More lag than this is critical
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse::duration)]
+    pub max_lag: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = WAIT_CODES)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    pub for_what: WaitFor,
+    /// Give up after this long
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+const WAIT_CODES: &str = "\
+Exit codes: 0 it came true; 3 it did, but listed paths failed or are fuzzy; 4 on hold; 5 timed out; 1 not running.";
+
+#[derive(Debug, Clone, Copy, Args)]
+#[group(required = true, multiple = false)]
+pub struct WaitFor {
+    /// Until everything done at the source before this command is in the copy, durably
+    #[arg(long)]
+    pub idle: bool,
+    /// Until this position is applied
+    #[arg(long, value_name = "EPOCH.SEQ", value_parser = position)]
+    pub position: Option<Position>,
+}
+
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Compare with the source's tree, or with what the copy's index says
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "source")]
+    pub against: Against,
+    /// Make what differs equal again
+    #[arg(long)]
+    pub repair: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Is config.toml good? With PATH: which ignore line decides about it
+    Check(ConfigCheckArgs),
+    /// Show the settings
+    Show(PlainArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigCheckArgs {
+    /// A path in the tree; a slash at the end says that it is a directory
+    pub path: Option<PathBuf>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+/// The worker: captures a tree's changes and serves them.
+#[derive(Debug, Parser)]
+#[command(name = "mirrord", version, after_help = EXIT_CODES, disable_help_subcommand = true)]
+pub struct Mirrord {
+    #[command(subcommand)]
+    pub command: WorkerCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// The far end of `fs_mirror mirror host:/path`: speaks on stdin and stdout
+    Stdio(StdioArgs),
+    /// Say how the trees captured here are
+    Status(TreeArgs),
+    /// One line a tree and exit code 0, 1, 2 or 3 for Nagios-like monitors
+    Check(TreeCheckArgs),
+    /// Stop capturing for a while: every descriptor into the tree is closed
+    Pause(TreeArgs),
+    /// Go on after a pause
+    Resume(TreeArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct StdioArgs {
+    /// The tree that may be read: in authorized_keys, `command="mirrord stdio --tree /srv"` allows this one alone
+    #[arg(long, value_name = "PATH")]
+    pub tree: PathBuf,
+    /// Where states of trees are kept [default: /var/lib/mirrord as root, else the user's state directory]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How changes are noticed [default: auto, the best that works]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub detector: Option<DetectorChoice>,
+    /// How long capture outlives the last link
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse::duration)]
+    pub linger: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct TreeArgs {
+    /// One tree's path [default: all trees known here]
+    pub tree: Option<PathBuf>,
+    /// Where states of trees are kept [default: /var/lib/mirrord as root, else the user's state directory]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = CHECK_CODES)]
+pub struct TreeCheckArgs {
+    #[command(flatten)]
+    pub limits: CheckLimits,
+    #[command(flatten)]
+    pub trees: TreeArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_no_mistake() {
+        FsMirror::command().debug_assert();
+        Mirrord::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines() {
+        let good = [
+            "mirror /a /b",
+            "mirror h:/a /b --once --dry-run --adopt -y --ignore *.log --ignore !x --cross mnt --no-history -v",
+            "mirror /a /b --owners record --on-mass-change follow --state /s --detector auto --bwlimit 10M/s --json",
+            "mirror /a /b --timeout 90s --remote-command sudo\u{a0}mirrord -q",
+            "status",
+            "status -m /b --json",
+            "check --max-lag 10s",
+            "wait --idle --timeout 5m",
+            "wait --position 1.42 -m /b",
+            "wait --position pos:1.42",
+            "pause",
+            "resume -q",
+            "release --yes",
+            "verify --against index --repair --json",
+            "config check",
+            "config check a/b/",
+            "config show --json",
+        ];
+        for line in good {
+            let words = std::iter::once("fs_mirror").chain(line.split(' '));
+            assert!(FsMirror::try_parse_from(words).is_ok(), "{line}");
+        }
+        let bad = [
+            "",
+            "mirror /a",
+            "mirror /a /b /c",
+            "mirror /a /b --owners maybe",
+            "mirror /a /b --bwlimit 1",
+            "mirror /a /b -q -v",
+            "wait",
+            "wait --idle --position 1.2",
+            "wait --position 1",
+            "check --max-lag soon",
+            "fly",
+            "config",
+            "verify --against me",
+        ];
+        for line in bad {
+            let words =
+                std::iter::once("fs_mirror").chain(line.split(' ').filter(|w| !w.is_empty()));
+            assert_eq!(
+                FsMirror::try_parse_from(words).err().map(|e| e.exit_code()),
+                Some(2),
+                "{line}"
+            );
+        }
+        for (line, ok) in [
+            (
+                "stdio --tree /srv --linger 1h --detector scan --state /s",
+                true,
+            ),
+            ("status", true),
+            ("status /srv --json", true),
+            ("check /srv --max-lag 1m", true),
+            ("pause /srv", true),
+            ("stdio", false),
+            ("stdio --tree /srv extra", false),
+        ] {
+            let words = std::iter::once("mirrord").chain(line.split(' '));
+            assert_eq!(Mirrord::try_parse_from(words).is_ok(), ok, "{line}");
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The commands that talk to a running mirror: status, check, wait, pause, resume, release, verify.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+use crate::cli::args::{CheckArgs, PlainArgs, ReleaseArgs, Say, StatusArgs, VerifyArgs, WaitArgs};
+use crate::cli::exit::{CliError, Exit, chain};
+use crate::cli::find::{Found, find};
+use crate::cli::show::{self, Health};
+use crate::cli::ui;
+use crate::engine::control::{
+    Client, ClientError, PersistError, StateLock, VerifyOptions, read_status,
+};
+use crate::engine::status::{Stamp, Status};
+
+/// A status file older than this was not written by a healthy process.
+const STALE: Duration = Duration::from_secs(60);
+
+/// What is known of a mirror, and from where.
+#[derive(Debug)]
+pub enum Seen {
+    /// Its process says so, now.
+    Running(Box<Status>),
+    /// There is a process, but it does not answer; this is what it last wrote.
+    Silent {
+        why: String,
+        last: Option<Box<Status>>,
+    },
+    /// No process; this is what the last one wrote.
+    Stopped(Option<Box<Status>>),
+}
+
+pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
+    let asked = Client::connect(state_dir).and_then(|mut client| client.status());
+    match asked {
+        Ok(status) => Ok(Seen::Running(Box::new(status))),
+        Err(ClientError::NotRunning) => {
+            let last = last(state_dir)?;
+            match StateLock::holder(state_dir) {
+                // Just starting or ending: its lock is there, its socket is not.
+                Ok(Some(holder)) => Ok(Seen::Silent {
+                    why: format!("{holder} does not answer"),
+                    last,
+                }),
+                Ok(None) => Ok(Seen::Stopped(last)),
+                Err(e) => Err(e.into()),
+            }
+        }
+        Err(e @ (ClientError::Silent(_) | ClientError::Told(_))) => Ok(Seen::Silent {
+            why: chain(&e),
+            last: last(state_dir).unwrap_or_default(),
+        }),
+        Err(e @ ClientError::Io(_)) => Err(e.into()),
+    }
+}
+
+fn last(state_dir: &Path) -> Result<Option<Box<Status>>, CliError> {
+    match read_status(state_dir) {
+        Ok(status) => Ok(status.map(Box::new)),
+        Err(e @ (PersistError::Io { .. } | PersistError::Damaged { .. })) => {
+            Err(CliError::failed(chain(&e)))
+        }
+    }
+}
+
+pub fn status(args: &StatusArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    let seen = look(&found.state_dir)?;
+    ui::say(show_seen(&seen, &found.state_dir, args.say).trim_end());
+    Ok(Exit::Done)
+}
+
+pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
+    let (running, status, note) = match seen {
+        Seen::Running(status) => (true, Some(status), None),
+        Seen::Silent { why, last } => (false, last.as_ref(), Some(why.as_str())),
+        Seen::Stopped(last) => (false, last.as_ref(), None),
+    };
+    if say.json {
+        let state_dir = crate::cli::places::show(state_dir);
+        return json!({"running": running, "note": note, "state_dir": state_dir, "status": status})
+            .to_string();
+    }
+    let mut text = match status {
+        Some(status) => show::status(
+            status,
+            running,
+            say.verbose,
+            Stamp::now(),
+            &TimeZone::system(),
+        ),
+        None => format!(
+            "{}: not running, and nothing is known of it yet\n",
+            crate::cli::places::show(state_dir)
+        ),
+    };
+    if let Some(note) = note {
+        text.push_str(&format!("  note          {note}\n"));
+    }
+    text
+}
+
+pub fn check(args: &CheckArgs) -> Exit {
+    let seen = find(args.which.mirror.as_deref()).and_then(|found| look(&found.state_dir));
+    let (health, line) = judge(seen, args.limits.max_lag);
+    ui::say(&check_line(health, &line, args.say));
+    exit_of(health)
+}
+
+pub fn check_line(health: Health, line: &str, say: Say) -> String {
+    if say.json {
+        json!({"health": health.word().to_ascii_lowercase(), "code": health as u8, "line": line})
+            .to_string()
+    } else {
+        format!("FS_MIRROR {} - {line}", health.word())
+    }
+}
+
+pub fn judge(seen: Result<Seen, CliError>, max_lag: Duration) -> (Health, String) {
+    match seen {
+        Ok(Seen::Running(status)) => show::health(&status, max_lag),
+        // A process that is busy starting has a fresh file; one that hangs has not.
+        Ok(Seen::Silent { why, last }) => match last {
+            Some(last) if last.now.seconds_until(Stamp::now()) < STALE.as_secs_f64() => {
+                let (health, line) = show::health(&last, max_lag);
+                (health.max(Health::Warning), format!("{why}; {line}"))
+            }
+            _ => (Health::Critical, why),
+        },
+        Ok(Seen::Stopped(last)) => {
+            let age = last.map(|s| {
+                format!(
+                    " for {}",
+                    crate::cli::text::seconds(s.now.seconds_until(Stamp::now()))
+                )
+            });
+            (
+                Health::Critical,
+                format!("not running{}", age.unwrap_or_default()),
+            )
+        }
+        Err(e) if e.exit == Exit::Usage => (Health::Unknown, e.line),
+        Err(e) => (Health::Critical, e.line),
+    }
+}
+
+/// A monitor's codes are a language of their own; the numbers are what counts.
+pub fn exit_of(health: Health) -> Exit {
+    match health {
+        Health::Ok => Exit::Done,
+        Health::Warning => Exit::Failed,
+        Health::Critical => Exit::Usage,
+        Health::Unknown => Exit::SomeFailed,
+    }
+}
+
+/// A connection to the mirror's process, or why there is none, with the way out.
+fn connect(found: &Found) -> Result<Client, CliError> {
+    Client::connect(&found.state_dir).map_err(|e| match e {
+        ClientError::NotRunning => CliError::failed(match StateLock::holder(&found.state_dir) {
+            Ok(Some(holder)) => {
+                format!("the mirror's process ({holder}) takes no orders yet: try again")
+            }
+            _ => "the mirror is not running: start it with `fs_mirror mirror SRC DST`".into(),
+        }),
+        other => other.into(),
+    })
+}
+
+pub fn wait(args: &WaitArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    let mut client = connect(&found)?;
+    let report = match args.for_what.position {
+        Some(position) => client.wait_position(position, args.timeout)?,
+        None => client.wait_idle(args.timeout)?,
+    };
+    if args.say.json {
+        ui::say(&to_json(&report));
+    } else {
+        let wrong = show::wait(&report);
+        if !wrong.is_empty() {
+            ui::complain(wrong.trim_end());
+        }
+    }
+    let all_well = report.failed_total == 0 && report.fuzzy_total == 0;
+    Ok(if all_well {
+        Exit::Done
+    } else {
+        Exit::SomeFailed
+    })
+}
+
+pub fn pause(args: &PlainArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    connect(&found)?.pause()?;
+    done("paused", args.say)
+}
+
+pub fn resume(args: &PlainArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    connect(&found)?.resume()?;
+    done("resumed", args.say)
+}
+
+pub fn done(word: &str, say: Say) -> Result<Exit, CliError> {
+    if say.json {
+        ui::say(&json!({"done": word}).to_string());
+    } else if !say.quiet {
+        ui::say(word);
+    }
+    Ok(Exit::Done)
+}
+
+pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    let mut client = connect(&found)?;
+    if !args.yes {
+        let would = client.release(false)?;
+        if args.say.json {
+            ui::say(&to_json(&would));
+        } else {
+            ui::say(show::release(&would).trim_end());
+        }
+        if would.hold.is_none() {
+            return Ok(Exit::Done);
+        }
+        if !ui::can_ask() || args.say.json {
+            return Err(CliError::new(
+                Exit::Hold,
+                "still on hold: --yes lets it through",
+            ));
+        }
+        if !ui::ask("Let it through?") {
+            return Err(CliError::new(Exit::Hold, "still on hold"));
+        }
+    }
+    let report = client.release(true)?;
+    if args.say.json {
+        ui::say(&to_json(&report));
+    } else if !args.say.quiet {
+        if args.yes {
+            ui::say(show::release(&report).trim_end());
+        } else {
+            ui::say("released");
+        }
+    }
+    let through = report.released || report.hold.is_none();
+    Ok(if through { Exit::Done } else { Exit::Hold })
+}
+
+pub fn verify(args: &VerifyArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    let mut client = connect(&found)?;
+    let options = VerifyOptions {
+        against: args.against,
+        repair: args.repair,
+    };
+    let say = args.say;
+    let end = client.verify(options, &mut |line| {
+        if say.json {
+            ui::say(&to_json(&line));
+        } else {
+            let repaired = if line.repaired { " (repaired)" } else { "" };
+            ui::say(&format!("{}: {}{repaired}", line.path, line.what));
+        }
+    })?;
+    if say.json {
+        ui::say(&json!({"end": end}).to_string());
+    } else if !say.quiet {
+        ui::complain(&show::verified(&end));
+    }
+    let all_well = end.different <= end.repaired && end.unknown == 0;
+    Ok(if all_well {
+        Exit::Done
+    } else {
+        Exit::SomeFailed
+    })
+}
+
+fn to_json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_value(value)
+        .unwrap_or(Value::Null)
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::control::persist_status;
+    use crate::engine::status::{Role, State};
+
+    #[test]
+    fn what_a_monitor_makes_of_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let minute = Duration::from_secs(60);
+        let judged = || judge(look(dir.path()), minute);
+        assert_eq!(judged(), (Health::Critical, "not running".into()));
+
+        let mut status = Status::new(Role::Local, "/s".into(), None);
+        status.state = State::Following;
+        persist_status(dir.path(), &status).unwrap();
+        let (health, line) = judged();
+        assert!(
+            health == Health::Critical && line.starts_with("not running for 0."),
+            "{line}"
+        );
+
+        let lock = StateLock::take(dir.path()).unwrap();
+        let (health, line) = judged();
+        assert!(
+            health == Health::Warning && line.contains(" does not answer; following, lag"),
+            "{line}"
+        );
+        status.now = Stamp {
+            ms: status.now.ms - 61_000,
+        };
+        persist_status(dir.path(), &status).unwrap();
+        let (health, line) = judged();
+        assert!(
+            health == Health::Critical && line.ends_with(" does not answer"),
+            "{line}"
+        );
+        drop(lock);
+
+        std::fs::write(dir.path().join("status.json"), "{").unwrap();
+        let (health, line) = judged();
+        assert!(
+            health == Health::Critical && line.contains("status.json is damaged: "),
+            "{line}"
+        );
+        let nowhere = judge(Err(CliError::usage("there is no mirror at /x")), minute);
+        assert_eq!(nowhere.0, Health::Unknown);
+        assert_eq!(
+            check_line(nowhere.0, &nowhere.1, Say::default()),
+            "FS_MIRROR UNKNOWN - there is no mirror at /x"
+        );
+    }
+}

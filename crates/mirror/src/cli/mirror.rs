@@ -1,0 +1,361 @@
+//! `fs_mirror mirror`: looks at the places, settles the settings, takes the lock, and hands over to the engine.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::cli::args::MirrorArgs;
+use crate::cli::config::{self, Config, Given};
+use crate::cli::exit::{self, CliError, Exit};
+use crate::cli::parse;
+use crate::cli::places::{self, DstHolds, PlaceError, Places, show};
+use crate::cli::ui::{self, Console};
+use crate::engine::control::{StateLock, Stop};
+use crate::engine::event::{Event, Ui};
+use crate::engine::options::{MirrorOptions, Output, Owners, SourceSpec, default_state_dir};
+use crate::filter::Filter;
+
+pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
+    let output = ui::output(args.say.json, args.say.quiet, args.say.verbose);
+    let stop =
+        Stop::on_signals().map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
+    let console = Console::new(output, args.yes);
+    let mut prepared = prepare(&args, output)?;
+    for line in std::mem::take(&mut prepared.notices) {
+        console.event(Event::Notice(line));
+    }
+    prepared.options.stop = stop;
+    let once = prepared.options.once;
+    let end = crate::engine::run_mirror(prepared.options, &console);
+    drop(console);
+    let end = end?;
+    // With JSON or in a log the paths were told when they failed; here is where they can be looked up.
+    let failed = end.failed + end.fuzzy;
+    if failed > 0 && !args.say.json {
+        let what = crate::cli::text::counted(failed, "path is", "paths are");
+        ui::complain(&format!(
+            "{what} not as at the source: `fs_mirror status -m {}` lists them",
+            show(&args.dst)
+        ));
+    }
+    Ok(exit::of_run(&end, once))
+}
+
+struct Prepared {
+    options: MirrorOptions,
+    /// Settings that were saved, and the like.
+    notices: Vec<String>,
+}
+
+fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
+    let source = parse::source(&args.source)?;
+    // Which mounts are crossed decides whether DST is inside SRC; those saved are looked at once the state is known.
+    let cross = cross_of(args, &source)?;
+    let places = match places::check(
+        &source,
+        &args.dst,
+        args.state.as_deref(),
+        cross.as_deref().unwrap_or_default(),
+    ) {
+        Ok(places) => places,
+        Err(PlaceError::SourceGone { path }) => return Err(source_gone(&path, args)),
+        Err(e) => return Err(e.into()),
+    };
+    let given = given(args, cross)?;
+    let begun = has_begun(&places.state_dir).map_err(|e| cannot("read", &places.state_dir, &e))?;
+    if places.dst_holds == DstHolds::Something && !begun && !args.adopt {
+        return Err(CliError::usage(format!(
+            "DST {} is not empty and was never this mirror's: with --adopt what is equal stays and what is extra is \
+             moved aside; else name a new directory",
+            show(&places.dst)
+        )));
+    }
+    let lock = if args.dry_run {
+        None
+    } else {
+        Some(open_state(&places.state_dir)?)
+    };
+    // Under the lock from here: nobody else writes the configuration.
+    let (config, notices) = settle(args, &places, given, begun, lock.is_some())?;
+    if let SourceSpec::Local(_) = &places.source {
+        places::check(
+            &places.source,
+            &args.dst,
+            args.state.as_deref(),
+            &config.cross,
+        )?;
+    }
+    check_owners(&config)?;
+    if lock.is_some() {
+        if let Some(link) = &places.state_link {
+            link_state(link, &places.state_dir)?;
+        }
+    }
+    let options = MirrorOptions {
+        source: config.source,
+        dst: places.dst,
+        state_dir: places.state_dir,
+        once: args.once,
+        dry_run: args.dry_run,
+        adopt: args.adopt,
+        yes: args.yes,
+        ignore: config.ignore,
+        cross: config.cross,
+        owners: config.owners,
+        on_mass_change: config.on_mass_change,
+        history: config.history,
+        detector: config.detector,
+        bwlimit: config.bwlimit,
+        timeout: config.timeout,
+        remote_command: config.remote_command,
+        output,
+        lock,
+        stop: Stop::new(),
+    };
+    Ok(Prepared { options, notices })
+}
+
+fn cannot(what: &str, path: &Path, e: &io::Error) -> CliError {
+    CliError::failed(format!("cannot {what} {}: {e}", show(path)))
+}
+
+/// The settings of this run: what is saved, with what was given. Saved at once, so that they are printed only once.
+fn settle(
+    args: &MirrorArgs,
+    places: &Places,
+    given: Given,
+    begun: bool,
+    save: bool,
+) -> Result<(Config, Vec<String>), CliError> {
+    let mut notices = Vec::new();
+    let saved = Config::load(&places.state_dir)?;
+    let mut config = match (&saved, begun) {
+        (None, true) => {
+            return Err(CliError::failed(format!(
+                "{} is missing, but the mirror was begun: put it back, or move {} away and start with --adopt",
+                show(&Config::path(&places.state_dir)),
+                show(&places.state_dir)
+            )));
+        }
+        (None, false) => Config::new(places.source.clone(), places.dst.clone()),
+        (Some(saved), true) if saved.source != places.source => {
+            return Err(CliError::usage(format!(
+                "{} is a mirror of {}, not of {}: name that source, or another DST",
+                show(&places.dst),
+                saved.source,
+                places.source
+            )));
+        }
+        (Some(saved), _) => saved.clone(),
+    };
+    if config.dst != places.dst {
+        if begun && places.state_link.is_some() {
+            return Err(CliError::usage(format!(
+                "{} is the state of the mirror {}, not of {}",
+                show(&places.state_dir),
+                show(&config.dst),
+                show(&places.dst)
+            )));
+        }
+        // The whole mirror was moved, state and all.
+        notices.push(format!(
+            "saved: dst = {} (was {})",
+            show(&places.dst),
+            show(&config.dst)
+        ));
+        config.dst = places.dst.clone();
+    }
+    // Nothing was mirrored yet: a mistyped source may be corrected.
+    config.source = places.source.clone();
+    for (key, was, is) in config.take(given) {
+        let verb = if save { "saved" } else { "for this run" };
+        notices.push(match &saved {
+            Some(_) => format!("{verb}: {key} = {is} (was {was})"),
+            None => format!("{verb}: {key} = {is}"),
+        });
+    }
+    if args.no_history && saved.is_none() {
+        notices.push(
+            "history is off: what is replaced or deleted at the source can't be had back".into(),
+        );
+    }
+    if save && saved.as_ref() != Some(&config) {
+        config.save(&places.state_dir)?;
+    }
+    Ok((config, notices))
+}
+
+/// A source that is not there: for a mirror that follows it a hold, else a mistake.
+fn source_gone(path: &Path, args: &MirrorArgs) -> CliError {
+    let line = format!("SRC {} does not exist", show(path));
+    let state = match &args.state {
+        Some(state) => state.clone(),
+        None => default_state_dir(
+            &fs::canonicalize(&args.dst).unwrap_or_else(|_| args.dst.components().collect()),
+        ),
+    };
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    match Config::load(&state) {
+        Ok(Some(config))
+            if config.source == SourceSpec::Local(absolute)
+                && has_begun(&state).unwrap_or(false) =>
+        {
+            CliError::new(
+                Exit::Hold,
+                format!(
+                    "on hold: {line}; the copy stays as it is until the same directory is back"
+                ),
+            )
+        }
+        _ => CliError::usage(line),
+    }
+}
+
+fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliError> {
+    // One empty pattern takes all away.
+    let ignore = (!args.ignore.is_empty()).then(|| {
+        args.ignore
+            .iter()
+            .filter(|p| !p.is_empty())
+            .cloned()
+            .collect::<Vec<String>>()
+    });
+    if let Some(patterns) = &ignore {
+        Filter::new(patterns)?;
+    }
+    let remote_command = args.remote_command.as_deref().map(|c| match c.trim() {
+        "" | "mirrord" => None,
+        command => Some(command.to_owned()),
+    });
+    Ok(Given {
+        ignore,
+        cross,
+        owners: args.owners,
+        on_mass_change: args.on_mass_change,
+        history: args.no_history.then_some(false),
+        detector: args.detector.map(|d| d.detector()),
+        bwlimit: args.bwlimit.map(|rate| rate.0),
+        timeout: args.timeout.map(|t| (!t.is_zero()).then_some(t)),
+        remote_command,
+    })
+}
+
+/// `--cross` as paths relative to SRC; they may be typed whole.
+fn cross_of(args: &MirrorArgs, source: &SourceSpec) -> Result<Option<Vec<PathBuf>>, CliError> {
+    if args.cross.is_empty() {
+        return Ok(None);
+    }
+    let roots: Vec<PathBuf> = match source {
+        SourceSpec::Local(path) => {
+            let mut roots = vec![path.clone()];
+            roots.extend(std::path::absolute(path));
+            roots.extend(fs::canonicalize(path));
+            roots
+        }
+        SourceSpec::Ssh { path, .. } => vec![PathBuf::from(std::ffi::OsStr::from_bytes(path))],
+        SourceSpec::Service { .. } => Vec::new(),
+    };
+    let mut out = Vec::new();
+    for path in args.cross.iter().filter(|p| !p.as_os_str().is_empty()) {
+        let inner = roots
+            .iter()
+            .find_map(|root| path.strip_prefix(root).ok())
+            .unwrap_or(path);
+        // `components` drops doubled and last slashes, and dots.
+        let inner: PathBuf = inner
+            .components()
+            .filter(|c| !matches!(c, std::path::Component::CurDir))
+            .collect();
+        if !config::is_plain_relative(&inner) {
+            return Err(CliError::usage(format!(
+                "--cross {} is not below SRC",
+                show(path)
+            )));
+        }
+        if let SourceSpec::Local(root) = source
+            && !root.join(&inner).is_dir()
+        {
+            return Err(CliError::usage(format!(
+                "--cross {} is not a directory below SRC",
+                show(path)
+            )));
+        }
+        if !out.contains(&inner) {
+            out.push(inner);
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Something was mirrored into this state's DST: its log has begun.
+fn has_begun(state_dir: &Path) -> io::Result<bool> {
+    match fs::read_dir(state_dir.join("log")) {
+        Ok(mut log) => Ok(log.next().is_some()),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes the state directory if need be, ours alone, and takes its lock.
+fn open_state(state_dir: &Path) -> Result<StateLock, CliError> {
+    match fs::DirBuilder::new().mode(0o700).create(state_dir) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let meta = fs::metadata(state_dir).map_err(|e| cannot("read", state_dir, &e))?;
+            let me = rustix::process::geteuid();
+            if meta.uid() != me.as_raw() && !me.is_root() {
+                return Err(CliError::failed(format!(
+                    "{} belongs to another user",
+                    show(state_dir)
+                )));
+            }
+            if meta.mode() & 0o077 != 0 {
+                let only_ours = fs::Permissions::from_mode(0o700);
+                fs::set_permissions(state_dir, only_ours)
+                    .map_err(|e| cannot("close to others", state_dir, &e))?;
+            }
+        }
+        Err(e) => return Err(cannot("make", state_dir, &e)),
+    }
+    Ok(StateLock::take(state_dir)?)
+}
+
+/// Leaves a link where other commands look for the state.
+fn link_state(link: &Path, state_dir: &Path) -> Result<(), CliError> {
+    match symlink(state_dir, link) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            if fs::canonicalize(link).is_ok_and(|there| there == state_dir) {
+                return Ok(());
+            }
+            Err(CliError::usage(format!(
+                "{} is another state of this DST: use it, or move it away",
+                show(link)
+            )))
+        }
+        // No room or no right to make it there: `-m` takes the state directory too.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Setting owners needs the right to; found out now rather than file by file.
+fn check_owners(config: &Config) -> Result<(), CliError> {
+    use rustix::thread::CapabilitySet;
+    let may = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN));
+    if config.owners == Owners::Apply && !may {
+        return Err(CliError::usage(
+            "owners = apply needs root: run it as root, or with --owners record (owners are kept in the index)",
+        ));
+    }
+    Ok(())
+}

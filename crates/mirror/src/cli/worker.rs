@@ -1,0 +1,117 @@
+//! `mirrord`'s commands.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cli::args::{StdioArgs, TreeArgs, TreeCheckArgs, WorkerCommand};
+use crate::cli::control::{check_line, done, exit_of, judge, look, show_seen};
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::places::show;
+use crate::cli::show::Health;
+use crate::cli::ui;
+use crate::engine::control::{Client, ClientError, Stop};
+use crate::engine::worker::{self, StdioOptions};
+
+pub fn run(command: WorkerCommand) -> Result<Exit, CliError> {
+    match command {
+        WorkerCommand::Stdio(args) => stdio(args),
+        WorkerCommand::Status(args) => status(&args),
+        WorkerCommand::Check(args) => Ok(check(&args)),
+        WorkerCommand::Pause(args) => order(&args, "paused", Client::pause),
+        WorkerCommand::Resume(args) => order(&args, "resumed", Client::resume),
+    }
+}
+
+fn stdio(args: StdioArgs) -> Result<Exit, CliError> {
+    let stop =
+        Stop::on_signals().map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
+    worker::stdio(StdioOptions {
+        tree: args.tree,
+        state: args.state,
+        detector: args.detector.and_then(|d| d.detector()),
+        linger: args.linger,
+        stop,
+    })?;
+    Ok(Exit::Done)
+}
+
+/// The state directories a command is about; a named tree that was never captured here is an error.
+fn states(args: &TreeArgs) -> Result<Vec<PathBuf>, CliError> {
+    let Some(tree) = &args.tree else {
+        return Ok(worker::state_dirs(args.state.as_deref())?);
+    };
+    let tree = fs::canonicalize(tree).unwrap_or_else(|_| tree.components().collect::<PathBuf>());
+    let state_dir = worker::state_dir(args.state.as_deref(), &tree)?;
+    if !state_dir.is_dir() {
+        return Err(CliError::usage(format!(
+            "{} was never captured here",
+            show(&tree)
+        )));
+    }
+    Ok(vec![state_dir])
+}
+
+fn status(args: &TreeArgs) -> Result<Exit, CliError> {
+    let states = states(args)?;
+    if states.is_empty() && !args.say.json && !args.say.quiet {
+        ui::say("no tree was captured here yet");
+    }
+    for state_dir in states {
+        let seen = look(&state_dir)?;
+        ui::say(show_seen(&seen, &state_dir, args.say).trim_end());
+    }
+    Ok(Exit::Done)
+}
+
+/// The worst tree decides.
+fn check(args: &TreeCheckArgs) -> Exit {
+    let say = args.trees.say;
+    let states = match states(&args.trees) {
+        Ok(states) if states.is_empty() => Err("no tree was captured here yet".to_owned()),
+        Ok(states) => Ok(states),
+        Err(e) => Err(e.line),
+    };
+    match states {
+        Err(line) => {
+            ui::say(&check_line(Health::Unknown, &line, say));
+            exit_of(Health::Unknown)
+        }
+        Ok(states) => {
+            let judged: Vec<(Health, String)> = states
+                .iter()
+                .map(|s| judge(look(s), args.limits.max_lag))
+                .collect();
+            for (health, line) in &judged {
+                ui::say(&check_line(*health, line, say));
+            }
+            exit_of(
+                judged
+                    .iter()
+                    .map(|(health, _)| *health)
+                    .max()
+                    .unwrap_or(Health::Unknown),
+            )
+        }
+    }
+}
+
+fn order(
+    args: &TreeArgs,
+    word: &str,
+    give: impl Fn(&mut Client) -> Result<(), ClientError>,
+) -> Result<Exit, CliError> {
+    for state_dir in states(args)? {
+        match Client::connect(&state_dir) {
+            Ok(mut client) => give(&mut client)?,
+            // Of all trees only those that run are meant.
+            Err(ClientError::NotRunning) if args.tree.is_none() => {}
+            Err(e) => return Err(named(&state_dir, e)),
+        }
+    }
+    done(word, args.say)
+}
+
+fn named(state_dir: &Path, e: ClientError) -> CliError {
+    let error = CliError::from(e);
+    CliError::new(error.exit, format!("{}: {}", show(state_dir), error.line))
+}
