@@ -23,13 +23,15 @@ use header::Header;
 use mirror_core::{At, Digest, Handle, Name, Object, ObjectId, Position, Rows};
 use overlay::Overlay;
 use row::BadRow;
+pub use store::Flush;
 use store::{Part, Store};
 
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Bytes of the store's pages kept in memory.
     pub cache_bytes: usize,
-    /// Bytes of changes kept in memory before they are spilled into the store.
+    /// Bytes of changes kept in memory before they are spilled into the store (while a flush is on its way, up to
+    /// three times as many).
     pub overlay_bytes_max: usize,
     /// Verify the whole file's checksums while opening. Without it, damage done while the index was closed shows late
     /// or never; after a crash the file is always verified.

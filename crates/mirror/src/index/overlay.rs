@@ -38,9 +38,9 @@ pub struct Overlay {
 }
 
 /// What a slot costs beside the bytes of its key and value: map node, allocator's rounding, pointers. Measured.
-const NAME_BYTES: usize = 72;
-const OBJECT_BYTES: usize = 80;
-const HANDLE_BYTES: usize = 72;
+const NAME_BYTES: usize = 92;
+const OBJECT_BYTES: usize = 100;
+const HANDLE_BYTES: usize = 92;
 const OTHER_BYTES: usize = 96;
 
 impl Overlay {

@@ -7,12 +7,14 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::backends::FileBackend;
 use redb::{
     AccessGuard, Builder, CursorError, Database, Durability, Range, ReadOnlyTable,
     ReadableDatabase, StorageBackend, StorageError, Table, TableDefinition, TableError,
-    WriteTransaction,
+    TransactionError, WriteTransaction,
 };
 
 use super::backend::{Gate, Gated};
@@ -44,8 +46,28 @@ pub struct Store {
     view: Option<View>,
     database: Database,
     gate: Gate,
-    /// There are commits since the last flush.
-    loose: bool,
+    /// Number of the last commit, and of the last one that is durable.
+    commits: u64,
+    durable: Arc<AtomicU64>,
+}
+
+/// The durable half of a flush, which waits for the disk; may be done on another thread.
+#[must_use = "nothing is durable before it is finished"]
+pub struct Flush {
+    write: WriteTransaction,
+    commit: u64,
+    durable: Arc<AtomicU64>,
+    path: PathBuf,
+}
+
+impl Flush {
+    /// Makes durable what the index held when the flush was started.
+    pub fn finish(self) -> Result<(), IndexError> {
+        let done = self.write.commit();
+        done.map_err(|e| IndexError::store("flush", &self.path, e))?;
+        self.durable.fetch_max(self.commit, Ordering::AcqRel);
+        Ok(())
+    }
 }
 
 /// The tables as of the last commit.
@@ -145,7 +167,8 @@ impl Store {
             view: None,
             database,
             gate,
-            loose: false,
+            commits: 0,
+            durable: Arc::default(),
         };
         if header.is_some() {
             store.view = Some(store.look()?);
@@ -156,8 +179,14 @@ impl Store {
     pub fn path(&self) -> &Path {
         &self.path
     }
+    /// Whether there are commits since the last flush.
     pub fn is_loose(&self) -> bool {
-        self.loose
+        self.commits > self.durable.load(Ordering::Acquire)
+    }
+    /// Whether a commit can begin at once: no flush is on its way.
+    pub fn is_free(&self) -> bool {
+        let begun = self.database.try_begin_write();
+        !matches!(begun, Err(TransactionError::WouldBlock))
     }
 
     pub fn get(&self, part: Part, key: &[u8]) -> Result<Option<Row>, IndexError> {
@@ -210,14 +239,28 @@ impl Store {
     ) -> Result<(), IndexError> {
         // What the last view alone still sees can be overwritten.
         self.view = None;
-        self.loose = true;
+        self.commits += 1;
         let step = if durable { "flush" } else { "spill" };
         let path = self.path.clone();
         self.commit(overlay, header, durable)
             .map_err(|e| IndexError::store(step, &path, e))?;
-        self.loose = !durable;
+        if durable {
+            self.durable.fetch_max(self.commits, Ordering::AcqRel);
+        }
         self.view = Some(self.look()?);
         Ok(())
+    }
+
+    /// What was written so far can now be made durable, without this store in hand.
+    pub fn start_flush(&self) -> Result<Flush, IndexError> {
+        let error = |e: redb::Error| IndexError::store("flush", &self.path, e);
+        let write = self.database.begin_write().map_err(|e| error(e.into()))?;
+        Ok(Flush {
+            write,
+            commit: self.commits,
+            durable: self.durable.clone(),
+            path: self.path.clone(),
+        })
     }
 
     fn commit(
@@ -244,7 +287,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        if self.loose {
+        if self.is_loose() {
             self.gate.shut();
         }
     }
@@ -270,18 +313,19 @@ fn read_header(path: &Path, database: &Database) -> Result<Option<Header>, Index
         .map_err(|_| IndexError::damaged(path, "its format is no number"))?;
     let (found, known) = (u32::from_le_bytes(format), FORMAT);
     let path_owned = || path.to_path_buf();
+    use std::cmp::Ordering::{Equal, Greater, Less};
     match found.cmp(&known) {
-        std::cmp::Ordering::Greater => Err(IndexError::Newer {
+        Greater => Err(IndexError::Newer {
             path: path_owned(),
             found,
             known,
         }),
-        std::cmp::Ordering::Less => Err(IndexError::Older {
+        Less => Err(IndexError::Older {
             path: path_owned(),
             found,
             known,
         }),
-        std::cmp::Ordering::Equal => Header::decode(get("header")?.value())
+        Equal => Header::decode(get("header")?.value())
             .map(Some)
             .map_err(|_| IndexError::damaged(path, "its header can't be read")),
     }

@@ -4,7 +4,7 @@ use mirror_core::{At, Kind, Object, ObjectId};
 
 use super::row;
 use super::store::Part;
-use super::{Index, IndexError};
+use super::{Flush, Index, IndexError};
 
 /// What is known of a name's owner, unless the overlay says otherwise.
 enum Known {
@@ -65,6 +65,19 @@ impl Index {
         }
         self.commit(true)
     }
+    /// The first half of a flush: quick, but for a flush still on its way, which it waits for. `finish` of what it
+    /// returns is the second half, and may be done on another thread while the index is used and changed; what is
+    /// changed meanwhile isn't part of it. Changes wait for it only when they pile up in memory, so the thread that
+    /// changes the index must not hold it unfinished. `None`: everything is durable already.
+    pub fn flush_start(&mut self) -> Result<Option<Flush>, IndexError> {
+        self.usable()?;
+        if !self.overlay.is_empty() || self.header_new {
+            self.commit(false)?;
+        } else if !self.store.is_loose() {
+            return Ok(None);
+        }
+        self.store.start_flush().map(Some)
+    }
     /// Flushes and closes. A dropped index keeps only what was flushed.
     pub fn close(mut self) -> Result<(), IndexError> {
         self.flush()
@@ -87,7 +100,7 @@ impl Index {
         Err(IndexError::io("change", self.store.path(), source))
     }
 
-    /// Runs a change, then spills if the overlay is full.
+    /// Runs a change, then spills if the overlay is full, or at the latest when it is three times full.
     pub(super) fn write(
         &mut self,
         change: impl FnOnce(&mut Index) -> Result<(), IndexError>,
@@ -96,9 +109,12 @@ impl Index {
         self.broken = true;
         change(self)?;
         self.broken = false;
-        match self.overlay.bytes() > self.overlay_bytes_max {
-            true => self.commit(false),
-            false => Ok(()),
+        let over = self.overlay.bytes().checked_div(self.overlay_bytes_max);
+        match over.unwrap_or(usize::MAX) {
+            0 => Ok(()),
+            // While a flush is on its way, a spill would wait for the disk.
+            1 | 2 if !self.store.is_free() => Ok(()),
+            _ => self.commit(false),
         }
     }
 

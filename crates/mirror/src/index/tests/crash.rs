@@ -157,6 +157,11 @@ fn crash_at(ops: &[Op], writes: usize, seed: u64) {
                 perhaps = Some(model.clone());
                 break;
             }
+            (Op::FlushAside(_), Ok(())) => flushed = *model.flushing.take().unwrap(),
+            (Op::FlushAside(_), Err(_)) => {
+                perhaps = model.flushing.take().map(|model| *model);
+                break;
+            }
             (_, Ok(())) => {}
             (_, Err(_)) => break,
         }

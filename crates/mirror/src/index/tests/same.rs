@@ -35,6 +35,7 @@ proptest! {
             change(&mut index, &mut model, op).unwrap();
             match op {
                 Op::Flush => flushed = model.clone(),
+                Op::FlushAside(_) => flushed = *model.flushing.take().unwrap(),
                 Op::Reopen | Op::Drop => {
                     if matches!(op, Op::Reopen) {
                         index.close().unwrap();

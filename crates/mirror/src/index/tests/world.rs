@@ -17,6 +17,8 @@ pub enum Op {
     Blocks(u64, Option<Vec<u8>>),
     Spill,
     Flush,
+    /// In two halves, with changes between them that aren't part of it.
+    FlushAside(Vec<Op>),
     /// Close, and open again.
     Reopen,
     /// Drop without a flush, and open again.
@@ -150,17 +152,31 @@ pub fn local(mtime: Time) -> impl Strategy<Value = Local> {
         })
 }
 
-pub fn object() -> impl Strategy<Value = Object> {
-    (state(), names()).prop_flat_map(|(state, names)| {
-        local(state.meta.mtime).prop_map(move |local| Object {
-            state: state.clone(),
-            local,
-            names: names.clone(),
+pub fn object() -> BoxedStrategy<Object> {
+    (state(), names())
+        .prop_flat_map(|(state, names)| {
+            local(state.meta.mtime).prop_map(move |local| Object {
+                state: state.clone(),
+                local,
+                names: names.clone(),
+            })
         })
-    })
+        .boxed()
 }
 
 pub fn op() -> impl Strategy<Value = Op> {
+    let few = proptest::collection::vec(plain_op(), 0..3);
+    prop_oneof![
+        30 => plain_op(),
+        3 => few.prop_map(Op::FlushAside),
+        3 => Just(Op::Flush),
+        6 => Just(Op::Spill),
+        1 => Just(Op::Reopen),
+        1 => Just(Op::Drop),
+    ]
+}
+
+fn plain_op() -> BoxedStrategy<Op> {
     let some = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300));
     let more = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..300));
     prop_oneof![
@@ -169,11 +185,8 @@ pub fn op() -> impl Strategy<Value = Op> {
         12 => id().prop_map(Op::Remove),
         3 => (0..4u8, some).prop_map(|(key, value)| Op::Meta(key, value)),
         3 => (id(), more).prop_map(|(id, value)| Op::Blocks(id, value)),
-        8 => Just(Op::Spill),
-        4 => Just(Op::Flush),
-        1 => Just(Op::Reopen),
-        1 => Just(Op::Drop),
     ]
+    .boxed()
 }
 
 /// What the index must be equal to.
@@ -183,6 +196,8 @@ pub struct Model {
     pub meta: BTreeMap<String, Vec<u8>>,
     pub blocks: BTreeMap<u64, Vec<u8>>,
     pub mark: Option<Mark>,
+    /// What a flush in two halves makes durable.
+    pub flushing: Option<Box<Model>>,
 }
 
 impl Model {
@@ -250,15 +265,29 @@ pub fn change(index: &mut Index, model: &mut Model, op: &Op) -> Result<(), Index
         },
         Op::Spill => index.spill(),
         Op::Flush => {
-            let sequence = model.mark.map_or(1, |mark| mark.position.sequence + 1);
-            let position = Position { epoch: 1, sequence };
-            let head = Digest([sequence as u8; 32]);
-            model.mark = Some(Mark { position, head });
-            index.set_position(position, head);
+            advance(index, model);
             index.flush()
+        }
+        Op::FlushAside(ops) => {
+            advance(index, model);
+            model.flushing = Some(Box::new(model.clone()));
+            let flush = index.flush_start()?;
+            let aside = std::thread::spawn(|| flush.map_or(Ok(()), |flush| flush.finish()));
+            let changed: Result<(), IndexError> =
+                ops.iter().try_for_each(|op| change(index, model, op));
+            aside.join().unwrap()?;
+            changed
         }
         Op::Reopen | Op::Drop => Ok(()),
     }
+}
+
+fn advance(index: &mut Index, model: &mut Model) {
+    let sequence = model.mark.map_or(1, |mark| mark.position.sequence + 1);
+    let position = Position { epoch: 1, sequence };
+    let head = Digest([sequence as u8; 32]);
+    model.mark = Some(Mark { position, head });
+    index.set_position(position, head);
 }
 
 /// Whether the index shows what the model does, through every way of reading.
