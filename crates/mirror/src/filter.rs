@@ -130,3 +130,103 @@ impl Filter {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(patterns: &[&str]) -> Filter {
+        Filter::new(&patterns.iter().map(|p| p.to_string()).collect::<Vec<_>>()).unwrap()
+    }
+
+    #[test]
+    fn as_git_does() {
+        // (patterns, path (a slash at the end: a directory), left out)
+        let table: &[(&[&str], &[u8], bool)] = &[
+            (&[], b"a", false),
+            (&["*.log"], b"x/y.log", true),
+            (&["*.log"], b"x/y.log/z", true),
+            (&["*.log", "!keep.log"], b"x/keep.log", false),
+            (&["!keep.log", "*.log"], b"x/keep.log", true),
+            (&["cache/"], b"a/cache", false),
+            (&["cache/"], b"a/cache/", true),
+            (&["cache/"], b"a/cache/b/c", true),
+            (&["cache/", "!cache/b"], b"cache/b", true),
+            (&["cache/*", "!cache/b"], b"cache/b", false),
+            (&["cache/*", "!cache/b"], b"cache/c", true),
+            (&["/top"], b"top", true),
+            (&["/top"], b"a/top", false),
+            (&["a/b"], b"a/b", true),
+            (&["a/b"], b"x/a/b", false),
+            (&["**/b"], b"x/a/b", true),
+            (&["a/**/z"], b"a/b/c/z", true),
+            (&["a/**"], b"a/", false),
+            (&["a/**"], b"a/b", true),
+            (&["a?c"], b"abc", true),
+            (&["a?c"], b"a/c", false),
+            (&["[ab].x"], b"b.x", true),
+            (&["# not a pattern", ""], b"# not a pattern", false),
+            (&["\\#x"], b"#x", true),
+            (&["\\!x"], b"!x", true),
+            (&["*.log  "], b"a.log", true),
+            (&["caf\u{e9}"], "caf\u{e9}".as_bytes(), true),
+            (&["*.x"], b"\xff\n.x", true),
+            (&["*"], b"\xff", true),
+            (&["*"], b"anything/at/all", true),
+            (&["*", "!*/", "!*.php"], b"a/b.php", false),
+            (&["*", "!*/", "!*.php"], b"a/b.txt", true),
+        ];
+        for (patterns, path, want) in table {
+            let f = filter(patterns);
+            let (path, is_dir) = path
+                .strip_suffix(b"/")
+                .map_or((*path, false), |p| (p, true));
+            let shown = mirror_core::escape(path);
+            assert_eq!(f.ignored(path, is_dir), *want, "{patterns:?} {shown}");
+            // Walking down from the root says the same.
+            let mut kept = true;
+            let ends = path
+                .iter()
+                .enumerate()
+                .filter(|(_, b)| **b == b'/')
+                .map(|(end, _)| (end, true));
+            for (end, dir) in ends.chain([(path.len(), is_dir)]) {
+                kept = kept && !f.ignored_below_kept(&path[..end], dir);
+            }
+            assert_eq!(!kept, *want, "{patterns:?} {shown}, walked");
+        }
+    }
+
+    #[test]
+    fn the_line_that_decides() {
+        let f = filter(&["*.a", "*.b", "!x.b", "*.a"]);
+        let line = |path: &str| {
+            f.deciding_line(path.as_bytes(), false)
+                .map(|d| (d.line, d.ignored, d.matched))
+        };
+        assert_eq!(line("d/x.a"), Some((4, true, 5)));
+        assert_eq!(line("y.b"), Some((2, true, 3)));
+        assert_eq!(line("x.b"), Some((3, false, 3)));
+        assert_eq!(line("q.a/x.b"), Some((4, true, 3)));
+        assert_eq!(line("none"), None);
+        assert!(filter(&["# x", ""]).is_empty() && !f.is_empty() && Filter::none().is_empty());
+    }
+
+    #[test]
+    fn bad_patterns_are_named() {
+        let of = |patterns: &[&str]| {
+            Filter::new(&patterns.iter().map(|p| p.to_string()).collect::<Vec<_>>())
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            of(&["ok", "a[z-a]"]),
+            "bad ignore pattern 2 (a[z-a]): invalid range; 'z' > 'a'"
+        );
+        assert_eq!(
+            of(&["a\nb"]),
+            "bad ignore pattern 1 (a\\x0ab): a pattern is one line"
+        );
+        assert!(of(&["{a"]).starts_with("bad ignore pattern 1 ({a): "));
+    }
+}

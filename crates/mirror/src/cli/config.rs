@@ -111,6 +111,23 @@ impl Config {
         }
     }
 
+    /// A run with these settings, everything else as usual.
+    pub fn options(self, state_dir: &Path) -> MirrorOptions {
+        MirrorOptions {
+            state_dir: state_dir.into(),
+            ignore: self.ignore,
+            cross: self.cross,
+            owners: self.owners,
+            on_mass_change: self.on_mass_change,
+            history: self.history,
+            detector: self.detector,
+            bwlimit: self.bwlimit,
+            timeout: self.timeout,
+            remote_command: self.remote_command,
+            ..MirrorOptions::new(self.source, self.dst)
+        }
+    }
+
     pub fn path(state_dir: &Path) -> PathBuf {
         state_dir.join("config.toml")
     }

@@ -12,9 +12,11 @@ use crate::cli::find::{Found, find};
 use crate::cli::show::{self, Health};
 use crate::cli::ui;
 use crate::engine::control::{
-    Client, ClientError, PersistError, StateLock, VerifyOptions, read_status,
+    Client, ClientError, PersistError, StateLock, Stop, VerifyLine, VerifyOptions, leave_release,
+    read_status,
 };
-use crate::engine::status::{Stamp, Status};
+use crate::engine::options::MirrorOptions;
+use crate::engine::status::{Stamp, State, Status};
 
 /// A status file older than this was not written by a healthy process.
 const STALE: Duration = Duration::from_secs(60);
@@ -216,7 +218,10 @@ pub fn done(word: &str, say: Say) -> Result<Exit, CliError> {
 
 pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
     let found = find(args.which.mirror.as_deref())?;
-    let mut client = connect(&found)?;
+    let mut client = match connect(&found) {
+        Ok(client) => client,
+        Err(e) => return release_stopped(args, &found, e),
+    };
     if !args.yes {
         let would = client.release(false)?;
         if args.say.json {
@@ -251,22 +256,75 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
     Ok(if through { Exit::Done } else { Exit::Hold })
 }
 
+/// No process: what the last one held is released for the next one. `otherwise`: nothing was held.
+fn release_stopped(
+    args: &ReleaseArgs,
+    found: &Found,
+    otherwise: CliError,
+) -> Result<Exit, CliError> {
+    let _lock = match StateLock::take(&found.state_dir) {
+        Ok(lock) => lock,
+        Err(_) => return Err(otherwise),
+    };
+    let Some(State::Hold(hold)) = last(&found.state_dir)?.map(|last| last.state) else {
+        return Err(otherwise);
+    };
+    let yes = args.yes
+        || (!args.say.json && ui::can_ask() && {
+            ui::complain(&format!("on hold: {}", hold.what));
+            ui::ask("Let it through when the mirror is started again?")
+        });
+    if !yes {
+        return Err(CliError::new(
+            Exit::Hold,
+            format!("still on hold: {}; --yes lets it through", hold.what),
+        ));
+    }
+    leave_release(&found.state_dir, &hold).map_err(|e| {
+        CliError::failed(format!(
+            "cannot leave word in {}: {e}",
+            crate::cli::places::show(&found.state_dir)
+        ))
+    })?;
+    done("released for the next start", args.say)
+}
+
 pub fn verify(args: &VerifyArgs) -> Result<Exit, CliError> {
     let found = find(args.which.mirror.as_deref())?;
-    let mut client = connect(&found)?;
     let options = VerifyOptions {
         against: args.against,
         repair: args.repair,
     };
     let say = args.say;
-    let end = client.verify(options, &mut |line| {
+    let mut tell = |line: VerifyLine| {
         if say.json {
             ui::say(&to_json(&line));
         } else {
             let repaired = if line.repaired { " (repaired)" } else { "" };
             ui::say(&format!("{}: {}{repaired}", line.path, line.what));
         }
-    })?;
+    };
+    let end = match Client::connect(&found.state_dir) {
+        // Without a process this one does it, under the mirror's lock.
+        Err(ClientError::NotRunning) => {
+            let stop = Stop::on_signals()
+                .map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
+            let output = ui::output(say.json, say.quiet, say.verbose);
+            let lock = Some(StateLock::take(&found.state_dir)?);
+            let run = MirrorOptions {
+                stop: stop.clone(),
+                output,
+                lock,
+                ..found.config()?.options(&found.state_dir)
+            };
+            crate::engine::verify(run, options, &mut |line| {
+                tell(line);
+                !stop.requested()
+            })?
+        }
+        Err(other) => return Err(other.into()),
+        Ok(mut client) => client.verify(options, &mut tell)?,
+    };
     if say.json {
         ui::say(&json!({"end": end}).to_string());
     } else if !say.quiet {
@@ -290,7 +348,7 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
 mod tests {
     use super::*;
     use crate::engine::control::persist_status;
-    use crate::engine::status::{Role, State};
+    use crate::engine::status::Role;
 
     #[test]
     fn what_a_monitor_makes_of_no_answer() {

@@ -88,31 +88,19 @@ fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
         )?;
     }
     check_owners(&config)?;
-    if lock.is_some() {
-        if let Some(link) = &places.state_link {
-            link_state(link, &places.state_dir)?;
-        }
+    if lock.is_some()
+        && let Some(link) = &places.state_link
+    {
+        link_state(link, &places.state_dir)?;
     }
     let options = MirrorOptions {
-        source: config.source,
-        dst: places.dst,
-        state_dir: places.state_dir,
         once: args.once,
         dry_run: args.dry_run,
         adopt: args.adopt,
         yes: args.yes,
-        ignore: config.ignore,
-        cross: config.cross,
-        owners: config.owners,
-        on_mass_change: config.on_mass_change,
-        history: config.history,
-        detector: config.detector,
-        bwlimit: config.bwlimit,
-        timeout: config.timeout,
-        remote_command: config.remote_command,
         output,
         lock,
-        stop: Stop::new(),
+        ..config.options(&places.state_dir)
     };
     Ok(Prepared { options, notices })
 }

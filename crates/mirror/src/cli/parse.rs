@@ -78,8 +78,11 @@ pub fn source(text: &OsStr) -> Result<SourceSpec, ParseError> {
     })
 }
 
-/// `login:path`, or `None` for a local path.
-fn split_login(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, ParseError> {
+/// What stands before and after the colon of `login:path`.
+type LoginAndPath<'a> = (&'a [u8], &'a [u8]);
+
+/// `None` for a local path.
+fn split_login(bytes: &[u8]) -> Result<Option<LoginAndPath<'_>>, ParseError> {
     let slash = bytes.iter().position(|&b| b == b'/').unwrap_or(bytes.len());
     // A colon inside brackets belongs to an IPv6 address.
     let start = match bytes.iter().position(|&b| b == b'[') {

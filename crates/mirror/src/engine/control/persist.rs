@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use mirror_core::escape;
 
-use crate::engine::status::Status;
+use crate::engine::status::{Hold, Status};
 
 const STATUS_BYTES_MAX: u64 = 16 << 20;
 
@@ -37,7 +37,29 @@ pub fn persist_status(state_dir: &Path, status: &Status) -> io::Result<()> {
 
 /// The last status; `None`: there never was one.
 pub fn read_status(state_dir: &Path) -> Result<Option<Status>, PersistError> {
-    let path = state_dir.join("status.json");
+    read(state_dir.join("status.json"))
+}
+
+/// An operator's word, given while no process runs, that this hold may go on: for the next process to take.
+pub fn leave_release(state_dir: &Path, hold: &Hold) -> io::Result<()> {
+    let new = state_dir.join("release.new");
+    fs::write(&new, serde_json::to_vec(hold)?)?;
+    fs::rename(&new, state_dir.join("release"))
+}
+
+/// The hold that was released while no process ran, if one was. It is good once: the file is gone then. What is
+/// found must be compared with the hold there is now; another reason needs another word.
+pub fn take_release(state_dir: &Path) -> Result<Option<Hold>, PersistError> {
+    let path = state_dir.join("release");
+    let hold = read(path.clone())?;
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(hold),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(hold),
+        Err(source) => Err(PersistError::Io { path, source }),
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: PathBuf) -> Result<Option<T>, PersistError> {
     let io = |source| PersistError::Io {
         path: path.clone(),
         source,
@@ -52,7 +74,7 @@ pub fn read_status(state_dir: &Path) -> Result<Option<Status>, PersistError> {
         .read_to_end(&mut bytes)
         .map_err(io)?;
     match serde_json::from_slice(&bytes) {
-        Ok(status) => Ok(Some(status)),
+        Ok(value) => Ok(Some(value)),
         Err(e) => Err(PersistError::Damaged {
             path,
             why: e.to_string(),

@@ -267,18 +267,12 @@ fn bad_clients_harm_only_themselves() {
 
     // Many silent ones take the seats; more are told so; when they go, all is well.
     let silent: Vec<_> = (0..80).map(|_| raw()).collect();
+    let ask = || Client::connect(dir.path()).and_then(|mut c| c.status());
     eventually("busy", || {
-        match Client::connect(dir.path()).and_then(|mut c| c.status()) {
-            Err(ClientError::Told(ControlError::Busy(_))) => true,
-            _ => false,
-        }
+        matches!(ask(), Err(ClientError::Told(ControlError::Busy(_))))
     });
     drop(silent);
-    eventually("free again", || {
-        Client::connect(dir.path())
-            .and_then(|mut c| c.status())
-            .is_ok()
-    });
+    eventually("free again", || ask().is_ok());
 
     // Who waits and dies ends the wait; who stops listening ends the comparison.
     let mut waits = raw();
@@ -355,6 +349,13 @@ fn the_last_status() {
     });
     persist_status(dir.path(), &status).unwrap();
     assert_eq!(read_status(dir.path()).unwrap().as_ref(), Some(&status));
+    let State::Hold(hold) = &status.state else {
+        unreachable!()
+    };
+    assert_eq!(take_release(dir.path()).unwrap(), None);
+    leave_release(dir.path(), hold).unwrap();
+    assert_eq!(take_release(dir.path()).unwrap().as_ref(), Some(hold));
+    assert_eq!(take_release(dir.path()).unwrap(), None);
     for damage in [&b""[..], b"{", b"null", b"{\"version\":3}", b"\xff"] {
         std::fs::write(dir.path().join("status.json"), damage).unwrap();
         assert!(matches!(
