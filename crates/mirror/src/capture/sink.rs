@@ -127,3 +127,84 @@ impl SinkFile for StagedFile {
         StagedFile::finish(*self, content, meta).map(drop)
     }
 }
+
+/// A sink that takes no more than so many bytes a second.
+pub struct Limited {
+    inner: Arc<dyn Sink>,
+    bucket: Arc<Bucket>,
+}
+
+/// Whoever spends more than there is, waits.
+pub struct Bucket {
+    bytes_per_s: u64,
+    free_at: std::sync::Mutex<std::time::Instant>,
+}
+
+impl Bucket {
+    pub fn new(bytes_per_s: u64) -> Bucket {
+        Bucket { bytes_per_s: bytes_per_s.max(1), free_at: std::sync::Mutex::new(std::time::Instant::now()) }
+    }
+    pub fn spend(&self, bytes: usize) {
+        let now = std::time::Instant::now();
+        let cost = std::time::Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        let wait = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let begin = (*free_at).max(now);
+            *free_at = begin + cost;
+            begin - now
+        };
+        std::thread::sleep(wait);
+    }
+}
+
+impl Limited {
+    pub fn new(inner: Arc<dyn Sink>, bytes_per_s: u64) -> Limited {
+        Limited { inner, bucket: Arc::new(Bucket::new(bytes_per_s)) }
+    }
+}
+
+struct LimitedDir(Box<dyn SinkDir>, Arc<Bucket>);
+struct LimitedFile(Box<dyn SinkFile>, Arc<Bucket>);
+
+impl Sink for Limited {
+    fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)> {
+        let (token, dir) = self.inner.dir()?;
+        Some((token, Box::new(LimitedDir(dir, self.bucket.clone()))))
+    }
+    fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
+        let (token, file) = self.inner.file()?;
+        Some((token, Box::new(LimitedFile(file, self.bucket.clone()))))
+    }
+    fn bind(&self, token: u64, object: ObjectId) {
+        self.inner.bind(token, object);
+    }
+    fn forget(&self, token: u64) {
+        self.inner.forget(token);
+    }
+    fn room(&self) -> bool {
+        self.inner.room()
+    }
+}
+
+impl SinkDir for LimitedDir {
+    fn put(&mut self, name: &Name, bytes: &[u8], content: &Content, meta: &Meta) -> io::Result<()> {
+        self.1.spend(bytes.len());
+        self.0.put(name, bytes, content, meta)
+    }
+    fn file(&mut self, name: &Name) -> io::Result<Box<dyn SinkFile>> {
+        Ok(Box::new(LimitedFile(self.0.file(name)?, self.1.clone())))
+    }
+    fn finish(self: Box<Self>) {
+        self.0.finish();
+    }
+}
+
+impl SinkFile for LimitedFile {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.1.spend(bytes.len());
+        self.0.write_at(bytes, offset)
+    }
+    fn finish(self: Box<Self>, content: &Content, meta: &Meta) -> io::Result<()> {
+        self.0.finish(content, meta)
+    }
+}

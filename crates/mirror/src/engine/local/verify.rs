@@ -1,0 +1,195 @@
+//! `verify`: reads everything again and says what is not as it should be.
+//!
+//! Against the index: the copy in full, with what its rows say. Against the source: first the source in full, with
+//! what capture's rows say (a difference there is one that no event told), then the copy as above.
+
+use std::sync::{Arc, PoisonError};
+
+use crossbeam_channel::{bounded, unbounded};
+use mirror_core::reconcile::{Dir, Look, ReadEnd};
+use mirror_core::{At, Kind, Name, Object, ObjectId, Rows};
+
+use super::outer::{Handles, Outer};
+use crate::apply::{Difference, DifferenceKind};
+use crate::capture::kernel::{look, trail};
+use crate::capture::read::{Into, ReadOptions, Reader};
+use crate::capture::sink::NoSink;
+use crate::capture::state::Order;
+use crate::capture::tree::Walker;
+use crate::engine::applying::{ApplyOrder, path_of};
+use crate::engine::control::{Against, Control, ControlError, Until, VerifyEnd, VerifyLine, VerifyOptions};
+use crate::engine::status::PathText;
+
+/// Rows read under one lock.
+const ROWS: usize = 256;
+
+pub fn verify(outer: &Outer, handles: &Handles, options: VerifyOptions, line: &mut dyn FnMut(VerifyLine) -> bool) -> Result<VerifyEnd, ControlError> {
+    let forever = Until { at: None, gone: &|| false };
+    outer.wait_idle(&forever)?;
+    let mut end = VerifyEnd::default();
+    if options.against == Against::Source {
+        source(outer, handles, options.repair, line, &mut end)?;
+    }
+    copy(handles, options.repair, line, &mut end)?;
+    Ok(end)
+}
+
+fn copy(handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> bool, end: &mut VerifyEnd) -> Result<(), ControlError> {
+    let (found, differences) = unbounded();
+    let _ = handles.apply_orders.send(ApplyOrder::Verify { content: true, found });
+    let mut all: Vec<Difference> = Vec::new();
+    for difference in differences {
+        // What is listed as failed is told by `status`, with its reason.
+        if difference.what == DifferenceKind::Pending {
+            end.unknown += 1;
+            continue;
+        }
+        end.different += 1;
+        if repair {
+            all.push(difference);
+        } else if !line(VerifyLine { path: PathText::new(&difference.path), what: word(difference.what).into(), repaired: false }) {
+            return Ok(());
+        }
+    }
+    let stats = handles.index.read().unwrap_or_else(PoisonError::into_inner).stats();
+    end.entries = stats.entries;
+    end.bytes = stats.bytes;
+    if !repair || all.is_empty() {
+        return Ok(());
+    }
+    for part in all.chunks(4096) {
+        let (done, answer) = bounded(1);
+        let _ = handles.apply_orders.send(ApplyOrder::Repair { differences: part.to_vec(), done });
+        let outcome = answer
+            .recv()
+            .map_err(|_| ControlError::Busy("the mirror is restarting".into()))?
+            .map_err(ControlError::Failed)?;
+        for difference in part {
+            let failed = difference.object.is_some_and(|object| outcome.failed.iter().any(|failure| failure.object == object));
+            end.repaired += u64::from(!failed);
+            line(VerifyLine { path: PathText::new(&difference.path), what: word(difference.what).into(), repaired: !failed });
+        }
+    }
+    Ok(())
+}
+
+fn word(what: DifferenceKind) -> &'static str {
+    match what {
+        DifferenceKind::Missing => "missing",
+        DifferenceKind::Extra => "extra",
+        DifferenceKind::Type => "type",
+        DifferenceKind::Content => "content",
+        DifferenceKind::Meta => "attributes",
+        DifferenceKind::Links => "links",
+        DifferenceKind::Unreadable => "unreadable",
+        DifferenceKind::Pending => "pending",
+    }
+}
+
+/// Reads the source again. What differs from the rows and still does after a barrier was missed: it is told, and put
+/// right by capture itself, as any change.
+fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> bool, end: &mut VerifyEnd) -> Result<(), ControlError> {
+    let mut walk = Walk { handles, walker: Walker::new(handles.tree.clone()), reader: Reader::new(ReadOptions::default()) };
+    let mut suspects = Vec::new();
+    let mut dirs = vec![ObjectId::ROOT];
+    while let Some(dir) = dirs.pop() {
+        let mut after: Option<Name> = None;
+        loop {
+            let rows = {
+                let rows = handles.index.read().unwrap_or_else(PoisonError::into_inner);
+                rows.scan(dir, after.as_ref(), ROWS).map_err(|e| ControlError::Failed(e.to_string()))?
+            };
+            let Some(last) = rows.last() else { break };
+            after = Some(last.name.clone());
+            for child in rows {
+                if child.object.state.kind.is_dir() {
+                    dirs.push(child.id);
+                }
+                let at = At { parent: dir, name: child.name };
+                if let Some(what) = walk.differs(&at, &child.object) {
+                    suspects.push((at, child.id, what));
+                }
+            }
+        }
+        walk.walker.forget_all();
+    }
+    // Names that nobody told of are found by a scan, which counts what it corrects.
+    let before = handles.shared.lock().corrections;
+    let _ = handles.orders.send(Order::Rescan);
+    let forever = Until { at: None, gone: &|| false };
+    outer.wait_idle(&forever)?;
+    let corrected = handles.shared.lock().corrections.saturating_sub(before);
+    for (at, id, what) in suspects {
+        let now = {
+            let rows = handles.index.read().unwrap_or_else(PoisonError::into_inner);
+            if rows.name(&at).ok().flatten() != Some(id) {
+                continue;
+            }
+            rows.object(id).ok().flatten()
+        };
+        let Some(now) = now else { continue };
+        if walk.differs(&at, &now).is_none() {
+            // A change under way when it was first read.
+            continue;
+        }
+        end.different += 1;
+        if repair {
+            let _ = handles.orders.send(Order::Reread(id));
+            outer.wait_idle(&forever)?;
+            end.repaired += 1;
+        }
+        let path = {
+            let rows = handles.index.read().unwrap_or_else(PoisonError::into_inner);
+            path_of(&*rows, id).unwrap_or_default()
+        };
+        if !line(VerifyLine { path: PathText::new(&path), what: what.into(), repaired: repair }) {
+            return Ok(());
+        }
+    }
+    if corrected > 0 {
+        end.different += corrected;
+        end.repaired += corrected;
+        line(VerifyLine { path: PathText::new(b"."), what: format!("{corrected} changes that no event told"), repaired: true });
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    handles: &'a Handles,
+    walker: Walker,
+    reader: Reader,
+}
+
+impl Walk<'_> {
+    fn differs(&mut self, at: &At, row: &Object) -> Option<&'static str> {
+        let (handle, path) = {
+            let rows = self.handles.index.read().unwrap_or_else(PoisonError::into_inner);
+            let handle = rows.object(at.parent).ok()??.local.handle?;
+            let path = if self.handles.tree.by_handle { None } else { trail(&*rows, at.parent).ok()? };
+            (handle, path)
+        };
+        let Ok(dir) = self.walker.open(&Dir { handle: &handle, trail: path }) else { return Some("missing") };
+        let dir: Arc<_> = dir;
+        let seen = match look(&self.walker, &dir, &at.name) {
+            Look::Seen(seen) => seen,
+            Look::Absent | Look::Stale => return Some("missing"),
+            Look::Foreign => return None,
+            Look::Failed(_) => return Some("unreadable"),
+        };
+        if !seen.is_kind(&row.state.kind) {
+            return Some("type");
+        }
+        match self.reader.read(&dir, Some(&at.name), &seen, seen.is_file(), Into::Sink(&NoSink)) {
+            ReadEnd::Done(reading) => {
+                if let (Some(Kind::File(now)), Kind::File(known)) = (&reading.kind, &row.state.kind)
+                    && !now.same(known)
+                {
+                    return Some("content");
+                }
+                (reading.meta != row.state.meta).then_some("attributes")
+            }
+            ReadEnd::Moved => None,
+            ReadEnd::Failed(_) => Some("unreadable"),
+        }
+    }
+}
