@@ -142,13 +142,19 @@ pub struct Bucket {
 
 impl Bucket {
     pub fn new(bytes_per_s: u64) -> Bucket {
-        Bucket { bytes_per_s: bytes_per_s.max(1), free_at: std::sync::Mutex::new(std::time::Instant::now()) }
+        Bucket {
+            bytes_per_s: bytes_per_s.max(1),
+            free_at: std::sync::Mutex::new(std::time::Instant::now()),
+        }
     }
     pub fn spend(&self, bytes: usize) {
         let now = std::time::Instant::now();
         let cost = std::time::Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
         let wait = {
-            let mut free_at = self.free_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut free_at = self
+                .free_at
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             let begin = (*free_at).max(now);
             *free_at = begin + cost;
             begin - now
@@ -159,7 +165,10 @@ impl Bucket {
 
 impl Limited {
     pub fn new(inner: Arc<dyn Sink>, bytes_per_s: u64) -> Limited {
-        Limited { inner, bucket: Arc::new(Bucket::new(bytes_per_s)) }
+        Limited {
+            inner,
+            bucket: Arc::new(Bucket::new(bytes_per_s)),
+        }
     }
 }
 

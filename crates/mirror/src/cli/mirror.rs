@@ -21,14 +21,14 @@ pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
     let output = ui::output(args.say.json, args.say.quiet, args.say.verbose);
     let stop =
         Stop::on_signals().map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
-    let console = Console::new(output, args.yes);
+    let console = std::sync::Arc::new(Console::new(output, args.yes));
     let mut prepared = prepare(&args, output)?;
     for line in std::mem::take(&mut prepared.notices) {
         console.event(Event::Notice(line));
     }
     prepared.options.stop = stop;
     let once = prepared.options.once;
-    let end = crate::engine::run_mirror(prepared.options, &console);
+    let end = crate::engine::run_mirror(prepared.options, console.clone());
     drop(console);
     let end = end?;
     // With JSON or in a log the paths were told when they failed; here is where they can be looked up.

@@ -15,21 +15,40 @@ use crate::filter::Filter;
 /// Compares by type, size, mtime, mode, owner and link target, as a first look does; bytes are not read.
 pub fn local(options: &MirrorOptions, source: &Path, ui: &dyn Ui) -> Result<RunEnd, RunError> {
     let filter = Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
-    let root = fs::symlink_metadata(source)
-        .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot read {}: {e}", super::session::show(source))))?;
-    let mut run = Dry { ui, filter, dev: root.dev(), fs_root: is_fs_root(source, &root), failed: 0, stopped: options.stop.clone() };
+    let root = fs::symlink_metadata(source).map_err(|e| {
+        RunError::Failed(anyhow::anyhow!(
+            "cannot read {}: {e}",
+            super::session::show(source)
+        ))
+    })?;
+    let mut run = Dry {
+        ui,
+        filter,
+        dev: root.dev(),
+        fs_root: is_fs_root(source, &root),
+        failed: 0,
+        stopped: options.stop.clone(),
+    };
     let mut dirs: Vec<Vec<u8>> = vec![Vec::new()];
     while let Some(dir) = dirs.pop() {
         if run.stopped.requested() {
-            return Ok(RunEnd { stopped: true, ..RunEnd::default() });
+            return Ok(RunEnd {
+                stopped: true,
+                ..RunEnd::default()
+            });
         }
         run.dir(source, &options.dst, &dir, &mut dirs);
     }
-    Ok(RunEnd { failed: run.failed, ..RunEnd::default() })
+    Ok(RunEnd {
+        failed: run.failed,
+        ..RunEnd::default()
+    })
 }
 
 fn is_fs_root(path: &Path, root: &fs::Metadata) -> bool {
-    path.parent().and_then(|up| fs::metadata(up).ok()).is_none_or(|up| up.dev() != root.dev() || up.ino() == root.ino())
+    path.parent()
+        .and_then(|up| fs::metadata(up).ok())
+        .is_none_or(|up| up.dev() != root.dev() || up.ino() == root.ino())
 }
 
 struct Dry<'a> {
@@ -42,7 +61,11 @@ struct Dry<'a> {
 }
 
 fn join(root: &Path, below: &[u8]) -> PathBuf {
-    if below.is_empty() { root.to_path_buf() } else { root.join(OsString::from_vec(below.to_vec())) }
+    if below.is_empty() {
+        root.to_path_buf()
+    } else {
+        root.join(OsString::from_vec(below.to_vec()))
+    }
 }
 
 fn names(dir: &Path) -> std::io::Result<BTreeMap<Vec<u8>, fs::Metadata>> {
@@ -63,7 +86,10 @@ impl Dry<'_> {
             Ok(there) => there,
             Err(error) => {
                 self.failed += 1;
-                self.ui.event(Event::Failed { path: PathText::new(below), reason: format!("cannot list: {error}") });
+                self.ui.event(Event::Failed {
+                    path: PathText::new(below),
+                    reason: format!("cannot list: {error}"),
+                });
                 return;
             }
         };
@@ -80,10 +106,18 @@ impl Dry<'_> {
             }
             let what = match here.get(name) {
                 None => Some("new"),
-                Some(copy) => differs(meta, copy, &from.join(OsString::from_vec(name.clone())), &to.join(OsString::from_vec(name.clone()))),
+                Some(copy) => differs(
+                    meta,
+                    copy,
+                    &from.join(OsString::from_vec(name.clone())),
+                    &to.join(OsString::from_vec(name.clone())),
+                ),
             };
             if let Some(what) = what {
-                self.ui.event(Event::Would { what, path: PathText::new(&path) });
+                self.ui.event(Event::Would {
+                    what,
+                    path: PathText::new(&path),
+                });
             }
             if meta.is_dir() {
                 dirs.push(path);
@@ -95,15 +129,31 @@ impl Dry<'_> {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
-            self.ui.event(Event::Would { what: "removed", path: PathText::new(&path) });
+            self.ui.event(Event::Would {
+                what: "removed",
+                path: PathText::new(&path),
+            });
         }
     }
 }
 
-fn differs(meta: &fs::Metadata, copy: &fs::Metadata, from: &Path, to: &Path) -> Option<&'static str> {
+fn differs(
+    meta: &fs::Metadata,
+    copy: &fs::Metadata,
+    from: &Path,
+    to: &Path,
+) -> Option<&'static str> {
     let kind = |m: &fs::Metadata| {
         let t = m.file_type();
-        (t.is_dir(), t.is_file(), t.is_symlink(), t.is_fifo(), t.is_socket(), t.is_char_device(), t.is_block_device())
+        (
+            t.is_dir(),
+            t.is_file(),
+            t.is_symlink(),
+            t.is_fifo(),
+            t.is_socket(),
+            t.is_char_device(),
+            t.is_block_device(),
+        )
     };
     if kind(meta) != kind(copy) {
         return Some("replaced");
@@ -115,6 +165,9 @@ fn differs(meta: &fs::Metadata, copy: &fs::Metadata, from: &Path, to: &Path) -> 
     if meta.is_symlink() && fs::read_link(from).ok() != fs::read_link(to).ok() {
         return Some("changed");
     }
-    let same = meta.mode() == copy.mode() && meta.uid() == copy.uid() && meta.gid() == copy.gid() && time(meta) == time(copy);
+    let same = meta.mode() == copy.mode()
+        && meta.uid() == copy.uid()
+        && meta.gid() == copy.gid()
+        && time(meta) == time(copy);
     (!same).then_some("attributes")
 }

@@ -5,8 +5,10 @@
 
 pub mod applying;
 pub mod control;
+mod dry_run;
 pub mod event;
 pub mod follower;
+pub mod local;
 pub mod options;
 pub mod session;
 pub mod status;
@@ -16,11 +18,14 @@ pub use event::{Event, RunEnd, RunError, Ui};
 pub use options::MirrorOptions;
 
 /// Runs a mirror until it is done (`once`), stopped, or can't go on.
-pub fn run_mirror(options: MirrorOptions, ui: &dyn Ui) -> Result<RunEnd, RunError> {
-    let _ = (options, ui);
-    Err(RunError::Failed(anyhow::anyhow!(
-        "the engine is not built into this program yet"
-    )))
+pub fn run_mirror(options: MirrorOptions, ui: std::sync::Arc<dyn Ui>) -> Result<RunEnd, RunError> {
+    match &options.source {
+        options::SourceSpec::Local(_) => local::run(options, ui),
+        options::SourceSpec::Ssh { .. } => follower::run(options, ui),
+        options::SourceSpec::Service { .. } => Err(RunError::Usage(
+            "mirror:// sources are not built yet: use [user@]host:/path over ssh".into(),
+        )),
+    }
 }
 
 /// Compares a mirror that no process runs; takes its lock. `line` as in [`control::Control::verify`].

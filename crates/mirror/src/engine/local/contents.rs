@@ -30,8 +30,19 @@ pub struct SourceContents {
 }
 
 impl SourceContents {
-    pub fn new(store: ContentStore, tree: Arc<SourceTree>, index: Arc<RwLock<Index>>, orders: Sender<Order>) -> SourceContents {
-        SourceContents { store, tree, index, orders, walkers: Mutex::new(Vec::new()) }
+    pub fn new(
+        store: ContentStore,
+        tree: Arc<SourceTree>,
+        index: Arc<RwLock<Index>>,
+        orders: Sender<Order>,
+    ) -> SourceContents {
+        SourceContents {
+            store,
+            tree,
+            index,
+            orders,
+            walkers: Mutex::new(Vec::new()),
+        }
     }
 
     /// What the source has under the object's name now, open for reading. `None`: gone or something else.
@@ -39,11 +50,23 @@ impl SourceContents {
         let (at, handle, trail, ino) = {
             let rows = self.index.read().unwrap_or_else(PoisonError::into_inner);
             let find = || -> Result<_, crate::index::IndexError> {
-                let Some(found) = rows.object(object)? else { return Ok(None) };
-                let Some(at) = found.names.first().cloned() else { return Ok(None) };
-                let Some(parent) = rows.object(at.parent)? else { return Ok(None) };
-                let Some(handle) = parent.local.handle else { return Ok(None) };
-                let path = if self.tree.by_handle { None } else { trail(&*rows, at.parent)? };
+                let Some(found) = rows.object(object)? else {
+                    return Ok(None);
+                };
+                let Some(at) = found.names.first().cloned() else {
+                    return Ok(None);
+                };
+                let Some(parent) = rows.object(at.parent)? else {
+                    return Ok(None);
+                };
+                let Some(handle) = parent.local.handle else {
+                    return Ok(None);
+                };
+                let path = if self.tree.by_handle {
+                    None
+                } else {
+                    trail(&*rows, at.parent)?
+                };
                 Ok(Some((at, handle, path, found.local.ino)))
             };
             match find().map_err(|e| e.to_string())? {
@@ -53,13 +76,23 @@ impl SourceContents {
         };
         let mut walker = {
             let mut walkers = self.walkers.lock().unwrap_or_else(PoisonError::into_inner);
-            walkers.pop().unwrap_or_else(|| Walker::new(self.tree.clone()))
+            walkers
+                .pop()
+                .unwrap_or_else(|| Walker::new(self.tree.clone()))
         };
-        let dir = walker.open(&Dir { handle: &handle, trail });
+        let dir = walker.open(&Dir {
+            handle: &handle,
+            trail,
+        });
         walker.forget_all();
-        self.walkers.lock().unwrap_or_else(PoisonError::into_inner).push(walker);
+        self.walkers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(walker);
         let Ok(dir) = dir else { return Ok(None) };
-        let Ok(fd) = open::file(&dir, at.name.as_bytes()) else { return Ok(None) };
+        let Ok(fd) = open::file(&dir, at.name.as_bytes()) else {
+            return Ok(None);
+        };
         let found = stat::fstat(&fd).map_err(|e| e.to_string())?;
         Ok((found.is_file() && found.ino == ino).then_some(fd))
     }
@@ -77,7 +110,12 @@ impl Contents for SourceContents {
             match self.store.get(place) {
                 Ok(bytes) => return Fetched::Bytes(bytes),
                 // Pruned or damaged: the source may still have it.
-                Err(_) if super::super::session::current_content(&self.index, object, content.digest) => {}
+                Err(_)
+                    if super::super::session::current_content(
+                        &self.index,
+                        object,
+                        content.digest,
+                    ) => {}
                 Err(error) => return Fetched::Failed(super::super::applying::chain(&error)),
             }
         }
@@ -89,9 +127,17 @@ impl Contents for SourceContents {
         if !super::super::session::current_content(&self.index, object, content.digest) {
             return self.gone(object);
         }
-        let ranges = if content.data.is_empty() { vec![(0, content.bytes)] } else { content.data.clone() };
+        let ranges = if content.data.is_empty() {
+            vec![(0, content.bytes)]
+        } else {
+            content.data.clone()
+        };
         let length: u64 = ranges.iter().map(|(_, length)| length).sum();
-        let mut reader = Ranges { file: File::from(fd), ranges, at: 0 };
+        let mut reader = Ranges {
+            file: File::from(fd),
+            ranges,
+            at: 0,
+        };
         if length > WHOLE_BYTES_MAX {
             return Fetched::Reader(Box::new(reader));
         }
@@ -101,7 +147,11 @@ impl Contents for SourceContents {
         }
         let mut hash = hasher(content.bytes, &content.data);
         hash.update(&bytes);
-        if *hash.finalize().as_bytes() == content.digest.0 { Fetched::Bytes(bytes) } else { self.gone(object) }
+        if *hash.finalize().as_bytes() == content.digest.0 {
+            Fetched::Bytes(bytes)
+        } else {
+            self.gone(object)
+        }
     }
 }
 
@@ -117,14 +167,20 @@ impl Read for Ranges {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         use std::os::unix::fs::FileExt;
         loop {
-            let Some((start, length)) = self.ranges.first().copied() else { return Ok(0) };
+            let Some((start, length)) = self.ranges.first().copied() else {
+                return Ok(0);
+            };
             if self.at >= length {
                 self.ranges.remove(0);
                 self.at = 0;
                 continue;
             }
-            let want = usize::try_from(length - self.at).unwrap_or(usize::MAX).min(buffer.len());
-            let Some(piece) = buffer.get_mut(..want) else { return Ok(0) };
+            let want = usize::try_from(length - self.at)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
+            let Some(piece) = buffer.get_mut(..want) else {
+                return Ok(0);
+            };
             let n = self.file.read_at(piece, start + self.at)?;
             self.at += n as u64;
             if n == 0 {

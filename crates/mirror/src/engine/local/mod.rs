@@ -13,13 +13,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::Receiver;
 
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain, hold_of};
 use super::control::{StateLock, persist_status, serve};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
-use super::relay::Relay;
 use super::session::{Session, SessionError, SessionSetup, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier};
@@ -48,36 +47,53 @@ enum End {
     Retry(String),
 }
 
-pub fn run(mut options: MirrorOptions, ui: &dyn Ui) -> Result<RunEnd, RunError> {
+pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunError> {
     let SourceSpec::Local(source) = options.source.clone() else {
         return Err(RunError::Usage("this is not a local source".into()));
     };
     lease::init();
     if options.dry_run {
-        return super::dry_run::local(&options, &source, ui);
+        return super::dry_run::local(&options, &source, &*ui);
     }
     let filter = Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
     if !options.cross.is_empty() {
-        return Err(RunError::Usage("--cross is not built yet: mirror the mount below SRC to a DST of its own".into()));
+        return Err(RunError::Usage(
+            "--cross is not built yet: mirror the mount below SRC to a DST of its own".into(),
+        ));
     }
-    std::fs::create_dir_all(&options.state_dir)
-        .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot make {}: {e}", show(&options.state_dir))))?;
+    std::fs::create_dir_all(&options.state_dir).map_err(|e| {
+        RunError::Failed(anyhow::anyhow!(
+            "cannot make {}: {e}",
+            show(&options.state_dir)
+        ))
+    })?;
     let lock = match options.lock.take() {
         Some(lock) => lock,
         None => StateLock::take(&options.state_dir).map_err(|e| RunError::Busy(e.to_string()))?,
     };
-    let (relay, events) = Relay::new();
-    let status = Status::new(Role::Local, show(&source), Some(PathText::new(std::os::unix::ffi::OsStrExt::as_bytes(options.dst.as_os_str()))));
+    let status = Status::new(
+        Role::Local,
+        show(&source),
+        Some(PathText::new(std::os::unix::ffi::OsStrExt::as_bytes(
+            options.dst.as_os_str(),
+        ))),
+    );
     let outer = Arc::new(Outer::new(options.stop.clone(), status));
-    let mut mirror = Mirror { options, ui, relay, events, outer, filter: Arc::new(filter), source, ever: false, lock: Some(lock) };
+    let mut mirror = Mirror {
+        options,
+        ui,
+        outer,
+        filter: Arc::new(filter),
+        source,
+        ever: false,
+        lock: Some(lock),
+    };
     mirror.run()
 }
 
-struct Mirror<'a> {
+struct Mirror {
     options: MirrorOptions,
-    ui: &'a dyn Ui,
-    relay: Arc<Relay>,
-    events: Receiver<Event>,
+    ui: Arc<dyn Ui>,
     outer: Arc<Outer>,
     filter: Arc<Filter>,
     source: std::path::PathBuf,
@@ -86,7 +102,7 @@ struct Mirror<'a> {
     lock: Option<StateLock>,
 }
 
-impl Mirror<'_> {
+impl Mirror {
     fn run(&mut self) -> Result<RunEnd, RunError> {
         let mut control = self.serve()?;
         let mut wait = Duration::from_millis(200);
@@ -98,26 +114,42 @@ impl Mirror<'_> {
                 Err(error) => return Err(error),
             };
             self.outer.close();
-            self.show_events();
             match end {
                 End::Done(end) => return Ok(self.finish(end)),
-                End::Stopped => return Ok(self.finish(RunEnd { stopped: true, ..RunEnd::default() })),
+                End::Stopped => {
+                    return Ok(self.finish(RunEnd {
+                        stopped: true,
+                        ..RunEnd::default()
+                    }));
+                }
                 End::Paused => {
                     self.ui.event(Event::Paused);
-                    self.outer.set_state(State::Paused { since: Stamp::now() });
+                    self.outer.set_state(State::Paused {
+                        since: Stamp::now(),
+                    });
                     self.persist();
                     if self.outer.wait_while(|want| want.paused) {
-                        return Ok(self.finish(RunEnd { stopped: true, ..RunEnd::default() }));
+                        return Ok(self.finish(RunEnd {
+                            stopped: true,
+                            ..RunEnd::default()
+                        }));
                     }
                     self.ui.event(Event::Resumed);
                 }
                 End::Held(hold) => {
                     self.hold(hold.clone());
                     if self.options.once {
-                        return Ok(self.finish(RunEnd { held: Some(hold), ..RunEnd::default() }));
+                        return Ok(self.finish(RunEnd {
+                            held: Some(hold),
+                            ..RunEnd::default()
+                        }));
                     }
                     if self.wait_held(&hold) {
-                        return Ok(self.finish(RunEnd { held: Some(hold), stopped: true, ..RunEnd::default() }));
+                        return Ok(self.finish(RunEnd {
+                            held: Some(hold),
+                            stopped: true,
+                            ..RunEnd::default()
+                        }));
                     }
                     self.ui.event(Event::Released);
                 }
@@ -127,13 +159,22 @@ impl Mirror<'_> {
                     drop(control);
                     self.lock = None;
                     if self.options.once {
-                        return Ok(RunEnd { held: Some(hold), ..RunEnd::default() });
+                        return Ok(RunEnd {
+                            held: Some(hold),
+                            ..RunEnd::default()
+                        });
                     }
                     loop {
                         if self.options.stop.wait(Duration::from_millis(500)) {
-                            return Ok(RunEnd { held: Some(hold), stopped: true, ..RunEnd::default() });
+                            return Ok(RunEnd {
+                                held: Some(hold),
+                                stopped: true,
+                                ..RunEnd::default()
+                            });
                         }
-                        if self.options.state_dir.join("config.toml").exists() || self.options.state_dir.join("log").is_dir() {
+                        if self.options.state_dir.join("config.toml").exists()
+                            || self.options.state_dir.join("log").is_dir()
+                        {
                             match StateLock::take(&self.options.state_dir) {
                                 Ok(lock) => {
                                     self.lock = Some(lock);
@@ -150,14 +191,22 @@ impl Mirror<'_> {
                     if began.elapsed() > Duration::from_secs(60) {
                         wait = Duration::from_millis(200);
                     }
-                    self.ui.event(Event::Notice(format!("{reason}; trying again in {:.1} s", wait.as_secs_f64())));
-                    self.outer.set_state(State::Failed { reason: reason.clone() });
+                    self.ui.event(Event::Notice(format!(
+                        "{reason}; trying again in {:.1} s",
+                        wait.as_secs_f64()
+                    )));
+                    self.outer.set_state(State::Failed {
+                        reason: reason.clone(),
+                    });
                     self.persist();
                     if self.options.once && wait > Duration::from_secs(2) {
                         return Err(RunError::Failed(anyhow::anyhow!(reason)));
                     }
                     if self.options.stop.wait(wait) {
-                        return Ok(self.finish(RunEnd { stopped: true, ..RunEnd::default() }));
+                        return Ok(self.finish(RunEnd {
+                            stopped: true,
+                            ..RunEnd::default()
+                        }));
                     }
                     wait = (wait * 2).min(Duration::from_secs(30));
                 }
@@ -166,12 +215,15 @@ impl Mirror<'_> {
     }
 
     fn serve(&self) -> Result<super::control::Handle, RunError> {
-        serve(&self.options.state_dir, self.outer.clone())
-            .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot open the control socket in {}: {e}", show(&self.options.state_dir))))
+        serve(&self.options.state_dir, self.outer.clone()).map_err(|e| {
+            RunError::Failed(anyhow::anyhow!(
+                "cannot open the control socket in {}: {e}",
+                show(&self.options.state_dir)
+            ))
+        })
     }
 
     fn finish(&mut self, end: RunEnd) -> RunEnd {
-        self.show_events();
         let mut status = self.outer.snapshot();
         if !matches!(status.state, State::Hold(_)) {
             status.state = State::Stopped;
@@ -182,12 +234,6 @@ impl Mirror<'_> {
 
     fn persist(&self) {
         let _ = persist_status(&self.options.state_dir, &self.outer.snapshot());
-    }
-
-    fn show_events(&self) {
-        while let Ok(event) = self.events.try_recv() {
-            self.ui.event(event);
-        }
     }
 
     fn hold(&self, hold: Hold) {
@@ -228,19 +274,29 @@ impl Mirror<'_> {
     }
 
     fn root_is_back(&self) -> bool {
-        let Ok(tree) = crate::capture::tree::SourceTree::open(&self.source) else { return false };
-        self.outer.root().is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
+        let Ok(tree) = crate::capture::tree::SourceTree::open(&self.source) else {
+            return false;
+        };
+        self.outer
+            .root()
+            .is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
     }
 
     fn session(&mut self) -> Result<End, RunError> {
         let place = Place::open(&self.options.dst, &self.options.state_dir);
-        let failed = |what: &str, error: &dyn std::error::Error| RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)));
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
+        };
         for dir in ["", "staging"] {
             if let Err(error) = std::fs::create_dir_all(place.state.join(dir)) {
-                return Err(RunError::Failed(anyhow::anyhow!("cannot make {}: {error}", show(&self.options.state_dir.join(dir)))));
+                return Err(RunError::Failed(anyhow::anyhow!(
+                    "cannot make {}: {error}",
+                    show(&self.options.state_dir.join(dir))
+                )));
             }
         }
-        let disk = RealDisk::open(&place.state).map_err(|e| failed("cannot open the state directory", &e))?;
+        let disk = RealDisk::open(&place.state)
+            .map_err(|e| failed("cannot open the state directory", &e))?;
         let rows = self.open_rows(&place)?;
         let fresh = rows.mark().is_none();
         let held = dst_holds_something(&place.dst);
@@ -257,7 +313,8 @@ impl Mirror<'_> {
             },
             ..apply::Options::default()
         };
-        let applier = Applier::open(&place.dst, &place.state, rows, options).map_err(|e| failed("cannot open DST", &e))?;
+        let applier = Applier::open(&place.dst, &place.state, rows, options)
+            .map_err(|e| failed("cannot open DST", &e))?;
         let adopting = fresh && held;
         let stop = self.options.stop.clone();
         let outer = self.outer.clone();
@@ -284,7 +341,10 @@ impl Mirror<'_> {
             filter: self.filter.clone(),
             sink,
             detector: self.options.detector,
-            capture: CaptureOptions { released, ..CaptureOptions::default() },
+            capture: CaptureOptions {
+                released,
+                ..CaptureOptions::default()
+            },
         };
         let session = match Session::open(setup) {
             Ok(session) => session,
@@ -294,18 +354,31 @@ impl Mirror<'_> {
             self.ui.event(Event::Notice(notice.clone()));
         }
         self.check_trees(&session, &applier)?;
-        let contents = Arc::new(SourceContents::new(session.reader.content(), session.tree.clone(), session.index.clone(), session.orders.clone()));
+        let contents = Arc::new(SourceContents::new(
+            session.reader.content(),
+            session.tree.clone(),
+            session.index.clone(),
+            session.orders.clone(),
+        ));
         let apply = ApplyLoop::start(ApplySetup {
             applier,
             reader: session.reader.clone(),
             contents,
-            on_mass_change: if self.options.history { OnMassChange::Follow } else { self.options.on_mass_change },
-            ui: self.relay.clone(),
+            on_mass_change: if self.options.history {
+                OnMassChange::Follow
+            } else {
+                self.options.on_mass_change
+            },
+            ui: self.ui.clone(),
             verbose: self.options.output.verbose,
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
         let not_mirrored = below(&self.source);
-        self.ui.event(Event::Started { detector: session.detector, why: session.why.clone(), not_mirrored: not_mirrored.clone() });
+        self.ui.event(Event::Started {
+            detector: session.detector,
+            why: session.why.clone(),
+            not_mirrored: not_mirrored.clone(),
+        });
         self.outer.open(Handles {
             orders: session.orders.clone(),
             apply_orders: apply.orders.clone(),
@@ -348,9 +421,14 @@ impl Mirror<'_> {
             Ok((index, _)) => Ok(index),
             Err(error) if error.is_rebuildable() => {
                 let aside = move_aside(&path).map_err(failed)?;
-                let text = format!("the copy's index is damaged ({error}); it is made again from the log, the old one is {}", show(&aside));
+                let text = format!(
+                    "the copy's index is damaged ({error}); it is made again from the log, the old one is {}",
+                    show(&aside)
+                );
                 self.ui.event(Event::Notice(text));
-                Ok(Index::open(&path, index::Options::default()).map_err(failed)?.0)
+                Ok(Index::open(&path, index::Options::default())
+                    .map_err(failed)?
+                    .0)
             }
             Err(error) => Err(failed(error)),
         }
@@ -370,28 +448,38 @@ impl Mirror<'_> {
         let hold = |reason, what: String| End::Held(hold(reason, what));
         match error {
             SessionError::OtherRoot(text) => Ok(hold(HoldReason::RootReplaced, text)),
-            SessionError::Tree(TreeError::Io { source: Errno::NOENT | Errno::NOTDIR, ref path, .. }) if self.ever => {
-                Ok(hold(HoldReason::RootGone, format!("{} is gone", show(path))))
-            }
+            SessionError::Tree(TreeError::Io {
+                source: Errno::NOENT | Errno::NOTDIR,
+                ref path,
+                ..
+            }) if self.ever => Ok(hold(
+                HoldReason::RootGone,
+                format!("{} is gone", show(path)),
+            )),
             SessionError::Detector(text) => Err(RunError::Usage(text)),
             error => Err(RunError::Failed(anyhow::anyhow!("{}", chain(&error)))),
         }
     }
 
     /// The session's main loop: watches over everything and shows it.
-    fn follow(&mut self, session: &Session, apply: &ApplyLoop, place: &Place, adopting: bool) -> Result<End, RunError> {
+    fn follow(
+        &mut self,
+        session: &Session,
+        apply: &ApplyLoop,
+        place: &Place,
+        adopting: bool,
+    ) -> Result<End, RunError> {
         let watch = mounts::Watch::new().ok();
         let mut first = First::Scanning;
         let began = Instant::now();
         let (mut last_saved, mut last_root) = (Instant::now(), Instant::now());
         loop {
-            match self.events.recv_timeout(Duration::from_millis(if matches!(first, First::Equal) { 100 } else { 10 })) {
-                Ok(event) => {
-                    self.ui.event(event);
-                    self.show_events();
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-            }
+            let nap = Duration::from_millis(if matches!(first, First::Equal) {
+                100
+            } else {
+                10
+            });
+            self.options.stop.wait(nap);
             for text in std::mem::take(&mut session.shared.lock().notices) {
                 self.ui.event(Event::Notice(text));
             }
@@ -401,7 +489,11 @@ impl Mirror<'_> {
             if self.outer.with(|want| want.paused) {
                 return Ok(End::Paused);
             }
-            let moved = watch.as_ref().is_none_or(|watch| watch.changed(Some(&rustix::event::Timespec::default())).unwrap_or(true));
+            let moved = watch.as_ref().is_none_or(|watch| {
+                watch
+                    .changed(Some(&rustix::event::Timespec::default()))
+                    .unwrap_or(true)
+            });
             if moved || last_root.elapsed() > Duration::from_secs(1) {
                 last_root = Instant::now();
                 if !place.still_there() {
@@ -420,7 +512,11 @@ impl Mirror<'_> {
             }
             if let Some(ended) = session.ended() {
                 return Ok(match ended {
-                    Ended::Held(alarm, _) => End::Held(hold_of(&alarm, HoldReason::Unexplained, "are gone, and no event says why")),
+                    Ended::Held(alarm, _) => End::Held(hold_of(
+                        &alarm,
+                        HoldReason::Unexplained,
+                        "are gone, and no event says why",
+                    )),
                     Ended::Failed(reason) => End::Retry(reason),
                     Ended::Stopped => End::Retry("capture stopped by itself".into()),
                 });
@@ -441,22 +537,44 @@ impl Mirror<'_> {
     }
 
     /// From the first scan to the first time the copy is equal.
-    fn first(&self, first: &mut First, session: &Session, apply: &ApplyLoop, place: &Place, began: Instant, adopting: bool) -> Result<Option<End>, RunError> {
+    fn first(
+        &self,
+        first: &mut First,
+        session: &Session,
+        apply: &ApplyLoop,
+        place: &Place,
+        began: Instant,
+        adopting: bool,
+    ) -> Result<Option<End>, RunError> {
         match first {
             First::Scanning => {
                 let (scans, scan) = {
                     let status = session.shared.lock();
-                    (status.scans, status.scan.as_ref().map(|(seen, _)| seen.clone()))
+                    (
+                        status.scans,
+                        status.scan.as_ref().map(|(seen, _)| seen.clone()),
+                    )
                 };
                 if let Some(seen) = scan {
                     let copied = seen.read_files.load(Ordering::Relaxed);
-                    let (files, bytes) = (seen.entries.load(Ordering::Relaxed), seen.read_bytes.load(Ordering::Relaxed));
-                    let known = session.index.read().unwrap_or_else(PoisonError::into_inner).stats();
+                    let (files, bytes) = (
+                        seen.entries.load(Ordering::Relaxed),
+                        seen.read_bytes.load(Ordering::Relaxed),
+                    );
+                    let known = session
+                        .index
+                        .read()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .stats();
                     let comparing = copied == 0;
                     self.ui.event(Event::Progress(Progress {
                         files,
                         files_total: (known.entries > files).then_some(known.entries),
-                        bytes: if comparing { seen.bytes.load(Ordering::Relaxed) } else { bytes },
+                        bytes: if comparing {
+                            seen.bytes.load(Ordering::Relaxed)
+                        } else {
+                            bytes
+                        },
                         bytes_total: None,
                         comparing,
                     }));
@@ -481,24 +599,48 @@ impl Mirror<'_> {
                     }
                     return Ok(None);
                 }
-                if barrier.position.is_none_or(|wanted| applied >= Some(wanted)) {
-                    let aside = if adopting { self.move_extras_aside(apply)? } else { 0 };
+                if barrier
+                    .position
+                    .is_none_or(|wanted| applied >= Some(wanted))
+                {
+                    let aside = if adopting {
+                        self.move_extras_aside(apply)?
+                    } else {
+                        0
+                    };
                     if aside > 0 {
-                        self.ui.event(Event::Notice(format!("{aside} entries that the source does not have were moved to {}", show(&self.options.state_dir.join("adopted")))));
+                        self.ui.event(Event::Notice(format!(
+                            "{aside} entries that the source does not have were moved to {}",
+                            show(&self.options.state_dir.join("adopted"))
+                        )));
                     }
                     let status = self.outer.refresh();
                     self.outer.equal();
-                    self.ui.event(Event::Equal { entries: status.entries, files: status.files, bytes: status.bytes, seconds: began.elapsed().as_secs_f64() });
+                    self.ui.event(Event::Equal {
+                        entries: status.entries,
+                        files: status.files,
+                        bytes: status.bytes,
+                        seconds: began.elapsed().as_secs_f64(),
+                    });
                     if self.options.once {
                         let (done, answer) = crossbeam_channel::bounded(1);
                         let _ = apply.orders.send(ApplyOrder::Checkpoint(done));
                         match answer.recv_timeout(Duration::from_secs(600)) {
                             Ok(Ok(())) => {}
                             Ok(Err(text)) => return Ok(Some(End::Retry(text))),
-                            Err(_) => return Ok(Some(End::Retry("the copy's index could not be saved".into()))),
+                            Err(_) => {
+                                return Ok(Some(End::Retry(
+                                    "the copy's index could not be saved".into(),
+                                )));
+                            }
                         }
                         let status = self.outer.refresh();
-                        return Ok(Some(End::Done(RunEnd { failed: status.failed_total, fuzzy: status.counters.fuzzy, held: None, stopped: false })));
+                        return Ok(Some(End::Done(RunEnd {
+                            failed: status.failed_total,
+                            fuzzy: status.counters.fuzzy,
+                            held: None,
+                            stopped: false,
+                        })));
                     }
                     let _ = place;
                     *first = First::Equal;
@@ -506,7 +648,12 @@ impl Mirror<'_> {
             }
             First::Equal => {
                 let status = self.outer.refresh();
-                self.ui.event(Event::Live { lag: status.lag, last_change: status.last_change, failures: status.failed_total, fuzzy: status.counters.fuzzy });
+                self.ui.event(Event::Live {
+                    lag: status.lag,
+                    last_change: status.last_change,
+                    failures: status.failed_total,
+                    fuzzy: status.counters.fuzzy,
+                });
             }
         }
         Ok(None)
@@ -515,9 +662,14 @@ impl Mirror<'_> {
     /// An adopted copy may hold what the source does not: it moves aside, nothing is deleted.
     fn move_extras_aside(&self, apply: &ApplyLoop) -> Result<u64, RunError> {
         let (found, extras) = crossbeam_channel::unbounded();
-        let _ = apply.orders.send(ApplyOrder::Verify { content: false, found });
-        let differences: Vec<apply::Difference> =
-            extras.iter().filter(|difference| difference.what == apply::DifferenceKind::Extra).collect();
+        let _ = apply.orders.send(ApplyOrder::Verify {
+            content: false,
+            found,
+        });
+        let differences: Vec<apply::Difference> = extras
+            .iter()
+            .filter(|difference| difference.what == apply::DifferenceKind::Extra)
+            .collect();
         if differences.is_empty() {
             return Ok(0);
         }
@@ -526,8 +678,12 @@ impl Mirror<'_> {
         let _ = apply.orders.send(ApplyOrder::Repair { differences, done });
         match answer.recv() {
             Ok(Ok(_)) => Ok(count),
-            Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!("extras could not be moved aside: {text}"))),
-            Err(_) => Err(RunError::Failed(anyhow::anyhow!("extras could not be moved aside"))),
+            Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!(
+                "extras could not be moved aside: {text}"
+            ))),
+            Err(_) => Err(RunError::Failed(anyhow::anyhow!(
+                "extras could not be moved aside"
+            ))),
         }
     }
 }
@@ -545,7 +701,11 @@ fn dst_holds_something(dst: &Path) -> bool {
 
 /// Mount points below the source: what lies in them is not mirrored.
 pub fn below(source: &Path) -> Vec<PathText> {
-    let Ok(table) = mounts::read() else { return Vec::new() };
+    let Ok(table) = mounts::read() else {
+        return Vec::new();
+    };
     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(source.as_os_str());
-    mounts::below(&table, bytes).map(|mount| PathText::new(&mount.at)).collect()
+    mounts::below(&table, bytes)
+        .map(|mount| PathText::new(&mount.at))
+        .collect()
 }

@@ -12,10 +12,16 @@ use super::verify;
 use crate::capture::state::{Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
 use crate::engine::applying::{Applied, ApplyOrder};
-use crate::engine::control::{Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
+use crate::engine::control::{
+    Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
+    WaitReport,
+};
 use crate::engine::options::Detector;
 use crate::engine::session::now_ns;
-use crate::engine::status::{DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space, Stamp, State, Status};
+use crate::engine::status::{
+    DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space, Stamp,
+    State, Status,
+};
 use crate::index::Index;
 use crate::log::Tail;
 
@@ -90,7 +96,11 @@ impl Outer {
             if !holds(&want) {
                 return false;
             }
-            want = self.changed.wait_timeout(want, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner).0;
+            want = self
+                .changed
+                .wait_timeout(want, Duration::from_millis(100))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 
@@ -100,7 +110,11 @@ impl Outer {
         if until(&want) {
             return true;
         }
-        let want = self.changed.wait_timeout(want, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner).0;
+        let want = self
+            .changed
+            .wait_timeout(want, Duration::from_millis(100))
+            .unwrap_or_else(PoisonError::into_inner)
+            .0;
         until(&want)
     }
 
@@ -146,14 +160,19 @@ impl Outer {
 
     /// Brings the status up to date from the running session.
     pub fn refresh(&self) -> Status {
-        let Some(handles) = self.handles() else { return self.snapshot() };
+        let Some(handles) = self.handles() else {
+            return self.snapshot();
+        };
         let end = handles.tail.durable();
         let appended = handles.tail.appended();
         let applied = handles.applied.lock().clone();
         let capture = handles.shared.lock();
         let mut status = lock(&self.status);
         status.now = Stamp::now();
-        status.detector = Some(DetectorStatus { uses: handles.detector, why: handles.why.clone() });
+        status.detector = Some(DetectorStatus {
+            uses: handles.detector,
+            why: handles.why.clone(),
+        });
         status.positions = Positions {
             received: appended.map(|end| end.position),
             durable: end.map(|end| end.position),
@@ -168,12 +187,17 @@ impl Outer {
             Some(since) if behind > 0 => now_ns().saturating_sub(since) as f64 / 1e9,
             _ => 0.0,
         };
-        status.lag = Lag { seconds, records: behind, bytes: 0 };
+        status.lag = Lag {
+            seconds,
+            records: behind,
+            bytes: 0,
+        };
         if capture.last_change.is_some() {
             status.last_change = capture.last_change.clone();
         }
         if capture.entries > 0 || capture.scans > 0 {
-            (status.entries, status.files, status.bytes) = (capture.entries, capture.files, capture.bytes);
+            (status.entries, status.files, status.bytes) =
+                (capture.entries, capture.files, capture.bytes);
         }
         let counters = &mut status.counters;
         counters.overflows = capture.overflows;
@@ -184,14 +208,22 @@ impl Outer {
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
         counters.records = end.map_or(0, |end| end.position.sequence);
-        let mut failed: Vec<Failed> = capture.failed.iter().chain(&applied.failed).cloned().collect();
+        let mut failed: Vec<Failed> = capture
+            .failed
+            .iter()
+            .chain(&applied.failed)
+            .cloned()
+            .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
         status.failed_total = capture.failed_total + applied.failed_total;
         let mut not_mirrored = handles.not_mirrored.clone();
         for path in &capture.foreign {
-            if !not_mirrored.iter().any(|known| known.as_str().ends_with(path.as_str())) {
+            if !not_mirrored
+                .iter()
+                .any(|known| known.as_str().ends_with(path.as_str()))
+            {
                 not_mirrored.push(path.clone());
             }
         }
@@ -217,11 +249,23 @@ impl Outer {
                 let files = seen.entries.load(Ordering::Relaxed);
                 let bytes = seen.read_bytes.load(Ordering::Relaxed);
                 let seconds = began.elapsed().as_secs_f64().max(0.001);
-                State::Seeding { files, files_total: None, bytes, bytes_total: None, bytes_per_s: (bytes as f64 / seconds) as u64, eta_s: None }
+                State::Seeding {
+                    files,
+                    files_total: None,
+                    bytes,
+                    bytes_total: None,
+                    bytes_per_s: (bytes as f64 / seconds) as u64,
+                    eta_s: None,
+                }
             }
-            (None, None, None) if status.equal_at.is_none() => {
-                State::Seeding { files: capture.files, files_total: Some(capture.files), bytes: capture.bytes, bytes_total: Some(capture.bytes), bytes_per_s: 0, eta_s: None }
-            }
+            (None, None, None) if status.equal_at.is_none() => State::Seeding {
+                files: capture.files,
+                files_total: Some(capture.files),
+                bytes: capture.bytes,
+                bytes_total: Some(capture.bytes),
+                bytes_per_s: 0,
+                eta_s: None,
+            },
             _ => State::Following,
         };
         status.clone()
@@ -233,12 +277,18 @@ impl Outer {
         }
         match lock(&self.status).state.clone() {
             State::Hold(hold) => Err(ControlError::Held(hold.what)),
-            State::Paused { .. } => Err(ControlError::Busy("the mirror is paused: `fs_mirror resume` lets it go on".into())),
+            State::Paused { .. } => Err(ControlError::Busy(
+                "the mirror is paused: `fs_mirror resume` lets it go on".into(),
+            )),
             _ => Err(ControlError::Busy("the mirror is starting".into())),
         }
     }
 
-    fn wait_applied(&self, wanted: Option<Position>, until: &Until<'_>) -> Result<(), ControlError> {
+    fn wait_applied(
+        &self,
+        wanted: Option<Position>,
+        until: &Until<'_>,
+    ) -> Result<(), ControlError> {
         loop {
             let handles = self.session()?;
             let state = handles.applied.lock();
@@ -249,11 +299,19 @@ impl Outer {
                 return Ok(());
             }
             if until.over() {
-                let have = state.applied.map_or("nothing".to_string(), |position| position.to_string());
+                let have = state
+                    .applied
+                    .map_or("nothing".to_string(), |position| position.to_string());
                 let want = wanted.map_or(String::new(), |position| position.to_string());
-                return Err(ControlError::Timeout(format!("applied {have}, waiting for {want}")));
+                return Err(ControlError::Timeout(format!(
+                    "applied {have}, waiting for {want}"
+                )));
             }
-            drop(handles.applied.wait(state, until.nap().min(Duration::from_millis(50))));
+            drop(
+                handles
+                    .applied
+                    .wait(state, until.nap().min(Duration::from_millis(50))),
+            );
         }
     }
 
@@ -266,8 +324,12 @@ impl Outer {
             match answer.recv_timeout(until.nap()) {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(text)) => return Err(ControlError::Failed(text)),
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => return Err(ControlError::Busy("the mirror is restarting".into())),
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) if until.over() => return Err(ControlError::Timeout("saving the copy's index".into())),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                    return Err(ControlError::Busy("the mirror is restarting".into()));
+                }
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) if until.over() => {
+                    return Err(ControlError::Timeout("saving the copy's index".into()));
+                }
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
             }
         }
@@ -275,7 +337,13 @@ impl Outer {
 
     fn report(&self, fuzzy: Vec<PathText>, fuzzy_total: u64) -> WaitReport {
         let status = self.refresh();
-        WaitReport { positions: status.positions, failed: status.failed, failed_total: status.failed_total, fuzzy, fuzzy_total }
+        WaitReport {
+            positions: status.positions,
+            failed: status.failed,
+            failed_total: status.failed_total,
+            fuzzy,
+            fuzzy_total,
+        }
     }
 }
 
@@ -298,7 +366,9 @@ impl Control for Outer {
         // A mirror that is just starting has a session soon.
         let handles = loop {
             match self.session() {
-                Err(ControlError::Busy(text)) if !until.over() && !self.with(|want| want.paused) => {
+                Err(ControlError::Busy(text))
+                    if !until.over() && !self.with(|want| want.paused) =>
+                {
                     let _ = text;
                     std::thread::sleep(until.nap().min(Duration::from_millis(20)));
                 }
@@ -317,7 +387,9 @@ impl Control for Outer {
                     };
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) if until.over() => {
-                    return Err(ControlError::Timeout("what was written before is not all in the log yet".into()));
+                    return Err(ControlError::Timeout(
+                        "what was written before is not all in the log yet".into(),
+                    ));
                 }
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
             }
@@ -327,9 +399,20 @@ impl Control for Outer {
         Ok(self.report(barrier.fuzzy, barrier.fuzzy_total))
     }
 
-    fn wait_position(&self, position: Position, until: &Until<'_>) -> Result<WaitReport, ControlError> {
+    fn wait_position(
+        &self,
+        position: Position,
+        until: &Until<'_>,
+    ) -> Result<WaitReport, ControlError> {
         self.wait_applied(Some(position), until)?;
-        let fuzzy = self.session()?.shared.lock().fuzzy.values().cloned().collect::<Vec<_>>();
+        let fuzzy = self
+            .session()?
+            .shared
+            .lock()
+            .fuzzy
+            .values()
+            .cloned()
+            .collect::<Vec<_>>();
         let total = fuzzy.len() as u64;
         Ok(self.report(fuzzy, total))
     }
@@ -338,12 +421,19 @@ impl Control for Outer {
         self.order(|want| want.paused = true);
         // Done when nothing is open any more.
         for _ in 0..300 {
-            if self.handles().is_none() && matches!(lock(&self.status).state, State::Paused { .. } | State::Hold(_)) {
+            if self.handles().is_none()
+                && matches!(
+                    lock(&self.status).state,
+                    State::Paused { .. } | State::Hold(_)
+                )
+            {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        Err(ControlError::Timeout("the mirror did not come to rest within 30 s".into()))
+        Err(ControlError::Timeout(
+            "the mirror did not come to rest within 30 s".into(),
+        ))
     }
 
     fn resume(&self) -> Result<(), ControlError> {
@@ -353,8 +443,15 @@ impl Control for Outer {
 
     fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError> {
         let status = self.refresh();
-        let State::Hold(hold) = status.state else { return Ok(ReleaseReport::default()) };
-        let report = ReleaseReport { gone: hold.gone.unwrap_or(0), hold: Some(hold.clone()), released: yes, ..ReleaseReport::default() };
+        let State::Hold(hold) = status.state else {
+            return Ok(ReleaseReport::default());
+        };
+        let report = ReleaseReport {
+            gone: hold.gone.unwrap_or(0),
+            hold: Some(hold.clone()),
+            released: yes,
+            ..ReleaseReport::default()
+        };
         if yes {
             match self.handles() {
                 Some(handles) if hold.reason == HoldReason::MassChange => {
@@ -366,7 +463,11 @@ impl Control for Outer {
         Ok(report)
     }
 
-    fn verify(&self, options: VerifyOptions, line: &mut dyn FnMut(VerifyLine) -> bool) -> Result<VerifyEnd, ControlError> {
+    fn verify(
+        &self,
+        options: VerifyOptions,
+        line: &mut dyn FnMut(VerifyLine) -> bool,
+    ) -> Result<VerifyEnd, ControlError> {
         let handles = self.session()?;
         verify::verify(self, &handles, options, line)
     }
@@ -378,5 +479,12 @@ impl Control for Outer {
 
 /// So that a hold made elsewhere reads alike.
 pub fn hold(reason: HoldReason, what: String) -> Hold {
-    Hold { reason, since: Stamp::now(), what, gone: None, of: None, below: None }
+    Hold {
+        reason,
+        since: Stamp::now(),
+        what,
+        gone: None,
+        of: None,
+        below: None,
+    }
 }

@@ -26,10 +26,17 @@ impl Place {
             id: inode(state),
             _view: None,
         };
-        let Some(top) = common(dst, state) else { return plain() };
-        let Ok(view) = tree::private_clone(&top) else { return plain() };
+        let Some(top) = common(dst, state) else {
+            return plain();
+        };
+        let Ok(view) = tree::private_clone(&top) else {
+            return plain();
+        };
         let base = PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()));
-        let (Ok(below_dst), Ok(below_state)) = (dst.strip_prefix(&top), state.strip_prefix(&top)) else { return plain() };
+        let (Ok(below_dst), Ok(below_state)) = (dst.strip_prefix(&top), state.strip_prefix(&top))
+        else {
+            return plain();
+        };
         let place = Place {
             dst: base.join(below_dst),
             state: base.join(below_state),
@@ -38,7 +45,11 @@ impl Place {
             _view: Some(view),
         };
         // A mount between the common directory and the state is not in the view.
-        if inode(&place.state).is_some() && inode(&place.state) == place.id { place } else { plain() }
+        if inode(&place.state).is_some() && inode(&place.state) == place.id {
+            place
+        } else {
+            plain()
+        }
     }
 
     /// Whether the state directory a person knows is still this one.

@@ -17,14 +17,24 @@ use crate::capture::sink::NoSink;
 use crate::capture::state::Order;
 use crate::capture::tree::Walker;
 use crate::engine::applying::{ApplyOrder, path_of};
-use crate::engine::control::{Against, Control, ControlError, Until, VerifyEnd, VerifyLine, VerifyOptions};
+use crate::engine::control::{
+    Against, Control, ControlError, Until, VerifyEnd, VerifyLine, VerifyOptions,
+};
 use crate::engine::status::PathText;
 
 /// Rows read under one lock.
 const ROWS: usize = 256;
 
-pub fn verify(outer: &Outer, handles: &Handles, options: VerifyOptions, line: &mut dyn FnMut(VerifyLine) -> bool) -> Result<VerifyEnd, ControlError> {
-    let forever = Until { at: None, gone: &|| false };
+pub fn verify(
+    outer: &Outer,
+    handles: &Handles,
+    options: VerifyOptions,
+    line: &mut dyn FnMut(VerifyLine) -> bool,
+) -> Result<VerifyEnd, ControlError> {
+    let forever = Until {
+        at: None,
+        gone: &|| false,
+    };
     outer.wait_idle(&forever)?;
     let mut end = VerifyEnd::default();
     if options.against == Against::Source {
@@ -34,9 +44,17 @@ pub fn verify(outer: &Outer, handles: &Handles, options: VerifyOptions, line: &m
     Ok(end)
 }
 
-fn copy(handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> bool, end: &mut VerifyEnd) -> Result<(), ControlError> {
+fn copy(
+    handles: &Handles,
+    repair: bool,
+    line: &mut dyn FnMut(VerifyLine) -> bool,
+    end: &mut VerifyEnd,
+) -> Result<(), ControlError> {
     let (found, differences) = unbounded();
-    let _ = handles.apply_orders.send(ApplyOrder::Verify { content: true, found });
+    let _ = handles.apply_orders.send(ApplyOrder::Verify {
+        content: true,
+        found,
+    });
     let mut all: Vec<Difference> = Vec::new();
     for difference in differences {
         // What is listed as failed is told by `status`, with its reason.
@@ -47,11 +65,19 @@ fn copy(handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> boo
         end.different += 1;
         if repair {
             all.push(difference);
-        } else if !line(VerifyLine { path: PathText::new(&difference.path), what: word(difference.what).into(), repaired: false }) {
+        } else if !line(VerifyLine {
+            path: PathText::new(&difference.path),
+            what: word(difference.what).into(),
+            repaired: false,
+        }) {
             return Ok(());
         }
     }
-    let stats = handles.index.read().unwrap_or_else(PoisonError::into_inner).stats();
+    let stats = handles
+        .index
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .stats();
     end.entries = stats.entries;
     end.bytes = stats.bytes;
     if !repair || all.is_empty() {
@@ -59,15 +85,27 @@ fn copy(handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> boo
     }
     for part in all.chunks(4096) {
         let (done, answer) = bounded(1);
-        let _ = handles.apply_orders.send(ApplyOrder::Repair { differences: part.to_vec(), done });
+        let _ = handles.apply_orders.send(ApplyOrder::Repair {
+            differences: part.to_vec(),
+            done,
+        });
         let outcome = answer
             .recv()
             .map_err(|_| ControlError::Busy("the mirror is restarting".into()))?
             .map_err(ControlError::Failed)?;
         for difference in part {
-            let failed = difference.object.is_some_and(|object| outcome.failed.iter().any(|failure| failure.object == object));
+            let failed = difference.object.is_some_and(|object| {
+                outcome
+                    .failed
+                    .iter()
+                    .any(|failure| failure.object == object)
+            });
             end.repaired += u64::from(!failed);
-            line(VerifyLine { path: PathText::new(&difference.path), what: word(difference.what).into(), repaired: !failed });
+            line(VerifyLine {
+                path: PathText::new(&difference.path),
+                what: word(difference.what).into(),
+                repaired: !failed,
+            });
         }
     }
     Ok(())
@@ -88,8 +126,18 @@ fn word(what: DifferenceKind) -> &'static str {
 
 /// Reads the source again. What differs from the rows and still does after a barrier was missed: it is told, and put
 /// right by capture itself, as any change.
-fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(VerifyLine) -> bool, end: &mut VerifyEnd) -> Result<(), ControlError> {
-    let mut walk = Walk { handles, walker: Walker::new(handles.tree.clone()), reader: Reader::new(ReadOptions::default()) };
+fn source(
+    outer: &Outer,
+    handles: &Handles,
+    repair: bool,
+    line: &mut dyn FnMut(VerifyLine) -> bool,
+    end: &mut VerifyEnd,
+) -> Result<(), ControlError> {
+    let mut walk = Walk {
+        handles,
+        walker: Walker::new(handles.tree.clone()),
+        reader: Reader::new(ReadOptions::default()),
+    };
     let mut suspects = Vec::new();
     let mut dirs = vec![ObjectId::ROOT];
     while let Some(dir) = dirs.pop() {
@@ -97,7 +145,8 @@ fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(V
         loop {
             let rows = {
                 let rows = handles.index.read().unwrap_or_else(PoisonError::into_inner);
-                rows.scan(dir, after.as_ref(), ROWS).map_err(|e| ControlError::Failed(e.to_string()))?
+                rows.scan(dir, after.as_ref(), ROWS)
+                    .map_err(|e| ControlError::Failed(e.to_string()))?
             };
             let Some(last) = rows.last() else { break };
             after = Some(last.name.clone());
@@ -105,7 +154,10 @@ fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(V
                 if child.object.state.kind.is_dir() {
                     dirs.push(child.id);
                 }
-                let at = At { parent: dir, name: child.name };
+                let at = At {
+                    parent: dir,
+                    name: child.name,
+                };
                 if let Some(what) = walk.differs(&at, &child.object) {
                     suspects.push((at, child.id, what));
                 }
@@ -116,7 +168,10 @@ fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(V
     // Names that nobody told of are found by a scan, which counts what it corrects.
     let before = handles.shared.lock().corrections;
     let _ = handles.orders.send(Order::Rescan);
-    let forever = Until { at: None, gone: &|| false };
+    let forever = Until {
+        at: None,
+        gone: &|| false,
+    };
     outer.wait_idle(&forever)?;
     let corrected = handles.shared.lock().corrections.saturating_sub(before);
     for (at, id, what) in suspects {
@@ -142,14 +197,22 @@ fn source(outer: &Outer, handles: &Handles, repair: bool, line: &mut dyn FnMut(V
             let rows = handles.index.read().unwrap_or_else(PoisonError::into_inner);
             path_of(&*rows, id).unwrap_or_default()
         };
-        if !line(VerifyLine { path: PathText::new(&path), what: what.into(), repaired: repair }) {
+        if !line(VerifyLine {
+            path: PathText::new(&path),
+            what: what.into(),
+            repaired: repair,
+        }) {
             return Ok(());
         }
     }
     if corrected > 0 {
         end.different += corrected;
         end.repaired += corrected;
-        line(VerifyLine { path: PathText::new(b"."), what: format!("{corrected} changes that no event told"), repaired: true });
+        line(VerifyLine {
+            path: PathText::new(b"."),
+            what: format!("{corrected} changes that no event told"),
+            repaired: true,
+        });
     }
     Ok(())
 }
@@ -163,12 +226,25 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn differs(&mut self, at: &At, row: &Object) -> Option<&'static str> {
         let (handle, path) = {
-            let rows = self.handles.index.read().unwrap_or_else(PoisonError::into_inner);
+            let rows = self
+                .handles
+                .index
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
             let handle = rows.object(at.parent).ok()??.local.handle?;
-            let path = if self.handles.tree.by_handle { None } else { trail(&*rows, at.parent).ok()? };
+            let path = if self.handles.tree.by_handle {
+                None
+            } else {
+                trail(&*rows, at.parent).ok()?
+            };
             (handle, path)
         };
-        let Ok(dir) = self.walker.open(&Dir { handle: &handle, trail: path }) else { return Some("missing") };
+        let Ok(dir) = self.walker.open(&Dir {
+            handle: &handle,
+            trail: path,
+        }) else {
+            return Some("missing");
+        };
         let dir: Arc<_> = dir;
         let seen = match look(&self.walker, &dir, &at.name) {
             Look::Seen(seen) => seen,
@@ -179,7 +255,13 @@ impl Walk<'_> {
         if !seen.is_kind(&row.state.kind) {
             return Some("type");
         }
-        match self.reader.read(&dir, Some(&at.name), &seen, seen.is_file(), Into::Sink(&NoSink)) {
+        match self.reader.read(
+            &dir,
+            Some(&at.name),
+            &seen,
+            seen.is_file(),
+            Into::Sink(&NoSink),
+        ) {
             ReadEnd::Done(reading) => {
                 if let (Some(Kind::File(now)), Kind::File(known)) = (&reading.kind, &row.state.kind)
                     && !now.same(known)
