@@ -99,7 +99,9 @@ impl Screen {
         if self.output.json || self.output.quiet || !self.output.terminal || !due {
             return Vec::new();
         }
-        self.live_line(now, columns).into_iter().collect()
+        let before = self.shown.clone();
+        let line = self.live_line(now, columns);
+        line.into_iter().filter(|_| self.shown != before).collect()
     }
 
     /// Takes the live line off the terminal.
@@ -590,6 +592,7 @@ mod tests {
         assert_eq!(show(s, progress(500, 10 << 20), 100), "");
         assert_eq!(s.tick(Duration::from_millis(150), 80), []);
         assert_eq!(s.tick(Duration::from_millis(200), 80).len(), 1);
+        assert_eq!(s.tick(Duration::from_millis(400), 80), []);
         assert_eq!(
             show(s, progress(10_000, 200 << 20), 2000),
             "live: copying 10,000 of 100,000 files · 200 MiB of 4.0 GiB · 100 MiB/s · 0:39 left"
