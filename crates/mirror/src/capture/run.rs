@@ -14,7 +14,7 @@ use mirror_core::hints::{Hint, Hints};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Failure, Limits, Outcome, Source, reconcile};
 use mirror_core::settle::{HotList, Phase, Settle, SettleLimits};
-use mirror_core::{At, Change, Handle, Kind, Local, Name, Note, ObjectId, Record, Rows};
+use mirror_core::{At, Change, Handle, Kind, Local, Name, Note, ObjectId, Position, Record, Rows};
 
 use super::kernel::{KernelSource, trail};
 use super::prepared::{Prepared, PreparedDir};
@@ -28,7 +28,7 @@ use crate::engine::options::Detector;
 use crate::engine::status::{FAILED_MAX, Failed, LastChange, PathText, Stamp};
 use crate::filter::Filter;
 use crate::index::{Index, IndexError};
-use crate::log::{Draft, Log, LogError};
+use crate::log::{Draft, Log, LogError, PruneLimits};
 use crate::sys::{open, stat};
 
 #[derive(Debug, Clone)]
@@ -43,8 +43,9 @@ pub struct CaptureOptions {
     pub index_flush: Duration,
     /// An operator said that what is missing at the first scan may go.
     pub released: bool,
-    /// Nothing was ever captured here: no guard can compare.
     pub scan_at_start: bool,
+    /// What the log may keep beyond what is needed.
+    pub prune: PruneLimits,
 }
 
 impl Default for CaptureOptions {
@@ -58,6 +59,11 @@ impl Default for CaptureOptions {
             index_flush: Duration::from_millis(1000),
             released: false,
             scan_at_start: true,
+            prune: PruneLimits {
+                log_bytes_max: Some(256 << 20),
+                content_bytes_max: Some(1 << 30),
+                oldest_time_ns: None,
+            },
         }
     }
 }
@@ -140,6 +146,10 @@ pub struct Capture {
     time_ns: u64,
     unflushed: bool,
     index_dirty: bool,
+    index_flush: Option<std::thread::JoinHandle<Result<(), IndexError>>>,
+    last_prune: Instant,
+    /// The index was durable up to here a minute ago.
+    durable_mark: Option<Position>,
     status_dirty: bool,
 }
 
@@ -219,6 +229,9 @@ impl Capture {
             time_ns: 0,
             unflushed: false,
             index_dirty: false,
+            index_flush: None,
+            last_prune: now,
+            durable_mark: None,
             status_dirty: true,
         }
     }
@@ -1064,21 +1077,56 @@ impl Capture {
         self.flush()
     }
 
+    /// Makes the index durable every so often. The wait for the disk is another thread's, but at the end (`now`).
     fn flush_index(&mut self, now: bool) -> Result<(), Fatal> {
-        if !self.index_dirty || (!now && self.last_index_flush.elapsed() < self.options.index_flush)
+        if self
+            .index_flush
+            .as_ref()
+            .is_some_and(|flush| now || flush.is_finished())
+            && let Some(flush) = self.index_flush.take()
+        {
+            flush
+                .join()
+                .map_err(|_| Fatal::Index("the index's flush broke off".into()))??;
+        }
+        if !self.index_dirty
+            || self.index_flush.is_some()
+            || (!now && self.last_index_flush.elapsed() < self.options.index_flush)
         {
             return Ok(());
         }
         self.flush()?;
         let end = self.log.end();
-        let mut rows = self.rows_mut();
+        let index = self.index.clone();
+        let mut rows = index.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(end) = end {
             rows.set_position(end.position, end.head);
         }
-        rows.flush()?;
-        drop(rows);
+        if now {
+            rows.flush()?;
+        } else if let Some(flush) = rows.flush_start()? {
+            drop(rows);
+            self.index_flush = Some(std::thread::spawn(move || flush.finish()));
+        }
         self.index_dirty = false;
         self.last_index_flush = Instant::now();
+        self.prune()
+    }
+
+    /// Drops old segments that neither index nor any replica needs.
+    fn prune(&mut self) -> Result<(), Fatal> {
+        const EVERY: Duration = Duration::from_secs(60);
+        if self.last_prune.elapsed() < EVERY {
+            return Ok(());
+        }
+        self.last_prune = Instant::now();
+        let needed = self.shared.lock().needed;
+        let own = self.durable_mark;
+        let mark = self.rows().mark().map(|mark| mark.position);
+        self.durable_mark = mark;
+        if let (Some(needed), Some(own)) = (needed, own) {
+            self.log.prune(needed.min(own), &self.options.prune)?;
+        }
         Ok(())
     }
 

@@ -64,6 +64,8 @@ pub struct CaptureStatus {
     pub bytes: u64,
     pub hot: u64,
     pub notices: Vec<String>,
+    /// The oldest record that somebody still has to read; `None`: nobody said yet, so nothing may go.
+    pub needed: Option<Position>,
 }
 
 #[derive(Default)]

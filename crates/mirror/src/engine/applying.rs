@@ -34,6 +34,8 @@ pub struct Applied {
 #[derive(Default, Clone)]
 pub struct ApplyStatus {
     pub applied: Option<Position>,
+    /// Rows and position were durable up to here a while ago: older records are not needed any more.
+    pub saved: Option<Position>,
     /// The log's durable end as apply last saw it.
     pub end: Option<Position>,
     /// Time of the oldest record that waits; `None`: nothing waits.
@@ -290,12 +292,15 @@ impl Running {
             .is_some_and(|since| since.elapsed() >= SAVED_WITHIN)
         {
             self.unsaved = None;
+            let position = self.applier.store().position();
             if let Err(error) = self.applier.checkpoint() {
                 self.unsaved = Some(Instant::now());
                 self.ui.event(Event::Notice(format!(
                     "the copy's index can't be saved: {}",
                     chain(&error)
                 )));
+            } else {
+                self.applied.update(|status| status.saved = position);
             }
         }
         Ok(())

@@ -22,7 +22,7 @@ use crate::capture::watch::{Watch, WatchOptions, Watching};
 use crate::disk::Disk;
 use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, move_aside};
-use crate::log::{Log, LogError, LogOptions, LogReader, PruneLimits};
+use crate::log::{Log, LogError, LogOptions, LogReader};
 
 pub struct SessionSetup {
     /// The tree's root, canonical.
@@ -71,18 +71,6 @@ pub struct Session {
     thread: JoinHandle<()>,
     ended: Receiver<Ended>,
     _watching: Watching,
-}
-
-/// Log segments kept beyond what is needed.
-const LOG_BYTES_KEPT: u64 = 256 << 20;
-const CONTENT_BYTES_KEPT: u64 = 1 << 30;
-
-pub fn prune_limits() -> PruneLimits {
-    PruneLimits {
-        log_bytes_max: Some(LOG_BYTES_KEPT),
-        content_bytes_max: Some(CONTENT_BYTES_KEPT),
-        oldest_time_ns: None,
-    }
 }
 
 pub fn now_ns() -> u64 {

@@ -166,7 +166,8 @@ impl Outer {
         let end = handles.tail.durable();
         let appended = handles.tail.appended();
         let applied = handles.applied.lock().clone();
-        let capture = handles.shared.lock();
+        let mut capture = handles.shared.lock();
+        capture.needed = applied.saved;
         let mut status = lock(&self.status);
         status.now = Stamp::now();
         status.detector = Some(DetectorStatus {
