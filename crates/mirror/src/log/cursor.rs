@@ -1,5 +1,6 @@
 //! Reading: whole groups, in order, verified, as far as they are durable.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use mirror_core::codec::{self, CodecError};
@@ -228,10 +229,11 @@ impl Cursor {
 
     /// Goes on to the segment after this one, which must follow it.
     fn next_segment(&mut self) -> Result<bool, LogError> {
+        let later = (Bound::Excluded(self.segment), Bound::Unbounded);
         let next = lock(&self.shared.segments)
-            .iter()
-            .map(|(_, header)| *header)
-            .find(|h| h.first > self.segment);
+            .range(later)
+            .next()
+            .map(|(_, header)| *header);
         let Some(header) = next else {
             return Ok(false);
         };

@@ -17,6 +17,7 @@ use crate::disk::Disk;
 pub mod content;
 mod cursor;
 mod prune;
+mod receive;
 mod recover;
 mod segment;
 mod tail;

@@ -178,7 +178,7 @@ fn scan(disk: &dyn Disk, first: Position, header: &Header) -> Result<Found, LogE
             }
             Step::Broken(what) => {
                 let offset = place.offset;
-                if durable > offset || later_frames(&mut window, first, offset + 1, len, offset)? {
+                if later_frames(&mut window, first, offset + 1, len, offset)? {
                     return Err(damaged(first, offset, what));
                 }
                 break;

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use mirror_core::codec::{self, CodecError, Frame, GENESIS, frame};
+use mirror_core::codec::{self, GENESIS, frame};
 use mirror_core::model::GROUP_RECORDS_MAX;
-use mirror_core::{Change, ContentRef, Digest, Fork, Local, Position, Record};
+use mirror_core::{Change, Digest, Fork, Position, Record};
 
 use super::recover::{self, Found};
 use super::segment::{self, Header};
 use super::{
     ContentStore, Draft, End, GROUP_BYTES_MAX, LogError, LogOptions, LogReader, PruneLimits,
-    PruneStats, Recovered, Shared, Tail, describe, io_error, prune, walk,
+    PruneStats, Recovered, Shared, Tail, describe, io_error, prune, receive::refused, walk,
 };
 use crate::disk::{Disk, DiskFile};
 
@@ -29,15 +29,12 @@ pub struct Log {
     written: u64,
     durable: u64,
     buffer: Vec<u8>,
-    end: Option<End>,
+    pub(super) end: Option<End>,
     time_ns: u64,
     /// The last thing in the segment is a seal.
     sealed: bool,
     failed: Option<String>,
 }
-
-/// What one local body is to say of a record.
-type LocalOf<'a> = &'a mut dyn FnMut(&Record) -> (Option<Local>, Option<ContentRef>);
 
 impl Log {
     /// A new log of a tree, with its first record (`Open` of epoch 1), durable.
@@ -257,114 +254,7 @@ impl Log {
         Ok(record)
     }
 
-    /// Appends whole groups of another host's records, positions and times unchanged.
-    pub fn append_records(&mut self, records: &[Record]) -> Result<(), LogError> {
-        if let Some(last) = records.last().filter(|record| !record.end) {
-            return Err(LogError::Refused {
-                position: last.position,
-                what: "its group has no end",
-            });
-        }
-        for group in records.split_inclusive(|record| record.end) {
-            self.append_group(group)?;
-        }
-        Ok(())
-    }
-
-    /// Appends whole groups of another host's frames as they came from the wire, unknown fields included; checksum,
-    /// chain and order are verified before anything is appended. `local` says what to store in each record's local
-    /// body.
-    pub fn append_frames(
-        &mut self,
-        frames: &[u8],
-        local: LocalOf<'_>,
-    ) -> Result<Vec<Record>, LogError> {
-        self.alive()?;
-        let mut groups: Vec<Vec<(Frame<'_>, Record)>> = Vec::new();
-        let (mut rest, mut end, mut ended) = (frames, self.end, true);
-        while !rest.is_empty() {
-            let position = end.map_or(
-                Position {
-                    epoch: 1,
-                    sequence: 1,
-                },
-                |end| end.position,
-            );
-            let frame = Frame::parse(rest).map_err(|error| refused(position, error))?;
-            rest = rest.get(frame.bytes.len()..).unwrap_or_default();
-            let record = codec::record(&frame).map_err(|error| refused(frame.position, error))?;
-            if !walk::follows(end.map(|end| end.position), &frame) {
-                return Err(LogError::Refused {
-                    position: frame.position,
-                    what: "the position does not follow",
-                });
-            }
-            if !frame.continues(&end.map_or(GENESIS, |end| end.head)) {
-                return Err(LogError::Refused {
-                    position: frame.position,
-                    what: "the hash chain is broken",
-                });
-            }
-            end = Some(End {
-                position: frame.position,
-                head: frame.head,
-            });
-            if ended {
-                groups.push(Vec::new());
-            }
-            ended = frame.is_end();
-            if let Some(group) = groups.last_mut() {
-                group.push((frame, record));
-                if group.len() > GROUP_RECORDS_MAX {
-                    return Err(LogError::TooLarge("a group of records"));
-                }
-            }
-        }
-        if let Some(end) = end.filter(|_| !ended) {
-            return Err(LogError::Refused {
-                position: end.position,
-                what: "its group has no end",
-            });
-        }
-        let mut records = Vec::new();
-        for group in groups {
-            let mut group = group;
-            for (_, record) in &mut group {
-                (record.local, record.content) = local(record);
-            }
-            let Some((first, _)) = group.first() else {
-                continue;
-            };
-            let (first, time_ns) = (first.position, first.time_ns);
-            self.put_group(
-                first,
-                time_ns,
-                group.iter().map(|(_, record)| record),
-                |stamp, out| {
-                    let mut end = None;
-                    for (frame, record) in &group {
-                        codec::attach_stamped(
-                            frame,
-                            record.local.as_ref(),
-                            record.content.as_ref(),
-                            stamp,
-                            out,
-                        )
-                        .map_err(|error| refused(record.position, error))?;
-                        end = Some(End {
-                            position: frame.position,
-                            head: frame.head,
-                        });
-                    }
-                    Ok(end)
-                },
-            )?;
-            records.extend(group.into_iter().map(|(_, record)| record));
-        }
-        Ok(records)
-    }
-
-    fn append_group(&mut self, group: &[Record]) -> Result<(), LogError> {
+    pub(super) fn append_group(&mut self, group: &[Record]) -> Result<(), LogError> {
         self.alive()?;
         if group.len() > GROUP_RECORDS_MAX {
             return Err(LogError::TooLarge("a group of records"));
@@ -401,7 +291,7 @@ impl Log {
     }
 
     /// Puts the frames of one group behind the buffer, in a new segment if they don't fit.
-    fn put_group<'a>(
+    pub(super) fn put_group<'a>(
         &mut self,
         first: Position,
         time_ns: u64,
@@ -515,7 +405,7 @@ impl Log {
         self.shared.tail.clone()
     }
 
-    fn alive(&self) -> Result<(), LogError> {
+    pub(super) fn alive(&self) -> Result<(), LogError> {
         match &self.failed {
             Some(failure) => Err(LogError::Poisoned(failure.clone())),
             None => Ok(()),
@@ -625,15 +515,4 @@ fn next(position: Position) -> Result<Position, LogError> {
         }),
         None => Err(LogError::TooLarge("the sequence")),
     }
-}
-
-fn refused(position: Position, error: CodecError) -> LogError {
-    let what = match error {
-        CodecError::Torn { .. } => "it is cut off",
-        CodecError::ChainBroken => "the hash chain is broken",
-        CodecError::Newer { .. } => "it is of a newer format version",
-        CodecError::UnknownKind { .. } => "it is of an unknown kind that must be understood",
-        CodecError::Corrupt(what) | CodecError::BadValue(what) | CodecError::TooLarge(what) => what,
-    };
-    LogError::Refused { position, what }
 }

@@ -219,14 +219,10 @@ fn what_does_not_continue_the_log_is_refused() {
     }
     let other = SimDisk::new();
     let mut follower = Log::create_follower(Arc::new(other), small(), TREE, None).unwrap();
-    let local: &mut dyn FnMut(&Record) -> (Option<Local>, Option<ContentRef>) =
-        &mut |_| (None, None);
-    let mut refuse = |follower: &mut Log, wire: &[u8]| {
+    let refuse = |follower: &mut Log, wire: &[u8]| {
         let end = follower.end();
-        assert!(matches!(
-            follower.append_frames(wire, local),
-            Err(LogError::Refused { .. })
-        ));
+        let result = follower.append_frames(wire, &mut |_| (None, None));
+        assert!(matches!(result, Err(LogError::Refused { .. })));
         assert_eq!(follower.end(), end);
     };
     refuse(&mut follower, &wires[1]);
