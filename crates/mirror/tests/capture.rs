@@ -30,6 +30,7 @@ fn open(tree: &Path, state: &Path, detector: Option<Detector>) -> Session {
         filter: Arc::new(Filter::none()),
         sink: Arc::new(NoSink),
         detector,
+        released: None,
         capture: CaptureOptions::default(),
     })
     .unwrap()

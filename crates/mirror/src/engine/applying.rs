@@ -96,6 +96,8 @@ pub struct ApplySetup {
     pub on_mass_change: OnMassChange,
     pub ui: Arc<dyn Ui>,
     pub verbose: bool,
+    /// An operator let a mass change go on: what is in the log now passes the guard.
+    pub released: bool,
 }
 
 pub struct ApplyLoop {
@@ -114,6 +116,11 @@ impl ApplyLoop {
         let tail = setup.reader.tail();
         applied.lock().applied = setup.applier.store().position();
         let (shared, stopped) = (applied.clone(), stop.clone());
+        let passes = setup
+            .released
+            .then(|| tail.durable())
+            .flatten()
+            .map(|end| end.position);
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || {
@@ -129,6 +136,7 @@ impl ApplyLoop {
                     stop: stopped,
                     window: Window::default(),
                     began: Instant::now(),
+                    passes,
                     retry_ms: RETRY_MS_MIN,
                     retry_at: None,
                     unsaved: None,
@@ -183,6 +191,8 @@ struct Running {
     retry_at: Option<Instant>,
     /// Since when something applied is not durable.
     unsaved: Option<Instant>,
+    /// Records up to here pass the guard.
+    passes: Option<Position>,
     /// Entries in first-level directories, as counted a moment ago.
     counted: BTreeMap<Name, (Instant, u64)>,
 }
@@ -479,7 +489,8 @@ impl Running {
 
     /// The guard of a mirror without history: very much going at once holds here until somebody lets it.
     fn may_apply(&mut self, batch: &[Record]) -> Result<bool, String> {
-        if self.on_mass_change == OnMassChange::Follow {
+        let last = batch.last().map(|record| record.position);
+        if self.on_mass_change == OnMassChange::Follow || last <= self.passes {
             return Ok(true);
         }
         let now = self.began.elapsed().as_millis() as u64;

@@ -14,6 +14,7 @@ use mirror_core::model::apply_group;
 use mirror_core::{Digest, Handle, Object, ObjectId, Position, Rows};
 
 use super::options::Detector;
+use super::status::HoldReason;
 use crate::capture::run::{Capture, CaptureOptions, CaptureSetup};
 use crate::capture::sink::Sink;
 use crate::capture::state::{Barrier, Ended, Order, Shared};
@@ -36,6 +37,8 @@ pub struct SessionSetup {
     pub filter: Arc<Filter>,
     pub sink: Arc<dyn Sink>,
     pub detector: Option<Detector>,
+    /// An operator let this hold go on.
+    pub released: Option<HoldReason>,
     pub capture: CaptureOptions,
 }
 
@@ -92,7 +95,11 @@ impl Session {
         let tree = Arc::new(SourceTree::open(&setup.source)?);
         let log = open_log(&setup, &mut notices)?;
         let mut index = open_index(&setup, &log, &mut notices)?;
-        know_root(&mut index, &tree, setup.capture.released)?;
+        know_root(
+            &mut index,
+            &tree,
+            setup.released == Some(HoldReason::RootReplaced),
+        )?;
         let watch = Watch::new(
             &tree,
             WatchOptions {
@@ -109,6 +116,10 @@ impl Session {
         let (tell, ended) = bounded(1);
         let (reader, tree_id) = (log.reader(), log.tree());
         let mut capture = setup.capture;
+        capture.released |= matches!(
+            setup.released,
+            Some(HoldReason::Unexplained | HoldReason::RootEmpty | HoldReason::RootReplaced)
+        );
         if watch.detector == Detector::Scan {
             capture.scan_interval = capture.scan_interval.min(Duration::from_secs(10));
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain, hold_of};
-use super::control::{StateLock, persist_status, serve};
+use super::control::{StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::session::{Session, SessionError, SessionSetup, show};
@@ -79,6 +79,11 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         ))),
     );
     let outer = Arc::new(Outer::new(options.stop.clone(), status));
+    match take_release(&options.state_dir) {
+        Ok(Some(hold)) => outer.released(&hold),
+        Ok(None) => {}
+        Err(error) => return Err(RunError::Failed(anyhow::anyhow!("{}", chain(&error)))),
+    }
     let mut mirror = Mirror {
         options,
         ui,
@@ -246,7 +251,9 @@ impl Mirror {
     fn wait_held(&self, hold: &Hold) -> bool {
         let mut last = Instant::now();
         loop {
-            let over = self.outer.wait_a_little(|want| want.released || want.stop);
+            let over = self
+                .outer
+                .wait_a_little(|want| want.released.is_some() || want.stop);
             if self.options.stop.requested() {
                 return true;
             }
@@ -341,10 +348,8 @@ impl Mirror {
             filter: self.filter.clone(),
             sink,
             detector: self.options.detector,
-            capture: CaptureOptions {
-                released,
-                ..CaptureOptions::default()
-            },
+            released,
+            capture: CaptureOptions::default(),
         };
         let session = match Session::open(setup) {
             Ok(session) => session,
@@ -370,6 +375,7 @@ impl Mirror {
                 self.options.on_mass_change
             },
             ui: self.ui.clone(),
+            released: released == Some(HoldReason::MassChange),
             verbose: self.options.output.verbose,
         })
         .map_err(|e| failed("cannot start a thread", &e))?;

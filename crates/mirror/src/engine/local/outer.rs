@@ -45,7 +45,8 @@ pub struct Handles {
 #[derive(Default)]
 pub struct Want {
     pub paused: bool,
-    pub released: bool,
+    /// What an operator let go on.
+    pub released: Option<HoldReason>,
     pub stop: bool,
 }
 
@@ -118,8 +119,13 @@ impl Outer {
         until(&want)
     }
 
-    pub fn take_released(&self) -> bool {
-        std::mem::take(&mut lock(&self.want).released)
+    /// Released while no process ran.
+    pub fn released(&self, hold: &Hold) {
+        self.order(|want| want.released = Some(hold.reason));
+    }
+
+    pub fn take_released(&self) -> Option<HoldReason> {
+        lock(&self.want).released.take()
     }
 
     pub fn open(&self, handles: Handles) {
@@ -458,7 +464,7 @@ impl Control for Outer {
                 Some(handles) if hold.reason == HoldReason::MassChange => {
                     let _ = handles.apply_orders.send(ApplyOrder::Release);
                 }
-                _ => self.order(|want| want.released = true),
+                _ => self.order(|want| want.released = Some(hold.reason)),
             }
         }
         Ok(report)
