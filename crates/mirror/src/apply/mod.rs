@@ -5,17 +5,41 @@
 //! `staging/`, verified and complete before they get a name in the tree; what is replaced by hand-made changes moves to
 //! `adopted/`. This module never follows a symlink, never uses a path below DST, and never reads the source.
 
+mod area;
+mod batch;
+mod content;
 pub mod crash;
+mod dirs;
 mod error;
+mod look;
+mod meta;
 pub mod options;
+mod pending;
+mod stage;
 pub mod staging;
+mod steps;
 pub mod store;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod wipe;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
+use mirror_core::plan::{Merged, Misfit, Overlay, Place, Wanted, merge, order};
 use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
+
+use area::{Area, look};
+use batch::{Batch, StepError, ToFlush};
+use dirs::{Dirs, is_local};
+use look::Looked;
+use meta::Rules;
+use options::Trace;
+use pending::Pending;
 
 pub use error::ApplyError;
 pub use options::{Flush, Options, Owners};
@@ -124,23 +148,101 @@ pub enum DifferenceKind {
 /// Applies records to one copy.
 pub struct Applier<S: Store> {
     store: S,
+    area: Area,
+    rules: Rules,
     staging: Arc<Staging>,
+    options: Options,
+    dirs: Dirs,
+    pending: Pending,
+    /// What a crash or a failure left in limbo.
+    limbo: BTreeMap<Place, ObjectId>,
+    /// The tree may show more than the rows say.
+    replaying: bool,
+    replay_until: Option<Position>,
+    /// Since when the rows are not durable, and how many batches that is.
+    dirty: Option<Instant>,
+    batches: u32,
+}
+
+const ROOT_KEY: &str = "apply.root";
+
+fn store_error<E: std::error::Error + Send + Sync + 'static>(error: E) -> ApplyError {
+    ApplyError::Store(Box::new(error))
 }
 
 impl<S: Store> Applier<S> {
-    /// Opens the copy at `dst` (made when missing) with its state in `state_dir`, on the same file system.
+    /// Opens the copy at `dst` with its state in `state_dir`, on the same file system. A copy whose rows are empty is
+    /// new: its directory is made, or taken as it is.
     pub fn open(
-        _dst: &Path,
-        _state_dir: &Path,
-        _store: S,
-        _options: Options,
+        dst: &Path,
+        state_dir: &Path,
+        store: S,
+        options: Options,
     ) -> Result<Applier<S>, ApplyError> {
-        Err(ApplyError::Unfinished)
+        let known = store.get(ROOT_KEY).map_err(store_error)?;
+        let area = Area::open(dst, state_dir, known.is_none())?;
+        let mut root = area.root_stat.ino.to_le_bytes().to_vec();
+        root.extend(area.root_stat.btime.seconds.to_le_bytes());
+        root.extend(area.root_stat.btime.nanos.to_le_bytes());
+        if known.as_ref().is_some_and(|known| *known != root) {
+            let what = "another directory is there now".into();
+            return Err(ApplyError::Root {
+                path: dst.into(),
+                what,
+            });
+        }
+        let io = |step| {
+            move |e: crate::sys::Errno| ApplyError::Io {
+                step,
+                path: state_dir.into(),
+                source: e.into(),
+            }
+        };
+        wipe_all(&area.new)
+            .and_then(|()| wipe_all(&area.sink))
+            .map_err(io("empty the staging area of"))?;
+        let rules =
+            Rules::probe(&area.new, options.owners).map_err(io("try what can be kept in"))?;
+        let pending = match store.get(pending::KEY).map_err(store_error)? {
+            None => Pending::default(),
+            Some(bytes) => {
+                let damaged = || ApplyError::Records("the list of what failed is damaged".into());
+                Pending::decode(&bytes).ok_or_else(damaged)?
+            }
+        };
+        let applying = area.applying();
+        let replay_until =
+            applying.filter(|position| store.position().is_none_or(|have| have < *position));
+        let mut applier = Applier {
+            staging: Arc::new(Staging::new(area.sink.clone(), rules.clone())),
+            dirs: Dirs::new(options.dir_fds_max),
+            store,
+            area,
+            rules,
+            options,
+            pending,
+            limbo: BTreeMap::new(),
+            replaying: true,
+            replay_until,
+            dirty: None,
+            batches: 0,
+        };
+        applier
+            .sort_out_limbo()
+            .map_err(io("sort out what a crash left in"))?;
+        if known.is_none() {
+            applier
+                .store
+                .set(ROOT_KEY, Some(&root))
+                .map_err(store_error)?;
+        }
+        Ok(applier)
     }
+
     /// After a crash: the next call of `apply` must bring every group up to here at least, in one slice, because the
-    /// tree may already show some of it. `None`, or a position the store has: nothing to do.
+    /// tree may already show some of it. `None`: nothing to do.
     pub fn replay_until(&self) -> Option<Position> {
-        None
+        self.replay_until
     }
     pub fn store(&self) -> &S {
         &self.store
@@ -153,47 +255,471 @@ impl<S: Store> Applier<S> {
     pub fn staging(&self) -> Arc<Staging> {
         self.staging.clone()
     }
+    /// Steady state or first copy: see [`Flush`]. Going back to `Batch` flushes what the other way left out.
+    pub fn set_flush(&mut self, flush: Flush) -> Result<(), ApplyError> {
+        if self.options.flush != flush {
+            self.checkpoint()?;
+            self.options.flush = flush;
+        }
+        Ok(())
+    }
+
     /// Brings the tree from the rows to after these groups: consecutive whole groups, the first one following the
     /// rows' position. `head`: the log's hash at the last record. An error means the position did not move and the same
     /// groups must come again; a single object that fails is in the outcome instead.
     pub fn apply(
         &mut self,
-        _groups: &[Record],
-        _head: Digest,
-        _contents: &dyn Contents,
+        groups: &[Record],
+        head: Digest,
+        contents: &dyn Contents,
     ) -> Result<Outcome, ApplyError> {
-        Err(ApplyError::Unfinished)
+        let Some(position) = groups.last().map(|record| record.position) else {
+            return Ok(self.outcome());
+        };
+        if self.replay_until.is_some_and(|until| until > position) {
+            return Err(ApplyError::Records(format!(
+                "a replay must reach {:?} at once",
+                self.replay_until
+            )));
+        }
+        let outcome = self.batch(groups, Some(position), contents)?;
+        self.store.advance(position, head);
+        self.replay_until = None;
+        self.replaying = false;
+        self.dirty.get_or_insert_with(Instant::now);
+        self.batches += 1;
+        self.trace(Trace::Rows);
+        let late = self
+            .dirty
+            .is_some_and(|since| since.elapsed() >= self.options.checkpoint_every);
+        if late || self.batches >= self.options.checkpoint_batches_max {
+            self.checkpoint()?;
+        }
+        Ok(Outcome {
+            applied: Some(position),
+            ..outcome
+        })
     }
+
     /// Tries again what failed.
-    pub fn retry(&mut self, _contents: &dyn Contents) -> Result<Outcome, ApplyError> {
-        Err(ApplyError::Unfinished)
+    pub fn retry(&mut self, contents: &dyn Contents) -> Result<Outcome, ApplyError> {
+        if self.pending.wanted.is_empty() || self.replay_until.is_some() {
+            return Ok(self.outcome());
+        }
+        let outcome = self.batch(&[], self.store.position(), contents)?;
+        self.dirty.get_or_insert_with(Instant::now);
+        Ok(outcome)
     }
+
     /// What is not as it should be, as of the position.
     pub fn failed(&self) -> Vec<Failure> {
-        Vec::new()
+        self.pending.why.values().cloned().collect()
     }
+
     /// Makes rows and position durable now. Otherwise that happens about once a second, within `apply`.
     pub fn checkpoint(&mut self) -> Result<(), ApplyError> {
-        Err(ApplyError::Unfinished)
+        if self.dirty.is_none() {
+            return Ok(());
+        }
+        if self.options.flush == Flush::Checkpoint {
+            let synced = rustix::fs::syncfs(&*self.area.new);
+            synced.map_err(|e| ApplyError::Flush {
+                what: "the copy",
+                source: e.into(),
+            })?;
+            self.trace(Trace::FlushDirs);
+        }
+        let bytes = if self.pending.wanted.is_empty() {
+            None
+        } else {
+            let bytes = self.pending.encode();
+            Some(bytes.ok_or_else(|| {
+                ApplyError::Records("the list of what failed can't be written".into())
+            })?)
+        };
+        self.store
+            .set(pending::KEY, bytes.as_deref())
+            .map_err(store_error)?;
+        crash::point("checkpoint");
+        self.store.flush().map_err(store_error)?;
+        crash::point("checkpointed");
+        self.trace(Trace::FlushRows);
+        self.dirty = None;
+        self.batches = 0;
+        Ok(())
     }
-    /// Checkpoint, staging emptied, descriptors closed.
-    pub fn close(self) -> Result<S, ApplyError> {
-        Err(ApplyError::Unfinished)
+
+    /// Checkpoint, and what was staged in vain removed.
+    pub fn close(mut self) -> Result<S, ApplyError> {
+        self.checkpoint()?;
+        self.staging.forget_all();
+        let wiped = wipe_all(&self.area.new).and_then(|()| wipe_all(&self.area.sink));
+        wiped.map_err(|e| ApplyError::Io {
+            step: "empty the staging area beside",
+            path: self.area.root_path.clone(),
+            source: e.into(),
+        })?;
+        Ok(self.store)
     }
-    /// Compares the whole copy with the rows: content hashes (with `content`) and all metadata. Only reads.
+
+    /// Compares the whole copy with the rows: all metadata and, with `content`, every byte. Only reads.
     pub fn verify(
         &self,
-        _content: bool,
-        _each: &mut dyn FnMut(Difference),
+        content: bool,
+        each: &mut dyn FnMut(Difference),
     ) -> Result<(), ApplyError> {
-        Err(ApplyError::Unfinished)
+        self.area.check_root()?;
+        let dirs = Dirs::new(self.options.dir_fds_max);
+        let (rows, area, rules, pending) = (&self.store, &self.area, &self.rules, &self.pending);
+        verify::Verify {
+            rows,
+            area,
+            rules,
+            pending,
+            dirs,
+            content,
+            each,
+        }
+        .run()
     }
+
     /// Puts right what `verify` found: moves strangers aside, makes what is missing or different anew.
     pub fn repair(
         &mut self,
-        _differences: &[Difference],
-        _contents: &dyn Contents,
+        differences: &[Difference],
+        contents: &dyn Contents,
     ) -> Result<Outcome, ApplyError> {
-        Err(ApplyError::Unfinished)
+        self.area.check_root()?;
+        let mut moved = 0;
+        for difference in differences {
+            match (difference.object, difference.what) {
+                (_, DifferenceKind::Pending) => {}
+                (None, _) => {
+                    let aside = verify::walk(&self.area, &difference.path)
+                        .and_then(|(fd, name)| self.move_extra(&fd, &name));
+                    match aside {
+                        Ok(()) => moved += 1,
+                        Err(crate::sys::Errno::NOENT) => {}
+                        Err(e) => {
+                            let path = self.area.root_path.clone();
+                            return Err(ApplyError::Io {
+                                step: "move something aside in",
+                                path,
+                                source: e.into(),
+                            });
+                        }
+                    }
+                    // Moving it changed its directory's time.
+                    self.owe_parent(&difference.path)?;
+                }
+                (Some(id), what) => {
+                    let meta_only = what == DifferenceKind::Meta;
+                    let why = "it was changed by hand in the copy";
+                    verify::owe(&mut self.store, &mut self.pending, id, meta_only, why)
+                        .map_err(store_error)?;
+                    self.owe_parent(&difference.path)?;
+                }
+            }
+        }
+        self.replaying = true;
+        self.dirty.get_or_insert_with(Instant::now);
+        let mut outcome = self.retry(contents)?;
+        self.replaying = self.replay_until.is_some();
+        outcome.counts.moved_aside += moved;
+        Ok(outcome)
     }
+
+    fn move_extra(&mut self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> crate::sys::Result<()> {
+        let (to, shown) = self.area.adopt_dir(self.store.position(), name)?;
+        crate::sys::target::rename(fd, name, &to, name)?;
+        self.area.moved_aside.push(shown);
+        Ok(())
+    }
+
+    /// The directory a path lies in has another mtime now.
+    fn owe_parent(&mut self, path: &[u8]) -> Result<(), ApplyError> {
+        let mut dir = ObjectId::ROOT;
+        let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
+        names.pop();
+        for name in names {
+            let Ok(name) = mirror_core::Name::new(name) else {
+                return Ok(());
+            };
+            match self
+                .store
+                .name(&mirror_core::At { parent: dir, name })
+                .map_err(store_error)?
+            {
+                Some(id) => dir = id,
+                None => return Ok(()),
+            }
+        }
+        let why = "something in it was put right";
+        verify::owe(&mut self.store, &mut self.pending, dir, true, why).map_err(store_error)
+    }
+
+    fn trace(&self, what: Trace) {
+        if let Some(trace) = &self.options.trace {
+            trace(what);
+        }
+    }
+    fn outcome(&self) -> Outcome {
+        Outcome {
+            applied: self.store.position(),
+            ..Outcome::default()
+        }
+    }
+
+    fn batch(
+        &mut self,
+        groups: &[Record],
+        position: Option<Position>,
+        contents: &dyn Contents,
+    ) -> Result<Outcome, ApplyError> {
+        self.area.check_root()?;
+        // What is kept open may have been moved out of the copy by hand.
+        self.dirs.clear();
+        // Each round learns of directories that are not there any more; there are finitely many.
+        loop {
+            let merged = merge(&self.store, &self.pending.wanted, groups, groups.is_empty());
+            let merged = merged.map_err(|misfit| match misfit {
+                Misfit::Rows(e) => store_error(e),
+                Misfit::Record { position, what } => {
+                    ApplyError::Records(format!("{what}, at {position}"))
+                }
+            })?;
+            match self.execute(&merged, position, contents) {
+                Ok(Executed::Done(outcome)) => return Ok(outcome),
+                Ok(Executed::Lost(dirs)) => {
+                    for id in dirs {
+                        let why = "its directory was changed by hand in the copy";
+                        verify::owe(&mut self.store, &mut self.pending, id, false, why)
+                            .map_err(store_error)?;
+                    }
+                    self.replaying = true;
+                }
+                Err(e) => {
+                    // Some of it may be in the tree, and nothing staged is believed.
+                    self.replaying = true;
+                    self.staging.forget_all();
+                    let _ = wipe_all(&self.area.new).and_then(|()| wipe_all(&self.area.sink));
+                    let _ = self.sort_out_limbo();
+                    self.dirs.clear();
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    fn execute(
+        &mut self,
+        merged: &Merged,
+        position: Option<Position>,
+        contents: &dyn Contents,
+    ) -> Result<Executed, ApplyError> {
+        let mut batch = Batch {
+            rows: Overlay::new(&self.store),
+            area: &mut self.area,
+            dirs: &mut self.dirs,
+            rules: &self.rules,
+            staging: &self.staging,
+            contents,
+            options: &self.options,
+            merged,
+            position,
+            replaying: self.replaying,
+            now: BTreeMap::new(),
+            stats: BTreeMap::new(),
+            made: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            stirred: BTreeSet::new(),
+            late: BTreeSet::new(),
+            flush: ToFlush::default(),
+            counts: Counts::default(),
+            recorded: Recorded::default(),
+        };
+        let fatal = |error| match error {
+            StepError::Fatal(e) => e,
+            StepError::Fails { step, reason } => ApplyError::Records(format!("{step}: {reason}")),
+            StepError::Held => ApplyError::Records("a step without ground".into()),
+        };
+        let seen = match batch.look(&self.limbo).map_err(fatal)? {
+            Looked::Lost(dirs) => return Ok(Executed::Lost(dirs)),
+            Looked::Seen(seen) => seen,
+        };
+        let plan = order(&self.store, merged, &seen).map_err(store_error)?;
+        batch.begin(&seen).map_err(fatal)?;
+        batch.run(&plan).map_err(fatal)?;
+        batch.restat().map_err(fatal)?;
+
+        let Batch {
+            rows,
+            now,
+            failed,
+            counts,
+            recorded,
+            ..
+        } = batch;
+        let limbo: BTreeMap<Place, ObjectId> = now
+            .iter()
+            .filter_map(|(place, occupant)| match (place, occupant) {
+                (Place::Limbo(..), mirror_core::plan::Occupant::Is(id)) => {
+                    Some((place.clone(), *id))
+                }
+                _ => None,
+            })
+            .collect();
+        let in_limbo: BTreeSet<ObjectId> = limbo.values().copied().collect();
+        let mut pending = self.pending.clone();
+        let mut outcome = Outcome {
+            counts,
+            recorded,
+            ..Outcome::default()
+        };
+        let changes = rows.into_changes();
+        let settled = |id: &ObjectId, row: &Option<mirror_core::Object>| match (
+            &merged.objects[id].want,
+            row,
+        ) {
+            (None, None) => true,
+            (Some(want), Some(row)) => want.state == row.state && want.names == row.names,
+            _ => false,
+        };
+        let kept = |id: &ObjectId, row: &mirror_core::Object| {
+            !row.names.is_empty() || *id == ObjectId::ROOT || in_limbo.contains(id)
+        };
+        let mut failed = failed;
+        for (id, target) in &merged.objects {
+            let row = match changes.get(id) {
+                Some(row) => row.clone(),
+                None => target.old.clone(),
+            };
+            let row = row.filter(|row| kept(id, row));
+            if settled(id, &row) && !failed.contains_key(id) {
+                if pending.wanted.remove(id).is_some() {
+                    outcome.healed.push(*id);
+                }
+                pending.why.remove(id);
+                continue;
+            }
+            let why = failed.remove(id).unwrap_or_else(|| Failure {
+                object: *id,
+                step: "wait",
+                reason: "something it depends on failed".into(),
+                void: target.void,
+            });
+            let void = target.void || why.void;
+            let wanted = Wanted {
+                want: target.want.clone(),
+                place: target.place,
+                void,
+            };
+            pending.wanted.insert(*id, wanted);
+            pending.why.insert(*id, why.clone());
+            outcome.failed.push(why);
+        }
+        // What failed without being part of the batch: directories whose time could not be restored.
+        for (id, why) in failed {
+            let row = self.store.object(id).map_err(store_error)?;
+            if row.is_some() {
+                pending.wanted.insert(
+                    id,
+                    Wanted {
+                        want: row,
+                        place: None,
+                        void: false,
+                    },
+                );
+                pending.why.insert(id, why.clone());
+            }
+            outcome.failed.push(why);
+        }
+        let newly = outcome.failed.len();
+        if newly > self.options.failed_max
+            || pending.wanted.len() > self.options.failed_max.max(newly)
+        {
+            let first = outcome
+                .failed
+                .first()
+                .map(|why| format!("{}: {}", why.step, why.reason));
+            return Err(ApplyError::TooManyFailures {
+                count: newly,
+                first: first.unwrap_or_default(),
+            });
+        }
+        crash::point("rows");
+        for (id, row) in changes {
+            match row.filter(|row| kept(&id, row)) {
+                Some(row) => self.store.put(id, row).map_err(store_error)?,
+                None => self.store.remove(id).map_err(store_error)?,
+            }
+        }
+        self.pending = pending;
+        self.limbo.retain(|_, id| !merged.objects.contains_key(id));
+        self.limbo.extend(limbo);
+        self.staging.tidy();
+        self.dirs.elsewhere.clear();
+        outcome.moved_aside = self.area.end_batch();
+        Ok(Executed::Done(outcome))
+    }
+
+    /// After a crash: whose inodes are in limbo? What the rows do not know was on its way in, and is made again.
+    fn sort_out_limbo(&mut self) -> crate::sys::Result<()> {
+        self.limbo.clear();
+        for name in names_in(&self.area.limbo)? {
+            let Some(stat) = look(&*self.area.limbo, &name)? else {
+                continue;
+            };
+            let text = name.strip_suffix(b".swap").unwrap_or(&name);
+            let place = Area::limbo_place(text);
+            let mut whose = None;
+            if let Some(Place::Limbo(a, b)) = &place {
+                for id in [a, b] {
+                    if let Ok(Some(row)) = self.store.object(*id)
+                        && is_local(&stat, &row.local)
+                    {
+                        whose = Some(*id);
+                    }
+                }
+            }
+            match (whose, place) {
+                (Some(id), Some(place)) => {
+                    if text.len() != name.len() {
+                        crate::sys::target::rename_noreplace(
+                            &*self.area.limbo,
+                            &name,
+                            &*self.area.limbo,
+                            text,
+                        )?;
+                    }
+                    self.limbo.insert(place, id);
+                }
+                _ => wipe::remove(&*self.area.limbo, &name, 0, &mut wipe::All)?,
+            }
+        }
+        for name in names_in(&self.area.aside)? {
+            let (to, shown) = self.area.adopt_dir(self.store.position(), &name)?;
+            crate::sys::target::rename(&*self.area.aside, &name, &to, &name)?;
+            self.area.moved_aside.push(shown);
+        }
+        Ok(())
+    }
+}
+
+enum Executed {
+    Done(Outcome),
+    Lost(BTreeSet<ObjectId>),
+}
+
+fn names_in(dir: &std::os::fd::OwnedFd) -> crate::sys::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    crate::sys::dir::list(dir, |name, _, _| names.push(name.to_vec()))?;
+    Ok(names)
+}
+
+fn wipe_all(dir: &std::os::fd::OwnedFd) -> crate::sys::Result<()> {
+    for name in names_in(dir)? {
+        wipe::remove(dir, &name, 0, &mut wipe::All)?;
+    }
+    Ok(())
 }

@@ -1,0 +1,301 @@
+//! One batch on its way into the tree: what is at every place concerned, and the rows as they become true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use mirror_core::plan::{Merged, Occupant, Overlay, Place, Seen, Target};
+use mirror_core::{At, Kind, Local, Meta, Object, ObjectId, Position, Rows, State};
+
+use super::area::Area;
+use super::dirs::{DirError, Dirs};
+use super::meta::Rules;
+use super::{ApplyError, Contents, Counts, Failure, Options, Recorded, Staging, Store};
+use crate::sys::Errno;
+use crate::sys::stat::Stat;
+
+/// See the module.
+pub(super) struct Batch<'a, S: Store> {
+    pub rows: Overlay<'a, S>,
+    pub area: &'a mut Area,
+    pub dirs: &'a mut Dirs,
+    pub rules: &'a Rules,
+    pub staging: &'a Staging,
+    pub contents: &'a dyn Contents,
+    pub options: &'a Options,
+    pub merged: &'a Merged,
+    /// Where the batch leads.
+    pub position: Option<Position>,
+    /// After a crash or an error: the tree may show any mixture of before and after.
+    pub replaying: bool,
+
+    /// What is at each place concerned.
+    pub now: BTreeMap<Place, Occupant>,
+    /// What was seen at names, to be compared before they are overwritten.
+    pub stats: BTreeMap<At, Stat>,
+    /// Inodes that are, or become, an object's: made or found in this batch.
+    pub made: BTreeMap<ObjectId, Local>,
+    pub failed: BTreeMap<ObjectId, Failure>,
+    /// Objects whose inode's ctime changed.
+    pub stirred: BTreeSet<ObjectId>,
+    /// Objects whose immutable or append-only flag is still to be set.
+    pub late: BTreeSet<ObjectId>,
+    pub flush: ToFlush,
+    pub counts: Counts,
+    pub recorded: Recorded,
+}
+
+/// What was staged or changed in place and is not flushed yet.
+#[derive(Default)]
+pub(super) struct ToFlush {
+    pub fds: Vec<Arc<OwnedFd>>,
+    /// More than are worth flushing one by one, or not open any more.
+    pub all: bool,
+    pub dirs: BTreeSet<ObjectId>,
+}
+
+impl ToFlush {
+    /// Up to here each inode is flushed by itself, beyond it the whole file system at once: see
+    /// `docs/decisions/0002-flush-policy.md`.
+    pub const FDS_MAX: usize = 64;
+
+    pub fn add(&mut self, fd: Option<Arc<OwnedFd>>) {
+        match fd {
+            Some(fd) if self.fds.len() < Self::FDS_MAX && !self.all => self.fds.push(fd),
+            _ => {
+                self.all = true;
+                self.fds.clear();
+            }
+        }
+    }
+}
+
+/// Why a step did not happen.
+#[derive(Debug)]
+pub(super) enum StepError {
+    /// This object fails, others go on.
+    Fails { step: &'static str, reason: String },
+    /// An earlier failure took away its ground.
+    Held,
+    /// The batch can't go on.
+    Fatal(ApplyError),
+}
+
+impl StepError {
+    pub fn sys(step: &'static str) -> impl Fn(Errno) -> StepError {
+        move |e| StepError::Fails {
+            step,
+            reason: std::io::Error::from(e).to_string(),
+        }
+    }
+}
+
+impl From<DirError> for StepError {
+    fn from(error: DirError) -> StepError {
+        match error {
+            DirError::Store(e) => StepError::Fatal(ApplyError::Store(e)),
+            DirError::Unknown => StepError::Held,
+            other => StepError::Fails {
+                step: "open",
+                reason: other.to_string(),
+            },
+        }
+    }
+}
+
+impl<S: Store> Batch<'_, S> {
+    pub fn store_error(error: S::Error) -> StepError {
+        StepError::Fatal(ApplyError::Store(Box::new(error)))
+    }
+    pub fn target(&self, id: ObjectId) -> Option<&Target> {
+        self.merged.objects.get(&id)
+    }
+    pub fn want(&self, id: ObjectId) -> Option<&Object> {
+        self.target(id).and_then(|t| t.want.as_ref())
+    }
+    pub fn dir(&mut self, id: ObjectId) -> Result<Arc<OwnedFd>, DirError> {
+        self.dirs.open(&self.rows, self.area, id)
+    }
+    /// The descriptor and name a place stands for.
+    pub fn physical(&mut self, place: &Place) -> Result<(Arc<OwnedFd>, Vec<u8>), StepError> {
+        match place {
+            Place::Tree(at) => Ok((self.dir(at.parent)?, at.name.as_bytes().to_vec())),
+            place => self.area.outside(place).ok_or(StepError::Held),
+        }
+    }
+    pub fn row(&self, id: ObjectId) -> Result<Option<Object>, StepError> {
+        self.rows.object(id).map_err(Self::store_error)
+    }
+
+    /// What the names concerned show before the first step, from the rows and from what was seen.
+    pub fn begin(&mut self, seen: &Seen) -> Result<(), StepError> {
+        for (id, target) in &self.merged.objects {
+            let occupant = if target.want.is_none() || target.keeps_content() {
+                Occupant::Is(*id)
+            } else {
+                Occupant::Old(*id)
+            };
+            for at in target.old.iter().flat_map(|o| &o.names) {
+                self.now.insert(Place::Tree(at.clone()), occupant);
+            }
+        }
+        for (at, occupant) in &seen.slots {
+            let place = Place::Tree(at.clone());
+            let before = self.now.get(&place).copied();
+            if before != *occupant {
+                self.set(&place, *occupant)?;
+            }
+        }
+        for (place, id) in &seen.limbo {
+            self.now.insert(place.clone(), Occupant::Is(*id));
+            if self.target(*id).is_some_and(Target::is_dir) {
+                self.dirs.elsewhere.insert(*id, place.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// A place shows something else now: remembered here and, when it is a name of the tree, in the rows.
+    pub fn set(&mut self, place: &Place, occupant: Option<Occupant>) -> Result<(), StepError> {
+        let before = match occupant {
+            Some(occupant) => self.now.insert(place.clone(), occupant),
+            None => self.now.remove(place),
+        };
+        if let Place::Tree(at) = place {
+            if let Some(Occupant::Is(id) | Occupant::Old(id)) = before
+                && let Some(mut row) = self.row(id)?
+                && row.names.contains(at)
+            {
+                row.names.retain(|name| name != at);
+                self.put(id, row)?;
+            }
+            if let Some(Occupant::Is(id)) = occupant {
+                let mut row = self.adopt_row(id)?;
+                if !row.names.contains(at) {
+                    row.names.push(at.clone());
+                    row.names.sort();
+                }
+                self.put(id, row)?;
+            }
+        }
+        if let Some(Occupant::Is(id)) = occupant
+            && self.target(id).is_some_and(Target::is_dir)
+        {
+            match place {
+                Place::Tree(_) => drop(self.dirs.elsewhere.remove(&id)),
+                place => drop(self.dirs.elsewhere.insert(id, place.clone())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The row of an object whose right inode stands somewhere; a new inode takes the row over.
+    fn adopt_row(&mut self, id: ObjectId) -> Result<Object, StepError> {
+        let row = self.row(id)?;
+        match (self.made.get(&id), row) {
+            (Some(local), Some(row))
+                if row.local.ino == local.ino && row.local.btime == local.btime =>
+            {
+                Ok(row)
+            }
+            (Some(local), _) => {
+                let kind = self
+                    .want(id)
+                    .map_or(Kind::Dir, |want| want.state.kind.clone());
+                // Not what is wanted until its metadata was set.
+                let state = State {
+                    kind,
+                    meta: Meta::default(),
+                };
+                Ok(Object {
+                    state,
+                    local: local.clone(),
+                    names: Vec::new(),
+                })
+            }
+            (None, Some(row)) => Ok(row),
+            (None, None) => Err(StepError::Held),
+        }
+    }
+
+    pub fn put(&mut self, id: ObjectId, row: Object) -> Result<(), StepError> {
+        self.rows.put(id, row).map_err(Self::store_error)
+    }
+
+    /// The copy's inode has the wanted state now.
+    pub fn settled(&mut self, id: ObjectId) -> Result<(), StepError> {
+        let Some(state) = self.want(id).map(|want| want.state.clone()) else {
+            return Ok(());
+        };
+        if let Some(mut row) = self.row(id)? {
+            row.state = state;
+            self.put(id, row)?;
+        }
+        Ok(())
+    }
+
+    pub fn fail(&mut self, object: ObjectId, step: &'static str, reason: String) {
+        let void = self.target(object).is_some_and(|t| t.void);
+        self.failed.entry(object).or_insert(Failure {
+            object,
+            step,
+            reason,
+            void,
+        });
+    }
+
+    /// Counts what is only recorded of an object.
+    pub fn record(&mut self, recorded: Recorded) {
+        self.recorded.add(recorded);
+    }
+
+    /// Every wanted name of the object shows its right inode.
+    pub fn is_placed(&self, id: ObjectId) -> bool {
+        self.want(id).is_none_or(|want| {
+            want.names
+                .iter()
+                .all(|at| self.now.get(&Place::Tree(at.clone())) == Some(&Occupant::Is(id)))
+        })
+    }
+
+    /// A name in the tree where the object's right inode stands now.
+    pub fn name_of(&self, id: ObjectId) -> Option<At> {
+        let want = self.want(id)?;
+        let here = |at: &&At| self.now.get(&Place::Tree((*at).clone())) == Some(&Occupant::Is(id));
+        want.names.iter().find(here).cloned()
+    }
+
+    /// Moves something that no record made from here to `adopted/`.
+    pub fn move_aside(
+        &mut self,
+        dir: &OwnedFd,
+        name: &[u8],
+        link_only: bool,
+    ) -> Result<(), StepError> {
+        let (to, shown) = self
+            .area
+            .adopt_dir(self.position, name)
+            .map_err(StepError::sys("move aside"))?;
+        let moved = if link_only {
+            crate::sys::target::link(dir, name, &to, name)
+        } else {
+            crate::sys::target::rename(dir, name, &to, name)
+        };
+        moved.map_err(StepError::sys("move aside"))?;
+        self.area.moved_aside.push(shown);
+        self.counts.moved_aside += 1;
+        Ok(())
+    }
+}
+
+impl Recorded {
+    pub fn add(&mut self, other: Recorded) {
+        self.owners += other.owners;
+        self.setid += other.setid;
+        self.devices += other.devices;
+        self.xattrs += other.xattrs;
+        self.labels += other.labels;
+        self.flags += other.flags;
+        self.projects += other.projects;
+    }
+}

@@ -1,0 +1,359 @@
+//! Looking at the names a batch concerns, before anything is planned: is each what the rows say, our own doing from
+//! before a crash, already what is wanted, or somebody's hand-made change?
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+
+use mirror_core::plan::{Occupant, Seen, Target};
+use mirror_core::{At, Kind, Name, ObjectId, State};
+
+use super::area::look;
+use super::batch::{Batch, StepError};
+use super::dirs::DirError;
+use super::meta::same_type;
+use super::staging::local_of;
+use super::{Store, content, crash};
+use crate::sys::stat::{Stat, fstat};
+use crate::sys::{self, Errno, dir, open, target};
+
+type Inode = (u64, i64, u32);
+
+fn inode(stat: &Stat) -> Inode {
+    (stat.ino, stat.btime.seconds, stat.btime.nanos)
+}
+
+struct Look {
+    seen: Seen,
+    /// Which object each name is to show.
+    end: BTreeMap<At, ObjectId>,
+    /// Names wanted in directories that are new.
+    below: BTreeMap<ObjectId, Vec<At>>,
+    /// Inodes the rows know, of the objects concerned.
+    known: HashMap<Inode, ObjectId>,
+    /// Inodes that were taken for new objects.
+    claimed: HashMap<Inode, ObjectId>,
+    todo: Vec<At>,
+    /// Nobody but a look can know what is in these.
+    adopted: BTreeSet<ObjectId>,
+    /// Directories that are not where the rows say.
+    lost: BTreeSet<ObjectId>,
+}
+
+/// What a look came to.
+pub(super) enum Looked {
+    Seen(Seen),
+    /// These directories of the copy were removed or replaced by hand, so nothing the rows say below them holds.
+    Lost(BTreeSet<ObjectId>),
+}
+
+impl<S: Store> Batch<'_, S> {
+    pub fn look(
+        &mut self,
+        limbo: &BTreeMap<mirror_core::plan::Place, ObjectId>,
+    ) -> Result<Looked, StepError> {
+        let merged = self.merged;
+        let mut state = Look {
+            seen: Seen::default(),
+            end: BTreeMap::new(),
+            below: BTreeMap::new(),
+            known: HashMap::new(),
+            claimed: HashMap::new(),
+            todo: Vec::new(),
+            adopted: BTreeSet::new(),
+            lost: BTreeSet::new(),
+        };
+        let gone = |id: &ObjectId| merged.objects.get(id).is_some_and(|t| t.want.is_none());
+        let mut names = BTreeSet::new();
+        for (id, target) in &merged.objects {
+            for at in target.want.iter().flat_map(|w| &w.names) {
+                state.end.insert(at.clone(), *id);
+                let parent = merged.objects.get(&at.parent);
+                if parent.is_some_and(|t| t.old.is_none() && t.want.is_some())
+                    && at.parent != ObjectId::ROOT
+                {
+                    state.below.entry(at.parent).or_default().push(at.clone());
+                } else {
+                    names.insert(at.clone());
+                }
+            }
+            if let Some(old) = &target.old {
+                state.known.insert(
+                    (
+                        old.local.ino,
+                        old.local.btime.seconds,
+                        old.local.btime.nanos,
+                    ),
+                    *id,
+                );
+                names.extend(old.names.iter().filter(|at| !gone(&at.parent)).cloned());
+            }
+        }
+        if self.replaying {
+            names.extend(
+                merged
+                    .mentioned
+                    .iter()
+                    .filter(|at| !gone(&at.parent))
+                    .cloned(),
+            );
+            // Gone from its directory, but a crash may have left it anywhere.
+            for target in merged.objects.values() {
+                names.extend(target.old.iter().flat_map(|o| o.names.iter().cloned()));
+            }
+        }
+        for (place, id) in limbo {
+            if merged.objects.contains_key(id) {
+                state.seen.limbo.insert(place.clone(), *id);
+            }
+        }
+        state.todo = names.into_iter().rev().collect();
+        while let Some(at) = state.todo.pop() {
+            self.look_at(&mut state, at)?;
+        }
+        for (id, target) in &merged.objects {
+            if !target.is_dir()
+                || target.old.is_none()
+                || target.want.is_none()
+                || *id == ObjectId::ROOT
+            {
+                continue;
+            }
+            let is = Some(Occupant::Is(*id));
+            let there = state.seen.slots.values().any(|found| *found == is);
+            if !there && !state.seen.limbo.values().any(|other| other == id) {
+                state.lost.insert(*id);
+            }
+        }
+        if state.lost.is_empty() {
+            Ok(Looked::Seen(state.seen))
+        } else {
+            Ok(Looked::Lost(state.lost))
+        }
+    }
+
+    fn look_at(&mut self, state: &mut Look, at: At) -> Result<(), StepError> {
+        if state.seen.slots.contains_key(&at) {
+            return Ok(());
+        }
+        let fd = match self.dir(at.parent) {
+            Ok(fd) => fd,
+            Err(DirError::Store(e)) => return Err(DirError::Store(e).into()),
+            Err(DirError::Changed(id)) => {
+                state.lost.insert(id);
+                return Ok(());
+            }
+            // The steps there will fail, and say so.
+            Err(_) => return Ok(()),
+        };
+        let name = at.name.as_bytes();
+        let stat = match look(&fd, name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => {
+                state.seen.slots.insert(at, None);
+                return Ok(());
+            }
+            Err(e) => {
+                if let Some(id) = state.end.get(&at) {
+                    self.fail(*id, "look", std::io::Error::from(e).to_string());
+                }
+                return Ok(());
+            }
+        };
+        let occupant = self.recognise(state, &at, &fd, &stat)?;
+        self.stats.insert(at.clone(), stat);
+        state.seen.slots.insert(at.clone(), Some(occupant));
+        if let Occupant::Is(id) = occupant
+            && state.adopted.contains(&id)
+        {
+            self.enter_adopted(state, id, &fd, name)?;
+        }
+        Ok(())
+    }
+
+    fn recognise(
+        &mut self,
+        state: &mut Look,
+        at: &At,
+        fd: &OwnedFd,
+        stat: &Stat,
+    ) -> Result<Occupant, StepError> {
+        let merged = self.merged;
+        let strange = Occupant::Strange { dir: stat.is_dir() };
+        if stat.dev != self.area.root_stat.dev {
+            return Ok(strange);
+        }
+        if let Some(id) = state
+            .known
+            .get(&inode(stat))
+            .or(state.claimed.get(&inode(stat)))
+            .copied()
+        {
+            let Some(target) = merged.objects.get(&id) else {
+                return Ok(strange);
+            };
+            return self.recognise_known(id, target, fd, at.name.as_bytes(), stat);
+        }
+        let Some(id) = state.end.get(at).copied() else {
+            return Ok(strange);
+        };
+        let Some(want) = merged.objects.get(&id).and_then(|t| t.want.as_ref()) else {
+            return Ok(strange);
+        };
+        let (here, _) = self.rules.here(&want.state);
+        if !same_type(&here.kind, stat) {
+            return Ok(strange);
+        }
+        if stat.is_dir() {
+            // A directory the rows know somewhere else is not replaced by a stranger.
+            if merged.objects.get(&id).is_some_and(|t| t.old.is_some()) {
+                return Ok(strange);
+            }
+            self.made.insert(id, local_of(stat));
+            state.claimed.insert(inode(stat), id);
+            state.adopted.insert(id);
+            self.counts.adopted += 1;
+            return Ok(Occupant::Is(id));
+        }
+        if !same_content(&here.kind, fd, at.name.as_bytes(), stat).unwrap_or(false) {
+            return Ok(strange);
+        }
+        // Equal in content. Another inode has the name already, or this one has names that are not ours to change.
+        let taken = self.made.contains_key(&id);
+        let foreign_links = stat.nlink as usize > want.names.len();
+        let differs = foreign_links && {
+            let (_, have) = self
+                .rules
+                .read(fd, at.name.as_bytes())
+                .map_err(StepError::sys("look"))?;
+            !self.rules.same(&have, &here.meta)
+        };
+        if taken || differs {
+            return Ok(Occupant::Old(id));
+        }
+        self.made.insert(id, local_of(stat));
+        state.claimed.insert(inode(stat), id);
+        self.counts.adopted += 1;
+        Ok(Occupant::Is(id))
+    }
+
+    /// An inode of ours: is it as we left it?
+    fn recognise_known(
+        &mut self,
+        id: ObjectId,
+        target: &Target,
+        fd: &OwnedFd,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Result<Occupant, StepError> {
+        let strange = Occupant::Strange { dir: stat.is_dir() };
+        let Some(old) = &target.old else {
+            return Ok(Occupant::Is(id));
+        };
+        let (here, _) = self.rules.here(&old.state);
+        if !same_type(&here.kind, stat) {
+            return Ok(strange);
+        }
+        if stat.is_dir() {
+            return Ok(Occupant::Is(id));
+        }
+        if stat.ctime != old.local.ctime {
+            // Changed by hand, or by us before a crash: only the bytes tell.
+            if !same_content(&here.kind, fd, name, stat).unwrap_or(false) {
+                return Ok(strange);
+            }
+            self.stirred.insert(id);
+        }
+        let Some(want) = &target.want else {
+            return Ok(Occupant::Is(id));
+        };
+        if !target.keeps_content() {
+            return Ok(Occupant::Old(id));
+        }
+        // Never change an inode that has names we do not know of.
+        let (want_here, _) = self.rules.here(&want.state);
+        let foreign_links = stat.nlink as usize > old.names.len() && !self.replaying;
+        if foreign_links && want_here.meta != here.meta && !crash::planted("break_hardlink") {
+            return Ok(Occupant::Old(id));
+        }
+        Ok(Occupant::Is(id))
+    }
+
+    /// A directory was there already: everything in it is looked at, and what nobody wants is strange.
+    fn enter_adopted(
+        &mut self,
+        state: &mut Look,
+        id: ObjectId,
+        parent: &OwnedFd,
+        name: &[u8],
+    ) -> Result<(), StepError> {
+        state.adopted.remove(&id);
+        let opened = self.open_adopted(parent, name);
+        let fd = match opened {
+            Ok(fd) => std::sync::Arc::new(fd),
+            Err(e) => {
+                self.fail(id, "open", std::io::Error::from(e).to_string());
+                return Ok(());
+            }
+        };
+        let mut row = mirror_core::Object {
+            state: State {
+                kind: Kind::Dir,
+                meta: Default::default(),
+            },
+            local: Default::default(),
+            names: Vec::new(),
+        };
+        if let Some(local) = self.made.get(&id) {
+            row.local = local.clone();
+        }
+        if let Some(at) = self.want(id).and_then(|w| w.names.first()) {
+            row.names.push(at.clone());
+        }
+        self.put(id, row)?;
+        self.dirs.keep(id, fd.clone());
+        let mut names = Vec::new();
+        let listed = dir::list(&*fd, |name, _, _| names.extend(Name::new(name).ok()));
+        if let Err(e) = listed {
+            self.fail(id, "list", std::io::Error::from(e).to_string());
+        }
+        state
+            .todo
+            .extend(names.into_iter().map(|name| At { parent: id, name }));
+        state
+            .todo
+            .extend(state.below.remove(&id).unwrap_or_default());
+        Ok(())
+    }
+
+    fn open_adopted(&mut self, parent: &OwnedFd, name: &[u8]) -> sys::Result<OwnedFd> {
+        match open::dir(parent, name) {
+            Err(Errno::ACCESS) => {
+                target::set_mode(parent, name, 0o700)?;
+                open::dir(parent, name)
+            }
+            opened => opened,
+        }
+    }
+}
+
+/// Whether an inode of the right type holds what `kind` says.
+pub(super) fn same_content(
+    kind: &Kind,
+    dir: &OwnedFd,
+    name: &[u8],
+    stat: &Stat,
+) -> sys::Result<bool> {
+    match kind {
+        Kind::File(want) => {
+            if stat.bytes != want.bytes {
+                return Ok(false);
+            }
+            let fd = open::file(dir, name)?;
+            let now = fstat(&fd)?;
+            Ok(now.same_inode(stat) && content::matches(&fd, &now, want)?)
+        }
+        Kind::Symlink(link) => Ok(target::read_symlink(dir, name)? == **link),
+        Kind::Device { major, minor, .. } => Ok(stat.rdev == (*major, *minor)),
+        Kind::Dir | Kind::Fifo | Kind::Socket => Ok(true),
+    }
+}

@@ -1,0 +1,391 @@
+//! Metadata of the copy: what it should be on this host, reading it, and setting it in the order that keeps it.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use mirror_core::{Content, Digest, Kind, Meta, State, Time, Xattr};
+use rustix::fs::FileType;
+
+use super::{Owners, Recorded, crash};
+use crate::sys::stat::{Stat, fstat, statx};
+use crate::sys::{Errno, Result, flags, open, target, xattr};
+
+const CAPABILITY: &[u8] = b"security.capability";
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+/// Immutable and append-only: with them an inode can't be renamed, so they come after its names.
+pub const LATE_FLAGS: u32 = flags::IMMUTABLE | flags::APPEND;
+
+/// What can be kept on this host, in this file system, by us. Found out once, by trying.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub owners: Owners,
+    pub uid: u32,
+    pub gid: u32,
+    user_xattrs: bool,
+    trusted_xattrs: bool,
+    acls: bool,
+    capabilities: bool,
+    flags: u32,
+    projects: bool,
+    /// Of a time stamp.
+    grain_ns: u32,
+    umask: u16,
+}
+
+impl Rules {
+    /// Tries everything out on a file and a directory in `dir`, which is ours.
+    pub fn probe(dir: &OwnedFd, owners: Owners) -> Result<Rules> {
+        let uid = rustix::process::geteuid().as_raw();
+        let gid = rustix::process::getegid().as_raw();
+        let file = target::create_file(dir, b"probe")?;
+        target::create_dir(dir, b"probe.d")?;
+        let sub = open::dir(dir, b"probe.d")?;
+        let can = |name: &[u8], value: &[u8]| {
+            let xattr = Xattr {
+                name: name.into(),
+                value: value.into(),
+            };
+            xattr::set(&file, b"", &xattr).is_ok()
+        };
+        // Empty sets of capabilities; read, write for the owner and a named user.
+        let capability = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let mut acl = vec![2, 0, 0, 0];
+        for (tag, who) in [
+            (1u16, u32::MAX),
+            (2, 1),
+            (4, u32::MAX),
+            (0x10, u32::MAX),
+            (0x20, u32::MAX),
+        ] {
+            acl.extend(tag.to_le_bytes());
+            acl.extend(6u16.to_le_bytes());
+            acl.extend(who.to_le_bytes());
+        }
+        let time = Time {
+            seconds: 1_000_000_001,
+            nanos: 123_456_789,
+        };
+        target::set_mtime(&file, b"", time)?;
+        let got = fstat(&file)?.mtime.nanos;
+        let grain = [1, 100, 1000, 1_000_000, 10_000_000];
+        let grain_ns = grain
+            .into_iter()
+            .find(|g| time.nanos / g * g == got)
+            .unwrap_or(1_000_000_000);
+        let mut kept = 0;
+        for bit in (0..32)
+            .map(|n| 1u32 << n)
+            .filter(|bit| Meta::FLAGS_KEPT & bit != 0)
+        {
+            for fd in [&file, &sub] {
+                if matches!(flags::set_flags(fd, bit, bit), Ok(0)) {
+                    kept |= bit;
+                }
+                let _ = flags::set_flags(fd, 0, bit);
+            }
+        }
+        let rules = Rules {
+            owners,
+            uid,
+            gid,
+            user_xattrs: can(b"user.fs_mirror.probe", b"1"),
+            trusted_xattrs: can(b"trusted.fs_mirror.probe", b"1"),
+            capabilities: can(CAPABILITY, &capability),
+            acls: can(ACL_ACCESS, &acl),
+            flags: kept,
+            projects: flags::set_project(&file, 1).is_ok(),
+            grain_ns,
+            umask: umask(),
+        };
+        target::unlink(dir, b"probe")?;
+        target::remove_dir(dir, b"probe.d")?;
+        Ok(rules)
+    }
+
+    /// What an object is to look like here, and what of it is only recorded.
+    pub fn here(&self, state: &State) -> (State, Recorded) {
+        let mut recorded = Recorded::default();
+        let mut here = state.clone();
+        let record = self.owners == Owners::Record;
+        let kind = &state.kind;
+        if record && matches!(kind, Kind::Device { .. }) {
+            recorded.devices = 1;
+            let digest = Digest(*blake3::hash(b"").as_bytes());
+            here.kind = Kind::File(Content {
+                bytes: 0,
+                digest,
+                data: Vec::new(),
+                proven: true,
+                fuzzy: false,
+            });
+            here.meta.mode = 0o600;
+        }
+        let meta = &mut here.meta;
+        if record {
+            if (meta.uid, meta.gid) != (self.uid, self.gid) {
+                recorded.owners = 1;
+            }
+            (meta.uid, meta.gid) = (self.uid, self.gid);
+            if meta.mode & 0o6000 != 0 {
+                recorded.setid = 1;
+            }
+            meta.mode &= !0o6000;
+        }
+        let mut labels = 0;
+        let mut xattrs = 0;
+        meta.xattrs.retain(|x| {
+            let kept = match &*x.name {
+                name if is_label(name) => {
+                    labels = 1;
+                    return false;
+                }
+                CAPABILITY => self.capabilities && !record,
+                name if name.starts_with(b"trusted.") => self.trusted_xattrs && !record,
+                name if name.starts_with(b"system.posix_acl_") => self.acls,
+                // Only regular files and directories can have those.
+                name if name.starts_with(b"user.") => self.user_xattrs,
+                name => !name.starts_with(b"security.") || !record,
+            };
+            if !kept {
+                xattrs = 1;
+            }
+            kept
+        });
+        (recorded.labels, recorded.xattrs) = (labels, xattrs);
+        let flagged = matches!(here.kind, Kind::Dir | Kind::File(_))
+            && !matches!(state.kind, Kind::Device { .. });
+        let keep = if flagged { self.flags } else { 0 };
+        if meta.flags & !keep != 0 {
+            recorded.flags = 1;
+        }
+        meta.flags &= keep;
+        if meta.project != 0 && (!self.projects || record || !flagged) {
+            recorded.projects = 1;
+            meta.project = 0;
+        }
+        meta.mtime.nanos -= meta.mtime.nanos % self.grain_ns;
+        if matches!(here.kind, Kind::Symlink(_)) {
+            meta.mode = 0o777;
+        }
+        (here, recorded)
+    }
+
+    /// The mode `openat` must be asked for so that `mode` results; `None`: it needs a chmod.
+    pub fn creation_mode(&self, mode: u16) -> Option<u16> {
+        (mode & (self.umask | 0o7000) == 0).then_some(mode)
+    }
+
+    /// All metadata but late flags of a new inode of ours, made without inheriting anything; `meta` is from
+    /// [`Rules::here`]. `file`: it, open, when it is a regular file or directory.
+    pub fn make(
+        &self,
+        dir: impl AsFd,
+        name: &[u8],
+        kind: &Kind,
+        meta: &Meta,
+        moded: bool,
+    ) -> Result<()> {
+        if (meta.uid, meta.gid) != (self.uid, self.gid) {
+            target::set_owner(&dir, name, meta.uid, meta.gid)?;
+        }
+        if !moded && !matches!(kind, Kind::Symlink(_)) {
+            target::set_mode(&dir, name, meta.mode)?;
+        }
+        if !crash::planted("forget_xattr") {
+            for xattr in &meta.xattrs {
+                xattr::set(&dir, name, xattr)?;
+            }
+        }
+        let flagged = matches!(kind, Kind::Dir | Kind::File(_));
+        if flagged && (meta.project != 0 || meta.flags & !LATE_FLAGS != 0) {
+            with_open(&dir, name, kind, |fd| {
+                if meta.project != 0 {
+                    flags::set_project(fd, meta.project)?;
+                }
+                let early = meta.flags & !LATE_FLAGS;
+                if early != 0 {
+                    flags::set_flags(fd, early, early).map(drop)
+                } else {
+                    Ok(())
+                }
+            })?;
+        }
+        if !crash::planted("lose_mtime") {
+            target::set_mtime(&dir, name, meta.mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the metadata of an existing inode be `meta` (from [`Rules::here`]), touching only what differs.
+    /// True: something was set. With `late` false immutable and append-only are left off.
+    pub fn adjust(
+        &self,
+        dir: impl AsFd,
+        name: &[u8],
+        kind: &Kind,
+        meta: &Meta,
+        late: bool,
+    ) -> Result<bool> {
+        let (stat, have) = self.read(&dir, name)?;
+        let mut want = meta.clone();
+        if !late {
+            want.flags &= !LATE_FLAGS;
+        }
+        let flags_known = self.flags;
+        if self.same(&have, &want) {
+            return Ok(false);
+        }
+        let flagged = stat.is_dir() || stat.is_file();
+        let only_late = Meta {
+            flags: want.flags,
+            ..have.clone()
+        };
+        if !self.same(&only_late, &want) || have.flags & LATE_FLAGS & !want.flags != 0 {
+            if have.flags & LATE_FLAGS != 0 {
+                with_open(&dir, name, kind, |fd| {
+                    flags::set_flags(fd, 0, LATE_FLAGS).map(drop)
+                })?;
+            }
+            let chown = (have.uid, have.gid) != (want.uid, want.gid);
+            if chown {
+                target::set_owner(&dir, name, want.uid, want.gid)?;
+            }
+            if (chown || have.mode != want.mode) && !stat.file_type().is_symlink() {
+                target::set_mode(&dir, name, want.mode)?;
+            }
+            for xattr in &have.xattrs {
+                if !want.xattrs.iter().any(|x| x.name == xattr.name) {
+                    xattr::remove(&dir, name, &xattr.name)?;
+                }
+            }
+            for xattr in &want.xattrs {
+                let lost = chown && *xattr.name == *CAPABILITY;
+                let acl = &*xattr.name == ACL_ACCESS;
+                if lost || acl || !have.xattrs.contains(xattr) {
+                    xattr::set(&dir, name, xattr)?;
+                }
+            }
+            if flagged
+                && (have.project != want.project || (have.flags ^ want.flags) & !LATE_FLAGS != 0)
+            {
+                with_open(&dir, name, kind, |fd| {
+                    if have.project != want.project {
+                        flags::set_project(fd, want.project)?;
+                    }
+                    flags::set_flags(fd, want.flags, flags_known & !LATE_FLAGS).map(drop)
+                })?;
+            }
+            target::set_mtime(&dir, name, want.mtime)?;
+        }
+        if flagged && want.flags & LATE_FLAGS != 0 {
+            with_open(&dir, name, kind, |fd| {
+                flags::set_flags(fd, want.flags, LATE_FLAGS).map(drop)
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// Equal as far as it can be kept here; both from [`Rules::here`] or [`Rules::read`].
+    pub fn same(&self, a: &Meta, b: &Meta) -> bool {
+        a == b
+    }
+
+    /// All metadata of an inode, without security labels and flags that nobody can set.
+    pub fn read(&self, dir: impl AsFd, name: &[u8]) -> Result<(Stat, Meta)> {
+        let stat = statx(&dir, name)?;
+        let mut xattrs = xattr::read(&dir, name)?;
+        xattrs.retain(|x| !is_label(&x.name));
+        let mut meta = Meta {
+            mode: if stat.file_type().is_symlink() {
+                0o777
+            } else {
+                stat.permissions()
+            },
+            uid: stat.uid,
+            gid: stat.gid,
+            mtime: stat.mtime,
+            xattrs,
+            flags: 0,
+            project: 0,
+        };
+        if self.flags != 0 && (stat.is_dir() || stat.is_file()) {
+            let found = match with_stat(&dir, name, &stat, |fd| flags::get(fd)) {
+                Err(Errno::ACCESS) => flags::peek(&dir, name),
+                found => found,
+            };
+            if let Some(found) = found? {
+                meta.flags = found.flags & self.flags;
+                meta.project = if self.projects { found.project } else { 0 };
+            }
+        }
+        Ok((stat, meta))
+    }
+}
+
+/// Kept in the rows only: they mean something to this host's own policy.
+fn is_label(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"security.selinux" | b"security.ima" | b"security.evm"
+    )
+}
+
+/// The kind of an inode without its content, device number or target.
+pub fn same_type(kind: &Kind, stat: &Stat) -> bool {
+    let want = match kind {
+        Kind::Dir => FileType::Directory,
+        Kind::File(_) => FileType::RegularFile,
+        Kind::Symlink(_) => FileType::Symlink,
+        Kind::Device { block: true, .. } => FileType::BlockDevice,
+        Kind::Device { block: false, .. } => FileType::CharacterDevice,
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+    };
+    stat.file_type() == want
+}
+
+fn with_open<T>(
+    dir: impl AsFd,
+    name: &[u8],
+    kind: &Kind,
+    f: impl FnOnce(&OwnedFd) -> Result<T>,
+) -> Result<T> {
+    match kind {
+        Kind::Dir if name.is_empty() => f(&rustix::io::fcntl_dupfd_cloexec(dir, 0)?),
+        Kind::Dir => f(&open::dir(dir, name)?),
+        Kind::File(_) if name.is_empty() => f(&rustix::io::fcntl_dupfd_cloexec(dir, 0)?),
+        Kind::File(_) => {
+            let fd = open::file(dir, name)?;
+            if fstat(&fd)?.is_file() {
+                f(&fd)
+            } else {
+                Err(Errno::INVAL)
+            }
+        }
+        _ => Err(Errno::INVAL),
+    }
+}
+
+fn with_stat<T>(
+    dir: impl AsFd,
+    name: &[u8],
+    stat: &Stat,
+    f: impl FnOnce(&OwnedFd) -> Result<T>,
+) -> Result<T> {
+    let fd = match (name.is_empty(), stat.is_dir()) {
+        (true, _) => rustix::io::fcntl_dupfd_cloexec(dir, 0)?,
+        (false, true) => open::dir(dir, name)?,
+        (false, false) => open::file(dir, name)?,
+    };
+    if !fstat(&fd)?.same_inode(stat) {
+        return Err(Errno::STALE);
+    }
+    f(&fd)
+}
+
+fn umask() -> u16 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    // Not known: then every file gets its chmod.
+    line.and_then(|text| u16::from_str_radix(text.trim(), 8).ok())
+        .unwrap_or(0o777)
+}

@@ -1,0 +1,289 @@
+//! What failed and is still wanted, kept with the rows: `apply.pending` in the index.
+//!
+//! Bytes: count of objects (u32), then for each: id (u64), flags (u8: 1 wanted, 2 void), step and reason (u16 length and
+//! text each), and when wanted the number of records (u32) and the records as [`mirror_core::codec`] writes them: a
+//! `Create` under the first name and a `Link` for each other. All little endian; crc32c (u32) of it all at the end.
+
+use std::collections::BTreeMap;
+
+use mirror_core::codec;
+use mirror_core::plan::Wanted;
+use mirror_core::{At, Change, Local, Name, Object, ObjectId, Position, Record};
+
+use super::Failure;
+
+pub const KEY: &str = "apply.pending";
+
+/// An object that an earlier batch could not bring to this state, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pending {
+    pub wanted: BTreeMap<ObjectId, Wanted>,
+    pub why: BTreeMap<ObjectId, Failure>,
+}
+
+impl Default for Pending {
+    fn default() -> Self {
+        Pending {
+            wanted: BTreeMap::new(),
+            why: BTreeMap::new(),
+        }
+    }
+}
+
+const STEPS: [&str; 20] = [
+    "stage",
+    "fetch",
+    "verify",
+    "write",
+    "make",
+    "look",
+    "open",
+    "list",
+    "link",
+    "rename",
+    "exchange",
+    "remove",
+    "replace",
+    "move aside",
+    "set the metadata of",
+    "set the flags of",
+    "order",
+    "wait",
+    "park",
+    "repair",
+];
+
+fn record(object: ObjectId, change: Change, wanted: &Wanted) -> Record {
+    Record {
+        position: Position {
+            epoch: (object.0 >> 44) as u32,
+            sequence: object.0 & ((1 << 44) - 1),
+        },
+        time_ns: 0,
+        end: true,
+        who: None,
+        change,
+        local: None,
+        content: wanted.place,
+    }
+}
+
+/// The root has no name; here it goes by one.
+fn root_name() -> Option<At> {
+    Name::new(b"root").ok().map(|name| At {
+        parent: ObjectId::ROOT,
+        name,
+    })
+}
+
+impl Pending {
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        out.extend((self.wanted.len() as u32).to_le_bytes());
+        for (id, wanted) in &self.wanted {
+            out.extend(id.0.to_le_bytes());
+            out.push(u8::from(wanted.want.is_some()) | u8::from(wanted.void) << 1);
+            let why = self.why.get(id);
+            text(&mut out, why.map_or("wait", |why| why.step));
+            text(&mut out, why.map_or("", |why| &why.reason));
+            let Some(want) = &wanted.want else { continue };
+            let names = if *id == ObjectId::ROOT {
+                vec![root_name()?]
+            } else {
+                want.names.clone()
+            };
+            out.extend((names.len() as u32).to_le_bytes());
+            for (i, at) in names.into_iter().enumerate() {
+                let change = match i {
+                    0 => Change::Create {
+                        at,
+                        object: *id,
+                        state: want.state.clone(),
+                    },
+                    _ => Change::Link { at, object: *id },
+                };
+                codec::encode(&record(*id, change, wanted), &codec::GENESIS, &mut out).ok()?;
+            }
+        }
+        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        Some(out)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Pending> {
+        let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+        if crc32c::crc32c(body).to_le_bytes() != sum {
+            return None;
+        }
+        let mut rest = body;
+        let mut pending = Pending::default();
+        let count = u32::from_le_bytes(take(&mut rest)?);
+        for _ in 0..count {
+            let id = ObjectId(u64::from_le_bytes(take(&mut rest)?));
+            let [flags] = take::<1>(&mut rest)?;
+            let step = take_text(&mut rest)?;
+            let reason = take_text(&mut rest)?;
+            let step = STEPS
+                .iter()
+                .copied()
+                .find(|known| *known == step)
+                .unwrap_or("stage");
+            let void = flags & 2 != 0;
+            pending.why.insert(
+                id,
+                Failure {
+                    object: id,
+                    step,
+                    reason,
+                    void,
+                },
+            );
+            let mut wanted = Wanted {
+                want: None,
+                place: None,
+                void,
+            };
+            if flags & 1 != 0 {
+                let names = u32::from_le_bytes(take(&mut rest)?);
+                for _ in 0..names {
+                    let (record, _, length) = codec::decode(rest, &codec::GENESIS).ok()?;
+                    rest = rest.get(length..)?;
+                    wanted.place = record.content;
+                    match (record.change, &mut wanted.want) {
+                        (Change::Create { at, state, .. }, want @ None) => {
+                            let names = if id == ObjectId::ROOT {
+                                Vec::new()
+                            } else {
+                                vec![at]
+                            };
+                            *want = Some(Object {
+                                state,
+                                local: Local::default(),
+                                names,
+                            });
+                        }
+                        (Change::Link { at, .. }, Some(want)) => want.names.push(at),
+                        _ => return None,
+                    }
+                }
+            }
+            pending.wanted.insert(id, wanted);
+        }
+        rest.is_empty().then_some(pending)
+    }
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    let mut end = text.len().min(2000);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = text.get(..end).unwrap_or_default();
+    out.extend((text.len() as u16).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>()?;
+    *rest = tail;
+    Some(*head)
+}
+
+fn take_text(rest: &mut &[u8]) -> Option<String> {
+    let length = u16::from_le_bytes(take(rest)?);
+    let (head, tail) = rest.split_at_checked(length.into())?;
+    *rest = tail;
+    String::from_utf8(head.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mirror_core::{Content, ContentRef, Digest, Kind, Meta, State};
+
+    #[test]
+    fn what_is_owed_survives() {
+        let at = |name: &str| At {
+            parent: ObjectId::ROOT,
+            name: Name::new(name.as_bytes()).unwrap(),
+        };
+        let content = Content {
+            bytes: 7,
+            digest: Digest([3; 32]),
+            data: vec![],
+            proven: true,
+            fuzzy: false,
+        };
+        let file = Object {
+            state: State {
+                kind: Kind::File(content),
+                meta: Meta {
+                    mode: 0o644,
+                    ..Meta::default()
+                },
+            },
+            local: Local::default(),
+            names: vec![at("a"), at("b")],
+        };
+        let root = Object {
+            state: State {
+                kind: Kind::Dir,
+                meta: Meta {
+                    uid: 5,
+                    ..Meta::default()
+                },
+            },
+            local: Local::default(),
+            names: vec![],
+        };
+        let place = Some(ContentRef {
+            segment: 1,
+            block: 2,
+            start: 3,
+            length: 4,
+        });
+        let mut pending = Pending::default();
+        let id = |n: u64| ObjectId((1 << 44) | n);
+        pending.wanted.insert(
+            id(9),
+            Wanted {
+                want: Some(file),
+                place,
+                void: true,
+            },
+        );
+        pending.wanted.insert(
+            ObjectId::ROOT,
+            Wanted {
+                want: Some(root),
+                place: None,
+                void: false,
+            },
+        );
+        pending.wanted.insert(
+            id(10),
+            Wanted {
+                want: None,
+                place: None,
+                void: false,
+            },
+        );
+        for id in pending.wanted.keys() {
+            let void = pending.wanted[id].void;
+            let why = Failure {
+                object: *id,
+                step: "fetch",
+                reason: "no space ä".into(),
+                void,
+            };
+            pending.why.insert(*id, why);
+        }
+        let bytes = pending.encode().unwrap();
+        assert_eq!(Pending::decode(&bytes), Some(pending));
+        for i in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[i] ^= 1;
+            assert_eq!(Pending::decode(&bad), None, "byte {i}");
+            assert_eq!(Pending::decode(&bytes[..i]), None);
+        }
+    }
+}

@@ -1,0 +1,764 @@
+//! The steps of a plan on the real file system. A step whose premise an earlier failure took away is left out.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use mirror_core::plan::{Occupant, Place, Plan, Step};
+use mirror_core::{At, Object, ObjectId, Rows};
+
+use super::area::look;
+use super::batch::{Batch, StepError, ToFlush};
+use super::meta::LATE_FLAGS;
+use super::options::{Flush, Trace};
+use super::staging::local_of;
+use super::wipe::{self, Judge, Verdict};
+use super::{ApplyError, Store, crash, stage};
+use crate::sys::stat::statx;
+use crate::sys::{self, Errno, flags, open, target};
+
+impl<S: Store> Batch<'_, S> {
+    pub fn run(&mut self, plan: &Plan) -> Result<(), StepError> {
+        for id in &plan.stuck {
+            self.fail(*id, "order", "the records contradict each other".into());
+        }
+        self.stage(&plan.steps)?;
+        let mut moves = plan.steps.clone();
+        if crash::planted("reorder_renames") {
+            let renames: Vec<usize> = (0..moves.len())
+                .filter(|i| {
+                    matches!(
+                        moves.get(*i),
+                        Some(Step::Rename { .. } | Step::Exchange { .. })
+                    )
+                })
+                .collect();
+            for (a, b) in renames
+                .iter()
+                .zip(renames.iter().rev())
+                .take(renames.len() / 2)
+            {
+                moves.swap(*a, *b);
+            }
+        }
+        for step in &moves {
+            let (object, done) = match step {
+                Step::Stage { .. } => continue,
+                Step::Finish { object } => (*object, self.finish(*object)),
+                Step::FlushStaged => (ObjectId::ROOT, self.before_names(plan)),
+                Step::Link { object, from, to } => (*object, self.link(*object, from, to)),
+                Step::Rename {
+                    object,
+                    from,
+                    to,
+                    over,
+                } => (*object, self.rename(*object, from, to, *over)),
+                Step::Exchange {
+                    object,
+                    from,
+                    to,
+                    other,
+                } => (*object, self.exchange(*object, from, to, *other)),
+                Step::Meta { object } => (*object, self.meta(*object)),
+                Step::Unlink { place, occupant } => {
+                    (object_of(*occupant), self.unlink(place, *occupant))
+                }
+                Step::Aside { place } => (ObjectId::ROOT, self.aside(place)),
+                Step::DirMeta { object } => (*object, self.dir_meta(*object)),
+                Step::FlushDirs => (ObjectId::ROOT, self.flush_dirs()),
+                Step::Remove { object, place } => (*object, self.remove(*object, place)),
+            };
+            match done {
+                Ok(()) => {}
+                // What it held back shows in the comparison at the end.
+                Err(StepError::Held) => {}
+                Err(e) => self.refuse(object, e)?,
+            }
+            crash::point("step");
+        }
+        Ok(())
+    }
+
+    fn before_names(&mut self, plan: &Plan) -> Result<(), StepError> {
+        // A batch that only adds needs no note: applying it twice finds what it added.
+        let adds = |step: &Step| match step {
+            Step::Rename {
+                from: Place::Staging(..),
+                over: None,
+                ..
+            } => true,
+            Step::Rename { .. }
+            | Step::Exchange { .. }
+            | Step::Unlink { .. }
+            | Step::Remove { .. } => false,
+            Step::Link {
+                from: Place::Tree(_),
+                ..
+            }
+            | Step::Aside { .. } => false,
+            _ => true,
+        };
+        if let Some(position) = self.position
+            && !plan.steps.iter().all(adds)
+        {
+            let flush = self.options.flush == Flush::Batch;
+            self.area
+                .set_applying(position, flush)
+                .map_err(StepError::Fatal)?;
+        }
+        if crash::planted("attach_before_content") {
+            return Ok(());
+        }
+        self.flush_staged()
+    }
+
+    /// The premise of a step: these places show this.
+    fn expect(&self, place: &Place, occupant: Option<Occupant>) -> Result<(), StepError> {
+        if self.now.get(place).copied() == occupant || crash::planted("reorder_renames") {
+            Ok(())
+        } else {
+            Err(StepError::Held)
+        }
+    }
+
+    /// What is about to be replaced or removed is still what was looked at.
+    fn recheck(&mut self, place: &Place, dir: &OwnedFd, name: &[u8]) -> Result<(), StepError> {
+        let Place::Tree(at) = place else {
+            return Ok(());
+        };
+        let Some(seen) = self.stats.get(at) else {
+            return Ok(());
+        };
+        let now = look(dir, name).map_err(StepError::sys("look"))?;
+        let same = now.is_some_and(|now| {
+            let file = now.is_dir() || (now.bytes == seen.bytes && now.mtime == seen.mtime);
+            now.ino == seen.ino && now.btime == seen.btime && file
+        });
+        if same {
+            return Ok(());
+        }
+        Err(StepError::Fails {
+            step: "replace",
+            reason: "somebody changes it in the copy at this moment".into(),
+        })
+    }
+
+    fn changed(&mut self, place: &Place) {
+        if let Place::Tree(at) = place {
+            self.flush.dirs.insert(at.parent);
+            self.stats.remove(at);
+        }
+    }
+
+    /// Runs a system call, and once more after taking away what forbids it: flags or modes of the directories or of
+    /// the inode itself.
+    fn insist(
+        &mut self,
+        step: &'static str,
+        places: &[&Place],
+        call: impl Fn() -> sys::Result<()>,
+    ) -> Result<(), StepError> {
+        match call() {
+            Err(Errno::PERM | Errno::ACCESS | Errno::XDEV) => {}
+            done => return done.map_err(StepError::sys(step)),
+        }
+        for place in places {
+            if let Place::Tree(at) = place {
+                let fd = self.dir(at.parent)?;
+                self.dirs
+                    .lift(at.parent, &fd)
+                    .map_err(StepError::sys(step))?;
+            }
+            let (dir, name) = self.physical(place)?;
+            if let Some(stat) = look(&dir, &name).map_err(StepError::sys(step))? {
+                let fd = if stat.is_dir() {
+                    open::dir(&dir, &name)
+                } else if stat.is_file() {
+                    open::file(&dir, &name)
+                } else {
+                    continue;
+                };
+                let Ok(fd) = fd else { continue };
+                flags::set_flags(&fd, 0, LATE_FLAGS).map_err(StepError::sys(step))?;
+                if let Some(Occupant::Is(id)) = self.now.get(place).copied() {
+                    self.late.insert(id);
+                    if stat.is_dir() {
+                        // Moving a directory writes into it.
+                        self.dirs.lift(id, &fd).map_err(StepError::sys(step))?;
+                    }
+                }
+            }
+        }
+        call().map_err(StepError::sys(step))
+    }
+
+    fn link(&mut self, object: ObjectId, from: &Place, to: &Place) -> Result<(), StepError> {
+        self.expect(from, Some(Occupant::Is(object)))?;
+        self.expect(to, None)?;
+        let (from_dir, from_name) = self.physical(from)?;
+        let (to_dir, to_name) = self.physical(to)?;
+        if crash::planted("break_hardlink") && matches!(to, Place::Tree(_)) {
+            let copied = copy(&from_dir, &from_name, &to_dir, &to_name);
+            copied.map_err(StepError::sys("copy"))?;
+        } else {
+            self.insist("link", &[from, to], || {
+                target::link(&from_dir, &from_name, &to_dir, &to_name)
+            })?;
+        }
+        self.set(to, Some(Occupant::Is(object)))?;
+        self.changed(to);
+        self.stirred.insert(object);
+        self.counts.linked += u64::from(matches!(to, Place::Tree(_)));
+        Ok(())
+    }
+
+    fn rename(
+        &mut self,
+        object: ObjectId,
+        from: &Place,
+        to: &Place,
+        over: Option<Occupant>,
+    ) -> Result<(), StepError> {
+        self.expect(from, Some(Occupant::Is(object)))?;
+        self.expect(to, over)?;
+        if let Some(Occupant::Is(id)) = over
+            && !self.has_another_place(id, to)
+        {
+            return Err(StepError::Held);
+        }
+        let (from_dir, from_name) = self.physical(from)?;
+        let (to_dir, to_name) = self.physical(to)?;
+        if matches!(from, Place::Tree(_)) {
+            self.recheck(from, &from_dir, &from_name)?;
+        }
+        if over.is_some() {
+            self.recheck(to, &to_dir, &to_name)?;
+        }
+        if let Some(Occupant::Strange { .. }) = over {
+            self.move_aside(&to_dir, &to_name, true)?;
+        }
+        if over.is_some() && crash::planted("unlink_before_rename") {
+            let _ = target::unlink(&to_dir, &to_name);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        self.insist("rename", &[from, to], || match over {
+            Some(_) => target::rename(&from_dir, &from_name, &to_dir, &to_name),
+            None => match target::rename_noreplace(&from_dir, &from_name, &to_dir, &to_name) {
+                Err(Errno::INVAL) if look(&to_dir, &to_name)?.is_none() => {
+                    target::rename(&from_dir, &from_name, &to_dir, &to_name)
+                }
+                done => done,
+            },
+        })?;
+        self.set(from, None)?;
+        self.set(to, Some(Occupant::Is(object)))?;
+        self.changed(from);
+        self.changed(to);
+        self.stirred.insert(object);
+        self.counts.renamed += u64::from(matches!((from, to), (Place::Tree(_), Place::Tree(_))));
+        self.trace(Trace::Renamed);
+        Ok(())
+    }
+
+    /// Whether an inode that is still wanted stays reachable when this place is overwritten.
+    fn has_another_place(&self, id: ObjectId, place: &Place) -> bool {
+        if self.want(id).is_none() || crash::planted("reorder_renames") {
+            return true;
+        }
+        let is = Occupant::Is(id);
+        let at_end = self
+            .want(id)
+            .into_iter()
+            .flat_map(|w| &w.names)
+            .map(|at| Place::Tree(at.clone()));
+        let before = self
+            .target(id)
+            .and_then(|t| t.old.as_ref())
+            .into_iter()
+            .flat_map(|o| &o.names);
+        let mut places = at_end
+            .chain(before.map(|at| Place::Tree(at.clone())))
+            .chain([Place::Limbo(id, id)]);
+        places.any(|other| other != *place && self.now.get(&other) == Some(&is))
+            || self
+                .now
+                .iter()
+                .any(|(other, occupant)| other != place && *occupant == is)
+    }
+
+    fn exchange(
+        &mut self,
+        object: ObjectId,
+        from: &Place,
+        to: &At,
+        other: Occupant,
+    ) -> Result<(), StepError> {
+        let to = &Place::Tree(to.clone());
+        self.expect(from, Some(Occupant::Is(object)))?;
+        self.expect(to, Some(other))?;
+        let (from_dir, from_name) = self.physical(from)?;
+        let (to_dir, to_name) = self.physical(to)?;
+        self.recheck(from, &from_dir, &from_name)?;
+        self.recheck(to, &to_dir, &to_name)?;
+        self.insist("exchange", &[from, to], || {
+            match target::exchange(&from_dir, &from_name, &to_dir, &to_name) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    swap_slowly(&from_dir, &from_name, &to_dir, &to_name)
+                }
+                done => done,
+            }
+        })?;
+        self.set(to, Some(Occupant::Is(object)))?;
+        self.set(from, Some(other))?;
+        self.changed(from);
+        self.changed(to);
+        self.stirred.insert(object);
+        if let Occupant::Is(other) = other {
+            self.stirred.insert(other);
+        }
+        self.counts.renamed += 1;
+        self.trace(Trace::Renamed);
+        Ok(())
+    }
+
+    /// Metadata of a file that keeps its inode.
+    fn meta(&mut self, object: ObjectId) -> Result<(), StepError> {
+        let Some(want) = self.want(object).map(|w| w.state.clone()) else {
+            return Ok(());
+        };
+        let Some(at) = self.name_of(object) else {
+            return Err(StepError::Held);
+        };
+        let row = self.row(object)?.ok_or(StepError::Held)?;
+        let (here, recorded) = self.rules.here(&want);
+        if here.meta.flags & LATE_FLAGS != 0 {
+            self.late.insert(object);
+        }
+        if row.state == want && !self.stirred.contains(&object) && !self.late.contains(&object) {
+            return Ok(());
+        }
+        let dir = self.dir(at.parent)?;
+        let name = at.name.as_bytes();
+        let before = statx(&dir, name).map_err(StepError::sys("look"))?;
+        if before.ino != row.local.ino {
+            return Err(StepError::Held);
+        }
+        let set = self.rules.adjust(&dir, name, &here.kind, &here.meta, false);
+        let set = set.map_err(StepError::sys("set the metadata of"))?;
+        if set {
+            self.counts.meta += 1;
+            self.record(recorded);
+            self.stirred.insert(object);
+            if self.options.flush == Flush::Batch {
+                // A special file can't be opened; its directory's flush takes it along.
+                let fd = if before.is_file() {
+                    open::file(&dir, name).ok()
+                } else {
+                    None
+                };
+                match fd {
+                    Some(fd) => self.flush.add(Some(Arc::new(fd))),
+                    None if before.is_file() => self.flush.add(None),
+                    None => drop(self.flush.dirs.insert(at.parent)),
+                }
+            }
+        }
+        self.settled(object)
+    }
+
+    fn unlink(&mut self, place: &Place, occupant: Occupant) -> Result<(), StepError> {
+        self.expect(place, Some(occupant))?;
+        let (Occupant::Is(id) | Occupant::Old(id)) = occupant else {
+            return Err(StepError::Held);
+        };
+        if !self.is_placed(id) {
+            return Err(StepError::Held);
+        }
+        let (dir, name) = self.physical(place)?;
+        self.recheck(place, &dir, &name)?;
+        self.insist("remove", &[place], || match target::unlink(&dir, &name) {
+            Err(Errno::NOENT) => Ok(()),
+            done => done,
+        })?;
+        self.set(place, None)?;
+        self.changed(place);
+        self.stirred.insert(id);
+        self.counts.removed += 1;
+        self.trace(Trace::Removed);
+        Ok(())
+    }
+
+    fn aside(&mut self, place: &Place) -> Result<(), StepError> {
+        let Some(Occupant::Strange { .. }) = self.now.get(place) else {
+            return Err(StepError::Held);
+        };
+        let (dir, name) = self.physical(place)?;
+        if look(&dir, &name).map_err(StepError::sys("look"))?.is_none() {
+            return self.set(place, None);
+        }
+        match self.move_aside(&dir, &name, false) {
+            Ok(()) => {}
+            Err(StepError::Fails { .. }) => {
+                if let Place::Tree(at) = place {
+                    let fd = self.dir(at.parent)?;
+                    self.dirs
+                        .lift(at.parent, &fd)
+                        .map_err(StepError::sys("move aside"))?;
+                }
+                if let Ok(fd) = open::file(&dir, &name).or_else(|_| open::dir(&dir, &name)) {
+                    let _ = flags::set_flags(&fd, 0, LATE_FLAGS);
+                }
+                self.move_aside(&dir, &name, false)?;
+            }
+            Err(e) => return Err(e),
+        }
+        self.set(place, None)?;
+        self.changed(place);
+        Ok(())
+    }
+
+    /// A directory's own metadata, after everything in it is done.
+    fn dir_meta(&mut self, object: ObjectId) -> Result<(), StepError> {
+        let want = self.want(object).cloned();
+        let wanted = want.is_some();
+        let Some(row) = self.row(object)? else {
+            return Err(StepError::Held);
+        };
+        let Object { state, .. } = want.unwrap_or(row.clone());
+        let fd = match self.dir(object) {
+            Ok(fd) => fd,
+            // It was never made; its own failure says why.
+            Err(super::dirs::DirError::Unknown) => return Err(StepError::Held),
+            Err(e) => return Err(e.into()),
+        };
+        let (here, recorded) = self.rules.here(&state);
+        let full = wanted || self.dirs.lifted.contains(&object) || self.late.contains(&object);
+        // A root without a record yet is as it was made.
+        if object == ObjectId::ROOT && state.meta == mirror_core::Meta::default() {
+            return self.settled(object);
+        }
+        if crash::planted("lose_mtime") {
+            return self.settled(object);
+        }
+        let set = if full {
+            self.rules.adjust(&fd, b"", &here.kind, &here.meta, true)
+        } else {
+            target::set_mtime(&fd, b"", here.meta.mtime).map(|()| true)
+        };
+        match set {
+            Ok(true) => {
+                self.flush.dirs.insert(object);
+                if wanted && row.state.meta != state.meta {
+                    self.counts.meta += 1;
+                    self.record(recorded);
+                }
+                self.dirs.lifted.remove(&object);
+                self.late.remove(&object);
+                self.settled(object)
+            }
+            Ok(false) => self.settled(object),
+            Err(e) => {
+                // The rows must not say that it is as it should be.
+                let mut row = row;
+                row.state.meta = mirror_core::Meta::default();
+                self.put(object, row)?;
+                Err(StepError::sys("set the metadata of")(e))
+            }
+        }
+    }
+
+    fn flush_dirs(&mut self) -> Result<(), StepError> {
+        for id in std::mem::take(&mut self.dirs.lifted) {
+            if self.row(id)?.is_some() && self.target(id).is_none_or(|t| t.want.is_some()) {
+                self.late.insert(id);
+                match self.dir_meta(id) {
+                    Ok(()) | Err(StepError::Held) => {}
+                    Err(e) => self.refuse(id, e)?,
+                }
+            }
+        }
+        for id in std::mem::take(&mut self.late) {
+            if self.target(id).is_some_and(|t| t.is_dir()) {
+                continue;
+            }
+            match self.set_late(id) {
+                Ok(()) | Err(StepError::Held) => {}
+                Err(e) => self.refuse(id, e)?,
+            }
+        }
+        let pending = std::mem::take(&mut self.flush);
+        if self.options.flush != Flush::Batch || crash::planted("skip_dir_flush") {
+            return Ok(());
+        }
+        let mut fds = pending.fds;
+        let mut all = pending.all || pending.dirs.len() + fds.len() > ToFlush::FDS_MAX;
+        if !all {
+            for id in pending.dirs {
+                if self.target(id).is_some_and(|t| t.want.is_none()) {
+                    continue;
+                }
+                match self.dir(id) {
+                    Ok(fd) => fds.push(fd),
+                    Err(_) => all = true,
+                }
+            }
+        }
+        if fds.is_empty() && !all {
+            return Ok(());
+        }
+        stage::flush(&fds, all, &self.area.new, self.options.threads).map_err(|e| {
+            StepError::Fatal(ApplyError::Flush {
+                what: "directories",
+                source: e.into(),
+            })
+        })?;
+        self.trace(Trace::FlushDirs);
+        Ok(())
+    }
+
+    /// Flags that would have kept the inode from getting its names.
+    fn set_late(&mut self, id: ObjectId) -> Result<(), StepError> {
+        let Some(want) = self.want(id).map(|w| w.state.clone()) else {
+            return Ok(());
+        };
+        let Some(at) = self.name_of(id) else {
+            return Err(StepError::Held);
+        };
+        let (here, _) = self.rules.here(&want);
+        let dir = self.dir(at.parent)?;
+        let set = self
+            .rules
+            .adjust(&dir, at.name.as_bytes(), &here.kind, &here.meta, true);
+        let set = set.map_err(StepError::sys("set the flags of"))?;
+        if set {
+            self.stirred.insert(id);
+            let fd = open::file(&dir, at.name.as_bytes()).ok();
+            self.flush.add(fd.map(Arc::new));
+        }
+        Ok(())
+    }
+
+    /// A subtree that left the tree goes for good. Nothing that failed may be in it.
+    fn remove(&mut self, object: ObjectId, place: &Place) -> Result<(), StepError> {
+        self.expect(place, Some(Occupant::Is(object)))?;
+        let unplaced: Vec<ObjectId> = self
+            .merged
+            .objects
+            .keys()
+            .copied()
+            .filter(|id| self.want(*id).is_some() && !self.is_placed(*id))
+            .collect();
+        for id in unplaced {
+            for at in self.row(id)?.map(|row| row.names).unwrap_or_default() {
+                if self.is_below(at.parent, object)? {
+                    return Err(StepError::Held);
+                }
+            }
+        }
+        let (dir, name) = self.physical(place)?;
+        self.dirs.forget(object);
+        let mut judge = Removing {
+            batch: self,
+            error: None,
+        };
+        let removed = wipe::remove(&dir, &name, object.0, &mut judge);
+        if let Some(e) = judge.error {
+            return Err(e);
+        }
+        removed.map_err(StepError::sys("remove"))?;
+        self.set(place, None)?;
+        self.dirs.elsewhere.remove(&object);
+        self.sweep(object)?;
+        self.counts.removed += 1;
+        self.trace(Trace::Removed);
+        Ok(())
+    }
+
+    /// Forgets a directory that is gone, with rows of what was not found in it.
+    fn sweep(&mut self, dir: ObjectId) -> Result<(), StepError> {
+        let mut todo = vec![dir];
+        while let Some(dir) = todo.pop() {
+            self.rows.remove(dir).map_err(Self::store_error)?;
+            loop {
+                let page = self
+                    .rows
+                    .children(dir, None, 1024)
+                    .map_err(Self::store_error)?;
+                if page.is_empty() {
+                    break;
+                }
+                for (name, id) in page {
+                    let at = At { parent: dir, name };
+                    let Some(mut row) = self.row(id)? else {
+                        return Err(StepError::Held);
+                    };
+                    row.names.retain(|other| *other != at);
+                    if row.names.is_empty() {
+                        if row.state.kind.is_dir() {
+                            todo.push(id);
+                        }
+                        self.rows.remove(id).map_err(Self::store_error)?;
+                    } else {
+                        self.put(id, row)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_below(&self, dir: ObjectId, top: ObjectId) -> Result<bool, StepError> {
+        let mut at = dir;
+        for _ in 0..1 << 20 {
+            if at == top {
+                return Ok(true);
+            }
+            match self
+                .row(at)?
+                .and_then(|row| row.names.first().map(|name| name.parent))
+            {
+                Some(parent) => at = parent,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// After all steps: inodes that got names since they were last looked at.
+    pub fn restat(&mut self) -> Result<(), StepError> {
+        for id in std::mem::take(&mut self.stirred) {
+            let Some(mut row) = self.row(id)? else {
+                continue;
+            };
+            let Some(at) = row.names.first().cloned() else {
+                continue;
+            };
+            if row.state.kind.is_dir() {
+                continue;
+            }
+            let Ok(dir) = self.dir(at.parent) else {
+                continue;
+            };
+            if let Ok(stat) = statx(&dir, at.name.as_bytes())
+                && stat.ino == row.local.ino
+            {
+                row.local = local_of(&stat);
+                self.put(id, row)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn object_of(occupant: Occupant) -> ObjectId {
+    match occupant {
+        Occupant::Is(id) | Occupant::Old(id) => id,
+        Occupant::Strange { .. } => ObjectId::ROOT,
+    }
+}
+
+/// For file systems that can't exchange: for an instant the name is missing.
+fn swap_slowly(a: &OwnedFd, a_name: &[u8], b: &OwnedFd, b_name: &[u8]) -> sys::Result<()> {
+    let mut spare = a_name
+        .get(..a_name.len().min(250))
+        .unwrap_or(a_name)
+        .to_vec();
+    spare.extend_from_slice(b".swap");
+    target::rename_noreplace(b, b_name, a, &spare).or_else(|e| match e {
+        Errno::INVAL if look(a, &spare)?.is_none() => target::rename(b, b_name, a, &spare),
+        e => Err(e),
+    })?;
+    target::rename(a, a_name, b, b_name)?;
+    target::rename(a, &spare, a, a_name)
+}
+
+fn copy(from: &OwnedFd, from_name: &[u8], to: &OwnedFd, to_name: &[u8]) -> sys::Result<()> {
+    let source = open::file(from, from_name)?;
+    let file = target::create_file(to, to_name)?;
+    let bytes = sys::stat::fstat(&source)?.bytes;
+    target::copy_range(&source, &file, 0, bytes).map(drop)
+}
+
+/// Lets go only what the rows say is there; anything else moves aside.
+struct Removing<'b, 'a, S: Store> {
+    batch: &'b mut Batch<'a, S>,
+    error: Option<StepError>,
+}
+
+impl<S: Store> Removing<'_, '_, S> {
+    fn known(
+        &mut self,
+        dir: u64,
+        fd: &OwnedFd,
+        name: &[u8],
+    ) -> Result<Option<ObjectId>, StepError> {
+        let Ok(name) = mirror_core::Name::new(name) else {
+            return Ok(None);
+        };
+        let at = At {
+            parent: ObjectId(dir),
+            name,
+        };
+        let Some(id) = self.batch.rows.name(&at).map_err(Batch::<S>::store_error)? else {
+            return Ok(None);
+        };
+        let Some(row) = self.batch.row(id)? else {
+            return Ok(None);
+        };
+        let stat = statx(fd, at.name.as_bytes()).map_err(StepError::sys("look"))?;
+        if stat.ino != row.local.ino || stat.btime != row.local.btime {
+            return Ok(None);
+        }
+        let untouched = stat.is_dir() || stat.ctime == row.local.ctime || {
+            let (here, _) = self.batch.rules.here(&row.state);
+            // A link more or less moves ctime too; only other bytes are somebody's work.
+            super::look::same_content(&here.kind, fd, at.name.as_bytes(), &stat).unwrap_or(false)
+        };
+        Ok(untouched.then_some(id))
+    }
+}
+
+impl<S: Store> Judge for Removing<'_, '_, S> {
+    fn judge(&mut self, dir: u64, fd: &OwnedFd, name: &[u8]) -> sys::Result<Verdict> {
+        let aside = match self.known(dir, fd, name) {
+            Ok(Some(id)) => return Ok(Verdict::Delete(id.0)),
+            Ok(None) => self.batch.move_aside(fd, name, false),
+            Err(e) => Err(e),
+        };
+        match aside {
+            Ok(()) => Ok(Verdict::Gone),
+            Err(e) => {
+                self.error = Some(e);
+                Err(Errno::CANCELED)
+            }
+        }
+    }
+    fn removed(&mut self, dir: u64, name: &[u8]) {
+        let Ok(name) = mirror_core::Name::new(name) else {
+            return;
+        };
+        let at = At {
+            parent: ObjectId(dir),
+            name,
+        };
+        let Ok(Some(id)) = self.batch.rows.name(&at) else {
+            return;
+        };
+        let Ok(Some(mut row)) = self.batch.row(id) else {
+            return;
+        };
+        row.names.retain(|other| *other != at);
+        self.batch.dirs.forget(id);
+        self.batch.counts.removed += 1;
+        let done = if row.names.is_empty() && row.state.kind.is_dir() {
+            self.batch.sweep(id)
+        } else if row.names.is_empty() {
+            self.batch.rows.remove(id).map_err(Batch::<S>::store_error)
+        } else {
+            self.batch.stirred.insert(id);
+            self.batch.put(id, row)
+        };
+        if let Err(e) = done {
+            self.error = Some(e);
+        }
+    }
+}
