@@ -10,6 +10,7 @@ use mirror_core::{At, Kind, Local, Meta, Object, ObjectId, Position, Rows, State
 use super::area::Area;
 use super::dirs::{DirError, Dirs};
 use super::meta::Rules;
+use super::staging::local_of;
 use super::{ApplyError, Contents, Counts, Failure, Options, Recorded, Staging, Store};
 use crate::sys::Errno;
 use crate::sys::stat::Stat;
@@ -35,6 +36,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub stats: BTreeMap<At, Stat>,
     /// Inodes that are, or become, an object's: made or found in this batch.
     pub made: BTreeMap<ObjectId, Local>,
+    /// Of those, the ones whose metadata is already as wanted.
+    pub complete: BTreeSet<ObjectId>,
     pub failed: BTreeMap<ObjectId, Failure>,
     /// Objects whose inode's ctime changed.
     pub stirred: BTreeSet<ObjectId>,
@@ -139,6 +142,24 @@ impl<S: Store> Batch<'_, S> {
                 self.now.insert(Place::Tree(at.clone()), occupant);
             }
         }
+        if self
+            .target(ObjectId::ROOT)
+            .is_some_and(|root| root.old.is_none())
+        {
+            let state = State {
+                kind: Kind::Dir,
+                meta: Meta::default(),
+            };
+            let local = local_of(&self.area.root_stat);
+            self.put(
+                ObjectId::ROOT,
+                Object {
+                    state,
+                    local,
+                    names: Vec::new(),
+                },
+            )?;
+        }
         for (at, occupant) in &seen.slots {
             let place = Place::Tree(at.clone());
             let before = self.now.get(&place).copied();
@@ -199,14 +220,15 @@ impl<S: Store> Batch<'_, S> {
                 Ok(row)
             }
             (Some(local), _) => {
-                let kind = self
-                    .want(id)
-                    .map_or(Kind::Dir, |want| want.state.kind.clone());
-                // Not what is wanted until its metadata was set.
-                let state = State {
-                    kind,
+                let want = self.want(id).map(|want| want.state.clone());
+                let mut state = want.unwrap_or(State {
+                    kind: Kind::Dir,
                     meta: Meta::default(),
-                };
+                });
+                if !self.complete.contains(&id) {
+                    // Not what is wanted until its metadata was set.
+                    state.meta = Meta::default();
+                }
                 Ok(Object {
                     state,
                     local: local.clone(),
@@ -227,6 +249,7 @@ impl<S: Store> Batch<'_, S> {
         let Some(state) = self.want(id).map(|want| want.state.clone()) else {
             return Ok(());
         };
+        self.complete.insert(id);
         if let Some(mut row) = self.row(id)? {
             row.state = state;
             self.put(id, row)?;

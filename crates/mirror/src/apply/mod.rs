@@ -531,6 +531,7 @@ impl<S: Store> Applier<S> {
             now: BTreeMap::new(),
             stats: BTreeMap::new(),
             made: BTreeMap::new(),
+            complete: BTreeSet::new(),
             failed: BTreeMap::new(),
             stirred: BTreeSet::new(),
             late: BTreeSet::new(),

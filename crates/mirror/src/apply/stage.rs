@@ -233,10 +233,18 @@ impl<S: Store> Batch<'_, S> {
             Place::Tree(at) => at.clone(),
             _ => at,
         };
-        let Some((lies, entry)) = self.staging.take_file(object, at.parent, &at.name, content)
+        let Some((lies, entry, same)) =
+            self.staging.take_file(object, at.parent, &at.name, content)
         else {
             return Ok(false);
         };
+        if !same {
+            let _ = match &lies {
+                Lies::InPlace => target::unlink(dir, name),
+                Lies::At(dir, name) => target::unlink(dir, name),
+            };
+            return Ok(false);
+        }
         let done = settle_staged(self.rules, &lies, &entry, dir, name, here, &at.name);
         match done {
             Ok(local) => {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use mirror_core::{Content, Kind, Local, Meta, Name, ObjectId, State};
 use rustix::fs::{Mode, OFlags, ftruncate, openat};
@@ -38,7 +39,12 @@ struct Inner {
     bound_files: HashMap<ObjectId, Token>,
     files_waiting: u64,
     bytes_waiting: u64,
+    /// When something was last bound or taken.
+    moved: Option<Instant>,
 }
+
+/// What is bound and not taken for so long is given up: its record says something else than what was staged.
+const STALE: Duration = Duration::from_secs(15);
 
 /// A directory of staged files.
 struct Part {
@@ -150,6 +156,7 @@ impl Staging {
     /// Call it after `finish` and before the record is given to apply.
     pub fn bind(&self, token: Token, object: ObjectId) {
         let mut inner = lock(&self.inner);
+        inner.moved = Some(Instant::now());
         if inner.dirs.contains_key(&token) {
             inner.bound_dirs.entry(object).or_default().push(token);
         } else if inner.files.contains_key(&token)
@@ -179,6 +186,17 @@ impl Staging {
     }
     /// Files and bytes staged and not yet in place: for back-pressure.
     pub fn waiting(&self) -> (u64, u64) {
+        let mut inner = lock(&self.inner);
+        let waiting = (inner.files_waiting, inner.bytes_waiting);
+        if waiting.0 == 0 || inner.moved.is_none_or(|moved| moved.elapsed() < STALE) {
+            return waiting;
+        }
+        inner.moved = Some(Instant::now());
+        let mut stale: Vec<Token> = inner.bound_dirs.values().flatten().copied().collect();
+        stale.extend(inner.bound_files.values());
+        drop(inner);
+        stale.into_iter().for_each(|token| self.forget(token));
+        self.tidy();
         let inner = lock(&self.inner);
         (inner.files_waiting, inner.bytes_waiting)
     }
@@ -203,35 +221,28 @@ impl Staging {
         part.name = None;
         Some(part.local.clone())
     }
-    /// The file staged for `object`, which is called `name` in `dir`, when it has this content.
+    /// The file staged for `object`, which is called `name` in `dir`, and whether it has this content; if not, it is in
+    /// the way.
     pub(super) fn take_file(
         &self,
         object: ObjectId,
         dir: ObjectId,
         name: &Name,
         want: &Content,
-    ) -> Option<(Lies, Entry)> {
+    ) -> Option<(Lies, Entry, bool)> {
         let mut inner = lock(&self.inner);
+        inner.moved = Some(Instant::now());
         if let Some(token) = inner.bound_files.remove(&object)
             && let Some(entry) = inner.files.remove(&token)
         {
             inner.count_out(&entry);
-            if entry.content.same(want) {
-                return Some((self.lies(None, &entry)?, entry));
-            }
-            self.discard(&entry);
+            let same = entry.content.same(want);
+            return Some((self.lies(&entry)?, entry, same));
         }
         for token in inner.bound_dirs.get(&dir).cloned().unwrap_or_default() {
             let Some(part) = inner.dirs.get_mut(&token) else {
                 continue;
             };
-            if !part
-                .entries
-                .get(name)
-                .is_some_and(|entry| entry.content.same(want))
-            {
-                continue;
-            }
             let Some(entry) = part.entries.remove(name) else {
                 continue;
             };
@@ -240,13 +251,11 @@ impl Staging {
                 (None, Some(_)) => self
                     .part_fd(part)
                     .map(|fd| Lies::At(fd, name.as_bytes().into())),
-                (Some(_), _) => self.lies(None, &entry),
+                (Some(_), _) => self.lies(&entry),
             };
-            let empty = part.entries.is_empty();
             inner.count_out(&entry);
-            // An empty part that was not needed as a directory is left to the end of the batch.
-            let _ = empty;
-            return Some((lies?, entry));
+            let same = entry.content.same(want);
+            return Some((lies?, entry, same));
         }
         None
     }
@@ -256,16 +265,14 @@ impl Staging {
         let entry = inner.files.remove(&key.0?)?;
         inner.count_out(&entry);
         if entry.content.same(want) {
-            return Some((self.lies(None, &entry)?, entry));
+            return Some((self.lies(&entry)?, entry));
         }
         self.discard(&entry);
         None
     }
-    fn lies(&self, part: Option<&Part>, entry: &Entry) -> Option<Lies> {
-        match &entry.parked {
-            Some(name) => Some(Lies::At(self.sink.clone(), name.clone().into_bytes())),
-            None => self.part_fd(part?).map(|fd| Lies::At(fd, Vec::new())),
-        }
+    fn lies(&self, entry: &Entry) -> Option<Lies> {
+        let name = entry.parked.clone()?;
+        Some(Lies::At(self.sink.clone(), name.into_bytes()))
     }
 
     /// `dir`, open as `fd`, is about to be seen: what lies in it and nobody took yet waits elsewhere.
@@ -409,20 +416,18 @@ impl StagedDir {
         })
     }
     /// No more files come under this token.
-    pub fn finish(self) -> io::Result<()> {
-        let local = local_of(&fstat(&*self.fd)?);
+    pub fn finish(self) {
+        // What can't be registered is fetched again.
+        let Ok(stat) = fstat(&*self.fd) else { return };
         let entries = std::mem::take(&mut *lock(&self.entries));
         let mut inner = lock(&self.staging.inner);
         entries.values().for_each(|entry| inner.count_in(entry));
-        inner.dirs.insert(
-            self.token,
-            Part {
-                name: Some(self.name),
-                local,
-                entries,
-            },
-        );
-        Ok(())
+        let part = Part {
+            name: Some(self.name),
+            local: local_of(&stat),
+            entries,
+        };
+        inner.dirs.insert(self.token, part);
     }
 }
 

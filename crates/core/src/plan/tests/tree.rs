@@ -221,7 +221,7 @@ impl Tree {
                 false,
             )),
             (2..=3, _) => {
-                drop(self.add(parent, &String::from_utf8_lossy(free.name.as_bytes()), true))
+                self.add(parent, &String::from_utf8_lossy(free.name.as_bytes()), true);
             }
             (4, Some(at)) => {
                 if let Some(id) = self.names.remove(&at) {
