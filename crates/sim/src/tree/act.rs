@@ -457,7 +457,7 @@ impl SimTree {
             return None;
         };
         match bytes.len() {
-            len if len >= 64 || (byte % 2 == 0 && len > 0) => {
+            len if len >= 64 || (byte.is_multiple_of(2) && len > 0) => {
                 let at = usize::from(byte) % len;
                 bytes[at] = bytes[at].wrapping_add(1).wrapping_add(byte);
             }
