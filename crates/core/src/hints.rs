@@ -8,7 +8,7 @@
 //! the queue. Hints that a running reconcile is given early ([`crate::reconcile::Source::more`]) are resolved again
 //! after its group was applied, or a write to an object that was new in that group would be forgotten.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::reconcile::{Dirty, Whereabouts};
@@ -203,5 +203,68 @@ impl Hints {
             }
         }
         Ok(None)
+    }
+}
+
+/// Files whose inode moved on for a reason that was told, while their bytes were not read.
+///
+/// The ctime of a row says: the bytes are as of then. When a rename is told and a write is not (yet), a look finds the
+/// ctime of both. Had the row that ctime, and were the write's hint lost in an overflow or a crash, then the scan that
+/// follows would trust the old bytes for ever. So the row gets it only once all that was told until the look is known to
+/// have been heard: the queue was emptied, nothing was lost, and no hint spoke of a write.
+#[derive(Debug, Default)]
+pub struct Unconfirmed {
+    files: BTreeMap<ObjectId, (Local, u64)>,
+}
+
+impl Unconfirmed {
+    /// An event is queued a moment after its operation can be seen.
+    pub const LATE_MS: u64 = 1000;
+    /// Beyond this a file keeps its old ctime and is read again after the next doubt.
+    pub const FILES_MAX: usize = 65_536;
+
+    /// What a reconcile left, which ended at `now_ms`.
+    pub fn add(&mut self, files: BTreeMap<ObjectId, Local>, now_ms: u64) {
+        for (id, local) in files {
+            if self.files.len() < Self::FILES_MAX || self.files.contains_key(&id) {
+                self.files.insert(id, (local, now_ms));
+            }
+        }
+    }
+
+    /// What a hint asks for, before it is acted on.
+    pub fn heard<R: Rows>(&mut self, rows: &R, found: &Found) -> Result<(), R::Error> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        for (at, dirty, _) in &found.dirty {
+            for id in &dirty.wrote {
+                self.files.remove(id);
+            }
+            if dirty.contents
+                && let Some(id) = rows.name(at)?
+            {
+                self.files.remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    /// The queue was emptied at `now_ms` and all of it heard, or some of it is `lost`. Returns the rows' new local
+    /// parts, for objects that are still the same inode.
+    pub fn drained(&mut self, lost: bool, now_ms: u64) -> Vec<(ObjectId, Local)> {
+        if lost {
+            self.files.clear();
+            return Vec::new();
+        }
+        let due: Vec<ObjectId> = self
+            .files
+            .iter()
+            .filter(|(_, (_, looked))| looked + Self::LATE_MS <= now_ms)
+            .map(|(id, _)| *id)
+            .collect();
+        due.into_iter()
+            .filter_map(|id| self.files.remove(&id).map(|(local, _)| (id, local)))
+            .collect()
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mirror_core::hints::{Hint, Hints};
+use mirror::capture::prepared::{Prepared, PreparedDir};
+use mirror_core::hints::{Hint, Hints, Unconfirmed};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Limits, Outcome, Proposed, reconcile};
 use mirror_core::settle::{Phase, Settle, SettleLimits};
-use mirror_core::{At, Change, Digest, MemRows, Name, ObjectId, Position, Record, Rows};
+use mirror_core::{At, Change, Digest, Local, MemRows, Name, ObjectId, Position, Record, Rows};
 
+use crate::ahead::Ahead;
 use crate::eye::{Eye, whereabouts};
 use crate::script::Setup;
 use crate::tree::Event;
@@ -28,6 +30,8 @@ pub struct Weakness {
     pub no_wrote: bool,
     /// Hints read in the middle of a look are not resolved again.
     pub no_again: bool,
+    /// A look at the attributes of a file takes its new ctime for granted.
+    pub trust_ctime: bool,
     pub seen: u64,
 }
 
@@ -73,6 +77,8 @@ pub struct Capture {
     scan: BTreeSet<ObjectId>,
     root_dirty: bool,
     early: Vec<Event>,
+    ahead: Ahead,
+    unconfirmed: Unconfirmed,
     setup: Setup,
     pub weak: Weakness,
     next: Position,
@@ -93,6 +99,8 @@ impl Capture {
             scan: BTreeSet::new(),
             root_dirty: true,
             early: Vec::new(),
+            ahead: Ahead::default(),
+            unconfirmed: Unconfirmed::default(),
             setup,
             weak,
             next: Position {
@@ -134,7 +142,11 @@ impl Capture {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.settle.is_empty() && self.scan.is_empty() && !self.root_dirty && self.early.is_empty()
+        self.settle.is_empty()
+            && self.scan.is_empty()
+            && !self.root_dirty
+            && self.early.is_empty()
+            && self.ahead.is_empty()
     }
 
     /// What is left to do, for a message.
@@ -152,20 +164,36 @@ impl Capture {
             read.retain(|event| *event == Event::Overflow);
         }
         read.extend(world.tree.queue.read(events));
+        let lost = read.contains(&Event::Overflow);
         for event in read {
             self.take_event(world, event);
         }
+        if world.tree.queue.is_empty() {
+            let confirmed = self.unconfirmed.drained(lost, world.now_ms());
+            self.confirm(confirmed);
+        }
+        self.take_ahead(world, names)?;
         self.list(world, names);
+        self.ahead.work(world, &self.rows);
         let due = self.settle.take(world.now_ms(), names);
         if due.is_empty() && !self.root_dirty {
             return Ok(());
         }
-        let dirs: &[ObjectId] = if self.root_dirty {
+        let dirs: &[ObjectId] = if std::mem::take(&mut self.root_dirty) {
             &[ObjectId::ROOT]
         } else {
             &[]
         };
-        let mut due = due;
+        self.reconcile(world, due, dirs, Vec::new())
+    }
+
+    fn reconcile(
+        &mut self,
+        world: &mut World,
+        mut due: Vec<(At, Dirty)>,
+        dirs: &[ObjectId],
+        ahead: Vec<PreparedDir>,
+    ) -> Result<(), String> {
         if self.weak.no_wrote {
             due.iter_mut().for_each(|(_, dirty)| {
                 dirty.contents |= !dirty.wrote.is_empty();
@@ -183,9 +211,53 @@ impl Capture {
         let limits = Limits {
             group_records_max: self.setup.group_records_max,
         };
-        let Ok(outcome) = reconcile(&self.rows, &mut eye, due, dirs, self.next, limits);
-        self.root_dirty = false;
+        let Ok(outcome) = if ahead.is_empty() {
+            reconcile(&self.rows, &mut eye, due, dirs, self.next, limits)
+        } else {
+            let mut source = Prepared::new(&mut eye, ahead);
+            reconcile(&self.rows, &mut source, due, dirs, self.next, limits)
+        };
         self.settled(outcome, world.now_ms())
+    }
+
+    /// What a scan worker read becomes a group, as in `mirror::capture::run`.
+    fn take_ahead(&mut self, world: &mut World, max: usize) -> Result<(), String> {
+        let batch = self.ahead.batch(&self.rows, max);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let contents = Dirty {
+            contents: true,
+            ..Dirty::default()
+        };
+        let doubt = Dirty {
+            doubt: true,
+            ..Dirty::default()
+        };
+        let mut dirty = Vec::new();
+        for (known, dir) in &batch {
+            if let Some(id) = known {
+                for name in dir.names() {
+                    let at = At {
+                        parent: *id,
+                        name: name.clone(),
+                    };
+                    dirty.push((at, contents.clone()));
+                }
+            }
+            if let Some(own) = &dir.own
+                && let Ok(Some(parent)) = self.rows.by_handle(&own.parent)
+            {
+                let at = At {
+                    parent,
+                    name: own.name.clone(),
+                };
+                let why = if known.is_some() { &doubt } else { &contents };
+                dirty.push((at, why.clone()));
+            }
+        }
+        let ahead = batch.into_iter().map(|(_, dir)| dir).collect();
+        self.reconcile(world, dirty, &[], ahead)
     }
 
     fn settled(&mut self, outcome: Outcome, now_ms: u64) -> Result<(), String> {
@@ -206,6 +278,11 @@ impl Capture {
             }
             let Ok(()) = self.rows.put(id, object);
         }
+        if self.weak.trust_ctime {
+            self.confirm(outcome.unconfirmed);
+        } else {
+            self.unconfirmed.add(outcome.unconfirmed, now_ms);
+        }
         self.scan.extend(outcome.unlisted);
         for (at, dirty) in outcome.again {
             self.settle.hint(at, dirty, Phase::Final, now_ms);
@@ -214,6 +291,17 @@ impl Capture {
             self.settle.hint(at, dirty, Phase::Open, now_ms);
         }
         Ok(())
+    }
+
+    fn confirm(&mut self, files: impl IntoIterator<Item = (ObjectId, Local)>) {
+        for (id, local) in files {
+            if let Ok(Some(mut object)) = self.rows.object(id)
+                && object.local.handle == local.handle
+            {
+                object.local = local;
+                let Ok(()) = self.rows.put(id, object);
+            }
+        }
     }
 
     fn take_event(&mut self, world: &mut World, event: Event) {
@@ -233,6 +321,7 @@ impl Capture {
         };
         let Ok(mut found) = self.hints.resolve(&self.rows, &hint);
         let now_ms = world.now_ms();
+        let Ok(()) = self.unconfirmed.heard(&self.rows, &found);
         self.settle.accept(&mut found, now_ms);
         self.root_dirty |= found.root;
         for dir in found.unknown {
@@ -279,7 +368,20 @@ impl Capture {
                 .into_iter()
                 .chain(known.into_iter().map(|(name, _)| name))
                 .collect();
+            let mut unread = Vec::new();
             for name in all {
+                let known = At {
+                    parent: dir,
+                    name: name.clone(),
+                };
+                if self.setup.ahead
+                    && self.rows.name(&known) == Ok(None)
+                    && self
+                        .ahead
+                        .new_name(world, &self.rows, handle, &name, &mut unread)
+                {
+                    continue;
+                }
                 let at = At { parent: dir, name };
                 let doubt = Dirty {
                     doubt: true,
@@ -287,6 +389,7 @@ impl Capture {
                 };
                 self.settle.hint(at, doubt, Phase::Final, now_ms);
             }
+            self.ahead.read_known(world, handle, unread);
             self.root_dirty |= dir == ObjectId::ROOT;
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Everything comes from a seed and a script: no threads, no wall clock, so every failure can be had again.
 
+pub mod ahead;
 pub mod capture;
 pub mod check;
 pub mod eye;

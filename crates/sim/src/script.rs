@@ -33,16 +33,21 @@ pub struct Setup {
     pub by_trail: bool,
     /// A group grows no further than this by listing.
     pub group_records_max: usize,
+    /// Scans read new directories ahead.
+    pub ahead: bool,
 }
 
 impl Setup {
     pub fn random(rng: &mut Rng) -> Setup {
-        Setup {
+        let mut setup = Setup {
             queue_limit: *rng.pick(&[12, 40, 40, 16_384]),
             grain_ns: if rng.chance(0.25) { 4_000_000 } else { 0 },
             by_trail: rng.chance(0.2),
             group_records_max: if rng.chance(0.2) { 3 } else { 10_000 },
-        }
+            ahead: false,
+        };
+        setup.ahead = !setup.by_trail && rng.clone().chance(0.5);
+        setup
     }
 }
 
@@ -59,6 +64,7 @@ pub fn random(rng: &mut Rng, ops: usize) -> Vec<Step> {
     // Where the script has come, so that most of it can be done.
     let mut tree = SimTree::new(0);
     let late = rng.unit() * 0.5;
+    let slow = *rng.pick(&[0.0, 0.2, 0.9]);
     while steps.len() < ops {
         let actor = rng.below(ACTORS as u64) as usize;
         for op in ops_random(rng, &tree, &wide) {
@@ -70,13 +76,14 @@ pub fn random(rng: &mut Rng, ops: usize) -> Vec<Step> {
             });
             if rng.chance(pump) {
                 steps.push(Step::Pump {
-                    events: if rng.chance(0.2) { 3 } else { 10_000 },
+                    events: if rng.chance(slow) { 3 } else { 10_000 },
                     names: if rng.chance(0.2) { 2 } else { 10_000 },
                     race,
                 });
             }
             if rng.chance(0.1) {
-                steps.push(Step::Wait(rng.below(40)));
+                let long = if rng.chance(0.1) { 3000 } else { 40 };
+                steps.push(Step::Wait(rng.below(long)));
             }
         }
     }
@@ -178,7 +185,7 @@ fn ops_random(rng: &mut Rng, tree: &SimTree, wide: &Wide) -> Vec<Op> {
         88..89 => Op::FlyBegin(slot, byte),
         89..90 => Op::FlyEnd(slot),
         90..91 => Op::ChmodOpen(slot, 0o600 | (byte & 0o77) as u16),
-        91..94 => Op::Close(slot),
+        92..94 => Op::Close(slot),
         94..95 => Op::WriteNameless(a, byte),
         95..96 if rng.chance(0.1) => Op::MoveRoot(Path {
             base: Base::Out,
@@ -192,6 +199,14 @@ fn ops_random(rng: &mut Rng, tree: &SimTree, wide: &Wide) -> Vec<Op> {
                 Op::Mkdir(new.clone()),
                 Op::Write(inner, byte),
                 Op::Rename(new, b),
+            ];
+        }
+        // Given another mode and name, and written with its times put back.
+        91..92 => {
+            return vec![
+                Op::Chmod(a.clone(), 0o600 | (byte & 0o77) as u16),
+                Op::Rename(a, to.clone()),
+                Op::Forge(to, byte),
             ];
         }
         // A file saved beside and renamed over.

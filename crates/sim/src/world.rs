@@ -44,7 +44,9 @@ impl World {
         }
     }
 
+    /// Time passes: what was on its way arrives.
     pub fn wait_ms(&mut self, ms: u64) {
+        self.tree.queue.arrive_all();
         self.tree.now_ns += ms * 1_000_000;
     }
 

@@ -4,6 +4,8 @@
 
 use sim::capture::Weakness;
 use sim::index_run::{Case, explain, run};
+use sim::script::{Setup, Step};
+use sim::tree::{Base, Op, Path};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -93,4 +95,98 @@ fn the_check_finds_planted_defects() {
         println!("{what}: noticed by seed {seed:?}");
         assert!(seed.is_some(), "{what} is not noticed");
     }
+}
+
+const PLAIN: Setup = Setup {
+    queue_limit: 16_384,
+    grain_ns: 0,
+    by_trail: false,
+    group_records_max: 10_000,
+    ahead: false,
+};
+
+fn at(names: &[u8]) -> Path {
+    Path {
+        base: Base::Root,
+        names: names.to_vec(),
+    }
+}
+
+fn act(op: Op) -> Step {
+    Step::Do {
+        actor: 0,
+        op,
+        late: false,
+    }
+}
+
+fn pump(events: usize) -> Step {
+    Step::Pump {
+        events,
+        names: 10_000,
+        race: 0,
+    }
+}
+
+fn case(setup: Setup, script: &[Step]) -> Case {
+    Case {
+        seed: 0,
+        setup,
+        script: script.to_vec(),
+    }
+}
+
+#[test]
+fn a_write_whose_hint_is_lost_is_found_although_a_rename_was_seen_after_it() {
+    let setup = Setup {
+        queue_limit: 1,
+        ..PLAIN
+    };
+    let case = case(
+        setup,
+        &[
+            act(Op::Write(at(&[0]), 7)),
+            pump(10),
+            Step::Wait(50),
+            pump(10),
+            act(Op::Rename(at(&[0]), at(&[1]))),
+            // Same size, same mtime, and no room in the queue.
+            act(Op::Forge(at(&[1]), 8)),
+            pump(1),
+            pump(10),
+        ],
+    );
+    run(&case, Weakness::default()).unwrap();
+    let trusting = Weakness {
+        trust_ctime: true,
+        ..Weakness::default()
+    };
+    assert!(run(&case, trusting).is_err(), "the check is blind");
+}
+
+#[test]
+fn a_write_is_found_under_the_name_the_file_has_by_then() {
+    let case = case(
+        PLAIN,
+        &[
+            act(Op::Write(at(&[1]), 7)),
+            pump(10),
+            Step::Wait(50),
+            pump(10),
+            act(Op::Forge(at(&[1]), 8)),
+            act(Op::Rename(at(&[1]), at(&[0]))),
+            // One name at a time: the new one comes first.
+            Step::Pump {
+                events: 10,
+                names: 1,
+                race: 0,
+            },
+        ],
+    );
+    run(&case, Weakness::default()).unwrap();
+    let nameless = Weakness {
+        no_wrote: true,
+        ..Weakness::default()
+    };
+    assert!(run(&case, nameless).is_err(), "the check is blind");
 }

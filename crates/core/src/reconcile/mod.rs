@@ -47,6 +47,10 @@ pub struct Outcome {
     pub group: Vec<Proposed>,
     /// Objects whose state is what the index says, but seen through a newer inode state: rows to touch, no record.
     pub touched: Vec<(ObjectId, Local, Option<bool>)>,
+    /// Files whose inode changed and whose bytes were not read, as nothing told that they changed. Their rows keep the
+    /// old ctime, or a write whose hint is lost afterwards would never be found; [`crate::hints::Unconfirmed`]
+    /// says when the rows may have the new one.
+    pub unconfirmed: BTreeMap<ObjectId, Local>,
     /// New directories that were created but not listed for want of room: scan them.
     pub unlisted: Vec<ObjectId>,
     /// Could not be read; to be listed, and looked at again.
@@ -536,7 +540,15 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         let Some(object) = self.draft.object(id)? else {
             return Ok(());
         };
-        let local = reading.seen.local();
+        let mut local = reading.seen.local();
+        if reading.kind.is_some() {
+            self.out.unconfirmed.remove(&id);
+        } else if local.ctime != object.local.ctime {
+            if !reading.busy {
+                self.out.unconfirmed.insert(id, local.clone());
+            }
+            local.ctime = object.local.ctime;
+        }
         let meta = (reading.meta != object.state.meta).then_some(reading.meta);
         let (mut content, mut proven) = (None, None);
         let mut body = Body::None;

@@ -116,11 +116,16 @@ pub struct Reading {
     /// For a file whose content was not asked for: `None`. Every other kind: complete.
     pub kind: Option<Kind>,
     pub body: Body,
-    /// Somebody has the file open for writing, or mapped: it belongs on the hot list.
+    /// Somebody has the file open for writing, or mapped: it belongs on the hot list. Asked also when the content is
+    /// not.
     pub busy: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "taken apart at once; most are the large one"
+)]
 pub enum ReadEnd {
     Done(Reading),
     /// The name stands for another inode now, or for none: look again.

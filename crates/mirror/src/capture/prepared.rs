@@ -1,5 +1,9 @@
-//! A source that was read ahead: what scan workers already looked at and read in parallel is answered from memory,
-//! everything else by the real source.
+//! A source that was read ahead: what scan workers already read in parallel is answered from memory, everything else
+//! by the real source.
+//!
+//! A hint that came after the worker read, and before its reading became rows, may have found nothing to call dirty:
+//! the object was in no row yet. So every look is a new one, and what was read counts only where that look still shows
+//! the same inode in the same state.
 
 use std::collections::HashMap;
 
@@ -12,6 +16,7 @@ use mirror_core::{At, Handle, Name};
 pub struct PreparedDir {
     pub handle: Handle,
     /// The directory itself: its attributes read, and its name. `None`: it is known, and these are entries of it.
+    /// Its ctime is of before it was listed, or zero when it moved since.
     pub own: Option<PreparedOwn>,
     /// Seen and read: what is neither a directory nor has more than one name.
     pub entries: HashMap<Name, Reading>,
@@ -70,67 +75,58 @@ impl<'a, S: Source> Prepared<'a, S> {
     }
 }
 
+/// The same inode in the same state. Blocks do not count: they come with writeback, in its own time.
+fn unchanged(then: &Seen, now: &Seen) -> bool {
+    then.ctime == now.ctime
+        && then.mtime == now.mtime
+        && then.bytes == now.bytes
+        && (then.mode, then.nlink, then.uid, then.gid) == (now.mode, now.nlink, now.uid, now.gid)
+        && then.handle == now.handle
+}
+
 impl<S: Source> Source for Prepared<'_, S> {
     fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
-        if let Some(prepared) = self.dirs.get(dir.handle)
-            && let Some(reading) = prepared.entries.get(name)
-        {
-            return Look::Seen(reading.seen.clone());
-        }
-        if let Some(own) = self
-            .subdirs
-            .get(dir.handle)
-            .and_then(|names| names.get(name))
-            .and_then(|handle| self.own(handle))
-        {
-            return Look::Seen(own.reading.seen.clone());
-        }
         self.real.look(dir, name)
     }
 
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
-        match self.own(dir.handle) {
-            Some(own) => Look::Seen(own.reading.seen.clone()),
-            None => self.real.look_dir(dir),
-        }
+        self.real.look_dir(dir)
     }
 
     fn list(&mut self, dir: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure> {
-        match self.dirs.get(dir.handle) {
-            Some(prepared) if prepared.own.is_some() => {
+        if let Some(own) = self.own(dir.handle) {
+            let then = own.reading.seen.clone();
+            if let Look::Seen(now) = self.real.look_dir(dir)
+                && unchanged(&then, &now)
+                && let Some(prepared) = self.dirs.get(dir.handle)
+            {
                 let below = self
                     .subdirs
                     .get(dir.handle)
                     .into_iter()
                     .flat_map(HashMap::keys);
-                Ok(Some(prepared.names().chain(below).cloned().collect()))
+                return Ok(Some(prepared.names().chain(below).cloned().collect()));
             }
-            _ => self.real.list(dir, max),
         }
+        self.real.list(dir, max)
     }
 
     fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd {
-        match name {
-            Some(name) => {
-                if let Some(prepared) = self.dirs.get_mut(dir.handle)
-                    && prepared
-                        .entries
-                        .get(name)
-                        .is_some_and(|reading| reading.seen == *seen)
-                    && let Some(reading) = prepared.entries.remove(name)
-                {
-                    return ReadEnd::Done(reading);
-                }
-                // A directory itself, as a name in its parent.
-                if let Some(own) = self.own(&seen.handle) {
-                    return ReadEnd::Done(own.reading.clone());
-                }
-            }
-            None => {
-                if let Some(own) = self.own(dir.handle) {
-                    return ReadEnd::Done(own.reading.clone());
-                }
-            }
+        if let Some(name) = name
+            && let Some(prepared) = self.dirs.get_mut(dir.handle)
+            && prepared
+                .entries
+                .get(name)
+                .is_some_and(|reading| unchanged(&reading.seen, seen))
+            && let Some(reading) = prepared.entries.remove(name)
+        {
+            return ReadEnd::Done(reading);
+        }
+        // A directory itself, by whatever name.
+        if let Some(own) = self.own(&seen.handle)
+            && unchanged(&own.reading.seen, seen)
+        {
+            return ReadEnd::Done(own.reading.clone());
         }
         self.real.read(dir, name, seen, content)
     }

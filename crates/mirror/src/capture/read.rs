@@ -130,7 +130,13 @@ impl Reader {
         into: Into<'_>,
     ) -> ReadEnd {
         match self.try_read(dir, name, seen, content, into) {
-            Ok(reading) => ReadEnd::Done(reading),
+            Ok(mut reading) => {
+                if !self.settled(reading.seen.ctime) {
+                    // A later change may get the same stamp.
+                    reading.seen.ctime = Time::default();
+                }
+                ReadEnd::Done(reading)
+            }
             Err(Stopped::Moved) => ReadEnd::Moved,
             Err(Stopped::Failed(failure)) => ReadEnd::Failed(failure),
         }
@@ -232,7 +238,7 @@ impl Reader {
                 meta,
                 kind: None,
                 body: Body::None,
-                busy: false,
+                busy: self.options.lease && lease::writable_by_anyone(fd).unwrap_or(false),
             });
         }
         let mut meta = meta_of(fd, b"", &found, true)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Select, Sender};
 use mirror_core::guard::{Alarm, Loss, judge};
-use mirror_core::hints::{Hint, Hints};
+use mirror_core::hints::{Hint, Hints, Unconfirmed};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Failure, Limits, Outcome, Source, reconcile};
 use mirror_core::settle::{HotList, Phase, Settle, SettleLimits};
@@ -128,6 +128,8 @@ pub struct Capture {
     options: CaptureOptions,
     source: KernelSource,
     hints: Hints,
+    /// Files whose new ctime waits until all hints are heard.
+    unconfirmed: Unconfirmed,
     /// Hints that a running reconcile saw early; resolved again after it.
     early: Arc<Mutex<Early>>,
     settle: Settle,
@@ -214,6 +216,7 @@ impl Capture {
             options,
             source,
             hints: Hints::new(),
+            unconfirmed: Unconfirmed::default(),
             early,
             hot: HotList::default(),
             began: now,
@@ -322,6 +325,20 @@ impl Capture {
         for hint in early.hints.into_iter().chain(hints) {
             self.hint(hint)?;
         }
+        let confirmed = self.unconfirmed.drained(lost, self.now_ms());
+        if !confirmed.is_empty() {
+            let mut rows = self.rows_mut();
+            for (id, local) in confirmed {
+                if let Some(mut object) = rows.object(id)?
+                    && object.local.handle == local.handle
+                {
+                    object.local = local;
+                    rows.put(id, object)?;
+                }
+            }
+            drop(rows);
+            self.index_dirty = true;
+        }
         if lost {
             self.lost()?;
         }
@@ -356,6 +373,7 @@ impl Capture {
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
         let mut found = self.hints.resolve(&*rows, &hint)?;
         self.root_dirty |= found.root;
+        self.unconfirmed.heard(&*rows, &found)?;
         if hint.created && !hint.contents {
             for at in 0..found.dirty.len() {
                 let Some((name, _, Phase::Open)) = found.dirty.get(at) else {
@@ -468,6 +486,7 @@ impl Capture {
         let Outcome {
             group,
             touched,
+            unconfirmed,
             unlisted,
             failed,
             settled,
@@ -541,6 +560,7 @@ impl Capture {
             drop(rows);
             self.index_dirty = true;
         }
+        self.unconfirmed.add(unconfirmed, now_ms);
         for id in busy {
             self.hot.add(id, true, now_ms);
         }

@@ -295,13 +295,14 @@ impl Worker<'_> {
         };
         self.shared.seen.dirs.fetch_add(1, Ordering::Relaxed);
         self.shared.watch.add_dir(&fd, &item.handle);
+        let before = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
         let listed = match self.list(&fd, &item) {
             Ok(listed) => listed,
             Err(e) => return self.failed_dir(&item, failure("list", e)),
         };
         let done = match &item.known {
             Ok(id) => self.compare(*id, &item, &fd, listed),
-            Err(parent) => self.ingest(parent.clone(), &item, &fd, listed),
+            Err(parent) => self.ingest(parent.clone(), &item, &fd, before, listed),
         };
         self.walker.forget(&item.handle);
         done
@@ -666,6 +667,7 @@ impl Worker<'_> {
         parent: Handle,
         item: &Item,
         fd: &OwnedFd,
+        before: crate::sys::stat::Stat,
         listed: Vec<Name>,
     ) -> Result<(), Gone> {
         use mirror_core::reconcile::Look;
@@ -676,7 +678,13 @@ impl Worker<'_> {
         let seen = super::read::seen(&found, item.handle.clone());
         let sink: Arc<dyn Sink> = self.shared.sink.clone();
         let reading = match self.reader.read(fd, None, &seen, false, Into::Sink(&*sink)) {
-            ReadEnd::Done(reading) => reading,
+            ReadEnd::Done(mut reading) => {
+                if (before.ctime, before.mtime) != (reading.seen.ctime, reading.seen.mtime) {
+                    // A name may have come after the listing: it is listed again.
+                    reading.seen.ctime = mirror_core::Time::default();
+                }
+                reading
+            }
             ReadEnd::Moved => return Err(Gone::Stale),
             ReadEnd::Failed(failure) => return self.failed_dir(item, failure),
         };

@@ -92,6 +92,10 @@ impl Queue {
         self.queued.drain(..max.min(self.queued.len())).collect()
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.queued.is_empty()
+    }
+
     /// Nothing waits, nothing is on its way.
     pub fn is_quiet(&self) -> bool {
         self.queued.is_empty() && self.pockets.iter().all(Vec::is_empty)
