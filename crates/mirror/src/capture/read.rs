@@ -320,7 +320,8 @@ impl Reader {
         of: &Stat,
         into: &mut Into<'_>,
     ) -> Tried<(Content, Body)> {
-        let data = if of.may_have_holes() {
+        // Blocks say nothing: room allocated beyond the end hides a hole.
+        let data = if of.bytes > 0 {
             holes::data_ranges(fd, of.bytes, RANGES_MAX).map_err(at_step("read"))?
         } else {
             Vec::new()
