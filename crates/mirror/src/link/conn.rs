@@ -1,0 +1,281 @@
+//! One connection: messages out from any thread, messages in on one, and a pulse that finds a dead peer.
+
+use std::io::{BufReader, Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+
+use super::bucket::Bucket;
+use super::frame::FrameError;
+use super::message::{Message, MessageError};
+
+/// The whole handshake, from the start of the program at the far end.
+pub const HANDSHAKE_S_MAX: u64 = 30;
+/// Each side says something at least this often.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// A peer that says nothing for so long is dead, unless both agreed on another time.
+pub const SILENT_MAX: Duration = Duration::from_secs(15);
+const SILENT_MIN: Duration = Duration::from_secs(1);
+/// How exactly the pulse keeps its times.
+const TICK: Duration = Duration::from_millis(100);
+const READ_BUFFER_BYTES: usize = 128 << 10;
+
+/// Ends a connection from outside: whoever reads or writes in it comes back with an error. May be called often.
+pub type Closer = Arc<dyn Fn() + Send + Sync>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error(transparent)]
+    Message(MessageError),
+    #[error("the other side said nothing for {} s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the connection was closed")]
+    Closed,
+    #[error("the other side ended the connection: {0}")]
+    Bye(String),
+    /// What came is well formed and can't be.
+    #[error("the other side breaks the protocol: {0}")]
+    Nonsense(String),
+}
+
+impl From<MessageError> for LinkError {
+    fn from(error: MessageError) -> LinkError {
+        LinkError::Message(error)
+    }
+}
+
+/// The silence both sides can bear, from what a peer asks for.
+pub fn silence(asked_ms: u64) -> Duration {
+    if asked_ms == 0 {
+        return SILENT_MAX;
+    }
+    Duration::from_millis(asked_ms).clamp(SILENT_MIN, Duration::from_secs(3600))
+}
+
+/// The sending half. Shared by many threads; a message goes out as one piece.
+pub struct Outgoing {
+    writer: Mutex<Box<dyn Write + Send>>,
+    closer: Closer,
+    closed: AtomicBool,
+    pub bucket: Bucket,
+}
+
+impl Outgoing {
+    pub fn new(writer: impl Write + Send + 'static, closer: Closer) -> Outgoing {
+        Outgoing {
+            writer: Mutex::new(Box::new(writer)),
+            closer,
+            closed: AtomicBool::new(false),
+            bucket: Bucket::default(),
+        }
+    }
+
+    pub fn send(&self, message: impl Into<Message>) -> Result<(), LinkError> {
+        let mut bytes = Vec::new();
+        message.into().encode(&mut bytes)?;
+        self.write(&bytes)
+    }
+
+    /// Likewise, within the bandwidth that was asked for.
+    pub fn send_bulk(&self, message: impl Into<Message>) -> Result<(), LinkError> {
+        let mut bytes = Vec::new();
+        message.into().encode(&mut bytes)?;
+        let wait = self.bucket.take(bytes.len(), Instant::now());
+        self.write(&bytes)?;
+        let until = Instant::now() + wait;
+        while let Some(left) = until.checked_duration_since(Instant::now())
+            && !left.is_zero()
+        {
+            if self.is_closed() {
+                return Err(LinkError::Closed);
+            }
+            std::thread::sleep(left.min(Duration::from_millis(100)));
+        }
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<(), LinkError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_closed() {
+            return Err(LinkError::Closed);
+        }
+        let done = writer.write_all(bytes).and_then(|()| writer.flush());
+        drop(writer);
+        done.map_err(|e| {
+            self.close();
+            LinkError::Message(MessageError::Frame(FrameError::Io(e)))
+        })
+    }
+
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        (self.closer)();
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
+/// Since when the reader waits for a byte, for the pulse to see.
+pub struct Waiting {
+    began: Instant,
+    /// Milliseconds since `began`, plus one; 0: it does not wait.
+    since_ms: AtomicU64,
+    /// Silence that both sides bear.
+    limit_ms: AtomicU64,
+    /// The pulse gave up on the peer.
+    silent: AtomicBool,
+}
+
+impl Waiting {
+    fn new() -> Waiting {
+        Waiting {
+            began: Instant::now(),
+            since_ms: AtomicU64::new(0),
+            limit_ms: AtomicU64::new(HANDSHAKE_S_MAX * 1000),
+            silent: AtomicBool::new(false),
+        }
+    }
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64 + 1
+    }
+    fn limit(&self) -> Duration {
+        Duration::from_millis(self.limit_ms.load(Ordering::Acquire))
+    }
+    fn waited(&self) -> Duration {
+        match self.since_ms.load(Ordering::Acquire) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now_ms().saturating_sub(since)),
+        }
+    }
+}
+
+struct Stamped {
+    from: Box<dyn Read + Send>,
+    waiting: Arc<Waiting>,
+}
+
+impl Read for Stamped {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.waiting
+            .since_ms
+            .store(self.waiting.now_ms(), Ordering::Release);
+        let done = self.from.read(buffer);
+        self.waiting.since_ms.store(0, Ordering::Release);
+        done
+    }
+}
+
+/// The receiving half.
+pub struct Incoming {
+    reader: BufReader<Stamped>,
+    body: Vec<u8>,
+    waiting: Arc<Waiting>,
+}
+
+impl Incoming {
+    pub fn new(reader: impl Read + Send + 'static) -> Incoming {
+        let waiting = Arc::new(Waiting::new());
+        let stamped = Stamped {
+            from: Box::new(reader),
+            waiting: waiting.clone(),
+        };
+        Incoming {
+            reader: BufReader::with_capacity(READ_BUFFER_BYTES, stamped),
+            body: Vec::new(),
+            waiting,
+        }
+    }
+
+    /// The next message; blocks. A `Bye` is an error.
+    pub fn next_message(&mut self) -> Result<Message, LinkError> {
+        match Message::read(&mut self.reader, &mut self.body) {
+            Ok(Message::Bye(bye)) => Err(LinkError::Bye(escaped(&bye.reason))),
+            Ok(message) => Ok(message),
+            Err(_) if self.waiting.silent.load(Ordering::Acquire) => {
+                Err(LinkError::Silent(self.waiting.limit()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Words of a peer, fit to be shown.
+pub fn escaped(text: &str) -> String {
+    mirror_core::escape(text.as_bytes())
+}
+
+/// Says `beat()` every so often, and closes the connection when the peer has been silent too long.
+pub struct Pulse {
+    stop: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+    outgoing: Arc<Outgoing>,
+    waiting: Arc<Waiting>,
+}
+
+impl Pulse {
+    /// A peer may be silent for [`HANDSHAKE_S_MAX`] until both agree on something else. `beat`: `None` leaves one out.
+    pub fn start(
+        outgoing: &Arc<Outgoing>,
+        incoming: &Incoming,
+        beat: impl Fn() -> Option<Message> + Send + 'static,
+    ) -> std::io::Result<Pulse> {
+        let (stop, stopped) = bounded::<()>(0);
+        let mut pulse = Pulse {
+            stop: Some(stop),
+            threads: Vec::new(),
+            outgoing: outgoing.clone(),
+            waiting: incoming.waiting.clone(),
+        };
+        let (out, waiting, ended) = (outgoing.clone(), pulse.waiting.clone(), stopped.clone());
+        let beats = move || {
+            let mut last = Instant::now();
+            while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if last.elapsed() < HEARTBEAT.min(waiting.limit() / 3) {
+                    continue;
+                }
+                last = Instant::now();
+                if let Some(message) = beat()
+                    && out.send(message).is_err()
+                {
+                    return;
+                }
+            }
+        };
+        let (out, waiting) = (outgoing.clone(), pulse.waiting.clone());
+        let watches = move || {
+            while stopped.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+                if waiting.waited() >= waiting.limit() {
+                    waiting.silent.store(true, Ordering::Release);
+                    out.close();
+                    return;
+                }
+            }
+        };
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        pulse.threads.push(thread("beat").spawn(beats)?);
+        pulse.threads.push(thread("watchdog").spawn(watches)?);
+        Ok(pulse)
+    }
+
+    /// From now on this much silence is borne.
+    pub fn agree(&self, silent_max: Duration) {
+        let ms = silent_max.as_millis() as u64;
+        self.waiting.limit_ms.store(ms, Ordering::Release);
+    }
+}
+
+impl Drop for Pulse {
+    /// Ends the connection too: a beat may be stuck in it.
+    fn drop(&mut self) {
+        self.stop.take();
+        self.outgoing.close();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! What the two sides say to each other. The kind is in the frame, the body is a CBOR array of the fields below:
+//! fields are only ever added at the end, and a body that lacks a field of a later version has its empty value.
+//!
+//! F: said by the follower, W: by the worker.
+
+use minicbor::{Decode, Encode};
+use mirror_core::{Digest, Position};
+
+use super::frame::{self, BODY_BYTES_MAX, FrameError, Head};
+use crate::log::End;
+
+/// The protocol of this program, and the oldest one it still speaks.
+pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL_MIN: u32 = 1;
+/// Bytes of records in one `Records`, and of a content in one `Piece`.
+pub const PIECE_BYTES: usize = 256 << 10;
+/// Contents gathered into one `Contents` before it is sent; one content more may be in it.
+pub const CONTENTS_BYTES: usize = 256 << 10;
+/// A content up to here travels before its record; a larger one is asked for.
+pub const SMALL_BYTES_MAX: u64 = 256 << 10;
+
+/// A position and the head hash after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct At {
+    #[n(0)]
+    pub epoch: u32,
+    #[n(1)]
+    pub sequence: u64,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub head: [u8; 32],
+}
+
+impl From<End> for At {
+    fn from(end: End) -> At {
+        At {
+            epoch: end.position.epoch,
+            sequence: end.position.sequence,
+            head: end.head.0,
+        }
+    }
+}
+
+impl From<At> for End {
+    fn from(at: At) -> End {
+        End {
+            position: Position {
+                epoch: at.epoch,
+                sequence: at.sequence,
+            },
+            head: Digest(at.head),
+        }
+    }
+}
+
+/// A position alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Place {
+    #[n(0)]
+    pub epoch: u32,
+    #[n(1)]
+    pub sequence: u64,
+}
+
+impl From<Position> for Place {
+    fn from(position: Position) -> Place {
+        Place {
+            epoch: position.epoch,
+            sequence: position.sequence,
+        }
+    }
+}
+
+impl From<Place> for Position {
+    fn from(place: Place) -> Position {
+        Position {
+            epoch: place.epoch,
+            sequence: place.sequence,
+        }
+    }
+}
+
+/// F: the first thing that is said.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Newest and oldest protocol it speaks.
+    #[n(0)]
+    pub protocol: u32,
+    #[n(1)]
+    pub protocol_min: u32,
+    /// Bits; none is defined yet, unknown ones are passed over.
+    #[n(2)]
+    pub features: u64,
+    /// `follower`; others are refused.
+    #[n(3)]
+    pub role: String,
+    /// Name and version of the program, for people.
+    #[n(4)]
+    pub program: String,
+    /// The tree as it was typed.
+    #[cbor(n(5), with = "minicbor::bytes")]
+    pub tree: Vec<u8>,
+    /// Silence after which it takes the worker for dead, and wants to be taken for dead itself.
+    #[n(6)]
+    pub timeout_ms: u64,
+    /// gitignore patterns.
+    #[n(7)]
+    pub ignore: Vec<String>,
+    /// `fanotify`, `inotify`, `scan`, or empty: the best.
+    #[n(8)]
+    pub detector: String,
+    /// The replica's name, for the worker's `status`.
+    #[n(9)]
+    pub name: String,
+    /// Mounts below the tree that belong to it, relative.
+    #[n(10)]
+    pub cross: Vec<String>,
+}
+
+/// W: the answer to `Hello`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// What both speak from here on.
+    #[n(0)]
+    pub protocol: u32,
+    #[n(1)]
+    pub features: u64,
+    #[n(2)]
+    pub program: String,
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub tree: [u8; 16],
+    /// Of the served tree, canonical.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub path: Vec<u8>,
+    #[n(5)]
+    pub detector: String,
+    #[n(6)]
+    pub why: String,
+    /// The first record that is still there, and the durable end.
+    #[n(7)]
+    pub first: Option<Place>,
+    #[n(8)]
+    pub end: Option<At>,
+    #[n(9)]
+    pub host: String,
+}
+
+/// Why somebody is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// What was asked for can't be: no such tree, another protocol.
+    Usage,
+    /// It may not.
+    Forbidden,
+    /// Not now.
+    Failed,
+    /// The log does not reach back to where the follower stands.
+    Pruned,
+    /// The follower's last record is not in this log.
+    Forked,
+}
+
+impl Cause {
+    pub fn code(self) -> u8 {
+        match self {
+            Cause::Usage => 1,
+            Cause::Forbidden => 2,
+            Cause::Failed => 3,
+            Cause::Pruned => 4,
+            Cause::Forked => 5,
+        }
+    }
+    /// What is not known is a plain failure.
+    pub fn of(code: u8) -> Cause {
+        match code {
+            1 => Cause::Usage,
+            2 => Cause::Forbidden,
+            4 => Cause::Pruned,
+            5 => Cause::Forked,
+            _ => Cause::Failed,
+        }
+    }
+}
+
+/// W: no, and why, in words. Of `Pruned` and `Forked` the follower may say `Follow` again, else this is the end.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Refused {
+    #[n(0)]
+    pub cause: u8,
+    #[n(1)]
+    pub reason: String,
+}
+
+/// F: send me what comes after this (`None`: all).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Follow {
+    #[n(0)]
+    pub after: Option<At>,
+    /// Bytes a second of records and contents; 0: no limit.
+    #[n(1)]
+    pub bwlimit: u64,
+}
+
+/// One small content.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Block {
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub digest: [u8; 32],
+    /// Of a file with holes: the bytes of its data ranges, in order.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// W: contents of records that follow. `kept`: the worker keeps them beside its log, and the follower should.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Contents {
+    #[n(0)]
+    pub kept: bool,
+    #[n(1)]
+    pub blocks: Vec<Block>,
+}
+
+/// W: frames of the log as `Group::to_wire` gives them, cut anywhere. `whole`: with this piece, whole groups.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Records {
+    #[n(0)]
+    pub whole: bool,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// F: how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Ack {
+    #[n(0)]
+    pub received: Option<Place>,
+    #[n(1)]
+    pub durable: Option<Place>,
+    #[n(2)]
+    pub applied: Option<Place>,
+}
+
+/// F: send me this content of this object.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Request {
+    #[n(0)]
+    pub id: u64,
+    #[n(1)]
+    pub object: u64,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub digest: [u8; 32],
+}
+
+/// W: the next bytes of a requested content.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Piece {
+    #[n(0)]
+    pub id: u64,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// W: no more pieces come. Only with `end` 0 they are the content.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PieceEnd {
+    #[n(0)]
+    pub id: u64,
+    /// 0: complete; 1: void, can't be had any more; 2: not now.
+    #[n(1)]
+    pub end: u8,
+    #[n(2)]
+    pub reason: String,
+}
+
+/// F: no more pieces of this are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Cancel {
+    #[n(0)]
+    pub id: u64,
+}
+
+/// F: tell me when all that happened before this is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Barrier {
+    #[n(0)]
+    pub id: u64,
+}
+
+/// W: it is, up to here. `report` is JSON of `report::BarrierReport`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct BarrierDone {
+    #[n(0)]
+    pub id: u64,
+    #[n(1)]
+    pub position: Option<Place>,
+    #[n(2)]
+    pub report: String,
+}
+
+/// W: how capture is doing, when it changes. `json` is of `report::Report`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Report {
+    #[n(0)]
+    pub json: String,
+}
+
+/// Both: I am here. From the worker with the log's durable end; the time is in ns since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Heartbeat {
+    #[n(0)]
+    pub time_ns: u64,
+    #[n(1)]
+    pub end: Option<At>,
+}
+
+/// F: an order to capture: 1 look at everything, 2 let a hold go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Order {
+    #[n(0)]
+    pub what: u8,
+}
+
+impl Order {
+    pub const RESCAN: u8 = 1;
+    pub const RELEASE: u8 = 2;
+}
+
+/// F: read the tree again and compare it with your index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Verify {
+    #[n(0)]
+    pub id: u64,
+    /// Objects that differ are looked at again, so that records come.
+    #[n(1)]
+    pub repair: bool,
+}
+
+/// W: one difference.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VerifyFound {
+    #[n(0)]
+    pub id: u64,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub path: Vec<u8>,
+    #[n(2)]
+    pub what: String,
+}
+
+/// W: all was compared, unless `error` says something.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VerifyDone {
+    #[n(0)]
+    pub id: u64,
+    #[n(1)]
+    pub entries: u64,
+    #[n(2)]
+    pub bytes: u64,
+    #[n(3)]
+    pub different: u64,
+    #[n(4)]
+    pub unknown: u64,
+    #[n(5)]
+    pub error: String,
+}
+
+/// Both: this is the end of the connection.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Bye {
+    #[n(0)]
+    pub reason: String,
+}
+
+/// Why a frame is no message.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a message of kind {kind} can't be understood: {what}")]
+    Bad { kind: u8, what: String },
+    #[error("a message of kind {0} came, which a newer version knows and this one must")]
+    Unknown(u8),
+}
+
+macro_rules! messages {
+    ($($kind:literal $must:literal $name:ident)*) => {
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub enum Message { $($name($name),)* }
+
+        impl Message {
+            pub fn kind(&self) -> u8 {
+                match self { $(Message::$name(_) => $kind,)* }
+            }
+            fn must_understand(&self) -> bool {
+                match self { $(Message::$name(_) => $must,)* }
+            }
+            fn body(&self, out: &mut Vec<u8>) {
+                let done = match self { $(Message::$name(body) => minicbor::encode(body, out),)* };
+                assert!(done.is_ok(), "writing into memory can't fail");
+            }
+            fn decode(head: Head, body: &[u8]) -> Result<Option<Message>, MessageError> {
+                match head.kind {
+                    $($kind => match minicbor::decode(body) {
+                        Ok(body) => Ok(Some(Message::$name(body))),
+                        Err(e) => Err(MessageError::Bad { kind: $kind, what: e.to_string() }),
+                    },)*
+                    kind if head.must_understand => Err(MessageError::Unknown(kind)),
+                    _ => Ok(None),
+                }
+            }
+        }
+
+        $(impl From<$name> for Message {
+            fn from(body: $name) -> Message { Message::$name(body) }
+        })*
+    };
+}
+
+messages! {
+    1 true Hello
+    2 true Welcome
+    3 true Refused
+    4 true Follow
+    5 true Contents
+    6 true Records
+    7 false Ack
+    8 true Request
+    9 true Piece
+    10 true PieceEnd
+    11 false Cancel
+    12 true Barrier
+    13 true BarrierDone
+    14 false Report
+    15 false Heartbeat
+    16 true Order
+    17 true Verify
+    18 true VerifyFound
+    19 true VerifyDone
+    20 true Bye
+}
+
+impl Message {
+    /// Appends the message's frame. What would be longer than a frame is left out by whoever makes the message.
+    pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), MessageError> {
+        let mut body = Vec::new();
+        self.body(&mut body);
+        if body.len() > BODY_BYTES_MAX {
+            return Err(MessageError::Bad {
+                kind: self.kind(),
+                what: format!("{} bytes are too many", body.len()),
+            });
+        }
+        frame::put(self.kind(), self.must_understand(), &body, out);
+        Ok(())
+    }
+
+    /// The next message; kinds that are unknown and may be passed over are.
+    pub fn read(
+        from: &mut impl std::io::Read,
+        body: &mut Vec<u8>,
+    ) -> Result<Message, MessageError> {
+        loop {
+            let head = frame::read(from, body)?;
+            if let Some(message) = Message::decode(head, body)? {
+                return Ok(message);
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a worker tells of itself besides records, as JSON inside a message. Fields are only ever added.
+
+use serde::{Deserialize, Serialize};
+
+use super::frame::BODY_BYTES_MAX;
+use crate::engine::status::{Counters, DetectorStatus, Failed, Hold, LastChange, PathText};
+
+/// Listed paths in a report; the totals count them all.
+pub const LISTED_MAX: usize = 200;
+
+/// How capture is doing.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    pub detector: Option<DetectorStatus>,
+    pub not_mirrored: Vec<PathText>,
+    /// A look at everything goes on.
+    pub scan: Option<ScanReport>,
+    /// Looks at everything that ended since capture began.
+    pub scans: u64,
+    pub hold: Option<Hold>,
+    /// What a hold's release lets go, if that is known.
+    pub held_gone: u64,
+    pub paused: bool,
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub fuzzy: Vec<PathText>,
+    pub fuzzy_total: u64,
+    pub counters: Counters,
+    pub entries: u64,
+    pub files: u64,
+    pub bytes: u64,
+    pub last_change: Option<LastChange>,
+    /// Things worth a line, the newest last; `notices_total` counts all there ever were.
+    pub notices: Vec<String>,
+    pub notices_total: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScanReport {
+    pub entries: u64,
+    pub bytes: u64,
+    pub read_files: u64,
+    pub read_bytes: u64,
+}
+
+/// What a barrier does not cover.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BarrierReport {
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub fuzzy: Vec<PathText>,
+    pub fuzzy_total: u64,
+    /// No barrier can be had, for this reason.
+    pub error: Option<String>,
+}
+
+/// As JSON that fits into a message: the lists are cut until it does.
+pub trait Fit: Serialize + Clone {
+    fn cut(&mut self, max: usize);
+
+    fn fit(&self) -> String {
+        let mut report = self.clone();
+        let mut max = LISTED_MAX;
+        loop {
+            report.cut(max);
+            let text = serde_json::to_string(&report).unwrap_or_default();
+            if text.len() <= BODY_BYTES_MAX / 2 || max == 0 {
+                return text;
+            }
+            max /= 2;
+        }
+    }
+}
+
+impl Fit for Report {
+    fn cut(&mut self, max: usize) {
+        self.not_mirrored.truncate(max);
+        self.failed.truncate(max);
+        self.fuzzy.truncate(max);
+        let first = self.notices.len().saturating_sub(max);
+        self.notices.drain(..first);
+    }
+}
+
+impl Fit for BarrierReport {
+    fn cut(&mut self, max: usize) {
+        self.failed.truncate(max);
+        self.fuzzy.truncate(max);
+    }
+}

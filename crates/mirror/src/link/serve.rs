@@ -1,0 +1,687 @@
+//! The worker's side of one connection: log and contents to one follower, its requests answered.
+//!
+//! Each follower has threads and a cursor of its own, so a slow one holds nobody back. What is sent is durable here.
+//! This module knows capture only as [`Served`].
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Scope;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use mirror_core::{Digest, ObjectId, Position, Record};
+
+use super::cache::{CacheReader, ContentCache};
+use super::conn::{Incoming, LinkError, Outgoing, Pulse, silence};
+use super::message::{
+    self as say, Block, CONTENTS_BYTES, Cause, Message, PIECE_BYTES, PROTOCOL, PROTOCOL_MIN,
+    SMALL_BYTES_MAX,
+};
+use super::report::{BarrierReport, Fit, Report};
+use crate::capture::state::{Barrier, Order};
+use crate::engine::status::Positions;
+use crate::log::{Cursor, End, LogError, LogReader, Waited};
+
+/// Requests for content that wait; a follower asks for a few at a time.
+const REQUESTS_MAX: usize = 256;
+const REQUEST_THREADS: usize = 2;
+/// Barriers and verifications of one follower at once.
+const ASKED_MAX: usize = 16;
+/// Records gathered before they are sent.
+const BATCH_BYTES: usize = 512 << 10;
+/// Likewise contents, but for the whole groups they belong to.
+const BATCH_CONTENT_BYTES: usize = 4 << 20;
+/// How often a change of the report is told.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// How soon a loop sees that its connection is closed.
+const NAP: Duration = Duration::from_millis(200);
+
+/// What a worker serves.
+pub trait Served: Send + Sync {
+    fn ready(&self) -> Ready;
+    fn cache(&self) -> &Arc<ContentCache>;
+    fn report(&self) -> Report;
+    fn order(&self, order: Order);
+    /// Lets a hold go on.
+    fn release(&self);
+    /// Reads an object of the source again, in pieces, until `each` says false. Nothing is complete before
+    /// [`ReadBack::Complete`].
+    fn read_back(
+        &self,
+        object: ObjectId,
+        digest: Digest,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> ReadBack;
+    /// Reads the whole source again and compares it with the index; `each` says false to stop.
+    fn verify(&self, repair: bool, each: &mut dyn FnMut(Found) -> bool)
+    -> Result<Compared, String>;
+}
+
+/// Whether there is something to serve.
+pub enum Ready {
+    /// Soon.
+    NotYet,
+    Open(Box<Open>),
+    Never(Cause, String),
+}
+
+/// A log that can be served.
+#[derive(Clone)]
+pub struct Open {
+    pub tree: [u8; 16],
+    pub path: Vec<u8>,
+    pub detector: String,
+    pub why: String,
+    pub reader: LogReader,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadBack {
+    Complete,
+    /// The object has other content now, or is gone.
+    Void,
+    Failed(String),
+    /// `each` said so.
+    Stopped,
+}
+
+/// A difference between source and index.
+pub struct Found {
+    pub path: Vec<u8>,
+    pub what: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Compared {
+    pub entries: u64,
+    pub bytes: u64,
+    pub different: u64,
+    pub unknown: u64,
+}
+
+/// A follower as others see it.
+#[derive(Debug, Clone, Default)]
+pub struct FollowerState {
+    pub name: String,
+    pub positions: Positions,
+}
+
+pub fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// Serves until the connection ends. `state` shows meanwhile how far the follower is.
+pub fn serve(
+    served: &Arc<dyn Served>,
+    outgoing: &Arc<Outgoing>,
+    mut incoming: Incoming,
+    state: &Mutex<FollowerState>,
+) -> Result<(), LinkError> {
+    let beat = {
+        let served = served.clone();
+        move || {
+            let end = match served.ready() {
+                Ready::Open(open) => open.reader.tail().durable().map(say::At::from),
+                _ => None,
+            };
+            Some(Message::from(say::Heartbeat {
+                time_ns: now_ns(),
+                end,
+            }))
+        }
+    };
+    let pulse = Pulse::start(outgoing, &incoming, beat).map_err(|_| LinkError::Closed)?;
+    let Message::Hello(hello) = incoming.next_message()? else {
+        return Err(LinkError::Nonsense("it did not say hello".into()));
+    };
+    pulse.agree(silence(hello.timeout_ms));
+    if hello.protocol < PROTOCOL_MIN || hello.protocol_min > PROTOCOL || hello.role != "follower" {
+        let reason = format!(
+            "mirrord {} here speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, and the other side ({}) {} to {} as {}",
+            env!("CARGO_PKG_VERSION"),
+            super::conn::escaped(&hello.program),
+            hello.protocol_min,
+            hello.protocol,
+            super::conn::escaped(&hello.role)
+        );
+        return refuse(outgoing, Cause::Usage, reason);
+    }
+    state
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .name
+        .clone_from(&super::conn::escaped(&hello.name));
+    let cache = served.cache().reader();
+    let open = loop {
+        match served.ready() {
+            Ready::Open(open) => break open,
+            Ready::Never(cause, reason) => return refuse(outgoing, cause, reason),
+            Ready::NotYet if outgoing.is_closed() => return Err(LinkError::Closed),
+            Ready::NotYet => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    outgoing.send(say::Welcome {
+        protocol: PROTOCOL.min(hello.protocol),
+        features: 0,
+        program: concat!("mirrord ", env!("CARGO_PKG_VERSION")).into(),
+        tree: open.tree,
+        path: open.path.clone(),
+        detector: open.detector.clone(),
+        why: open.why.clone(),
+        first: Some(open.reader.first().into()),
+        end: open.reader.tail().durable().map(say::At::from),
+        host: hostname(),
+    })?;
+    let connection = Connection {
+        served: &**served,
+        outgoing,
+        cancelled: Mutex::default(),
+        tree: open.tree,
+    };
+    let done = std::thread::scope(|scope| {
+        let done = connection.listen(scope, &mut incoming, state, cache);
+        outgoing.close();
+        done
+    });
+    drop(pulse);
+    done
+}
+
+pub fn refuse(outgoing: &Outgoing, cause: Cause, reason: String) -> Result<(), LinkError> {
+    outgoing.send(say::Refused {
+        cause: cause.code(),
+        reason,
+    })
+}
+
+pub fn hostname() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+struct Connection<'a> {
+    served: &'a dyn Served,
+    outgoing: &'a Outgoing,
+    /// Requests whose pieces nobody wants any more.
+    cancelled: Mutex<HashSet<u64>>,
+    tree: [u8; 16],
+}
+
+impl<'a> Connection<'a> {
+    fn listen<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        incoming: &mut Incoming,
+        state: &Mutex<FollowerState>,
+        cache: CacheReader,
+    ) -> Result<(), LinkError> {
+        let mut cache = Some(cache);
+        let mut requests: Option<Sender<say::Request>> = None;
+        let asked = Arc::new(());
+        loop {
+            match incoming.next_message()? {
+                Message::Follow(follow) => {
+                    let Some(reader) = cache.take() else {
+                        return Err(LinkError::Nonsense("it follows twice".into()));
+                    };
+                    self.outgoing
+                        .bucket
+                        .limit((follow.bwlimit > 0).then_some(follow.bwlimit));
+                    let after = follow.after.map(End::from);
+                    match self.begin(after) {
+                        Ok(from) => {
+                            scope.spawn(move || self.send_log(after, from, &reader));
+                            scope.spawn(|| self.send_reports());
+                        }
+                        Err((cause, reason)) => {
+                            refuse(self.outgoing, cause, reason)?;
+                            cache = Some(reader);
+                        }
+                    }
+                }
+                Message::Ack(ack) => {
+                    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                    state.positions = Positions {
+                        received: ack.received.map(Position::from),
+                        durable: ack.durable.map(Position::from),
+                        applied: ack.applied.map(Position::from),
+                    };
+                }
+                Message::Request(request) => {
+                    let requests = requests.get_or_insert_with(|| {
+                        let (sender, taken) = bounded(REQUESTS_MAX);
+                        for _ in 0..REQUEST_THREADS {
+                            let taken = taken.clone();
+                            scope.spawn(move || self.answer_requests(&taken));
+                        }
+                        sender
+                    });
+                    let id = request.id;
+                    if requests.try_send(request).is_err() {
+                        self.piece_end(id, 2, "too many requests at once".into())?;
+                    }
+                }
+                Message::Cancel(cancel) => {
+                    let mut cancelled = self
+                        .cancelled
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    if cancelled.len() > 4 * REQUESTS_MAX {
+                        cancelled.clear();
+                    }
+                    cancelled.insert(cancel.id);
+                }
+                Message::Barrier(barrier) => {
+                    if Arc::strong_count(&asked) > ASKED_MAX {
+                        return Err(LinkError::Nonsense("too many barriers at once".into()));
+                    }
+                    let seat = asked.clone();
+                    scope.spawn(move || {
+                        self.answer_barrier(barrier.id);
+                        drop(seat);
+                    });
+                }
+                Message::Verify(verify) => {
+                    if Arc::strong_count(&asked) > ASKED_MAX {
+                        return Err(LinkError::Nonsense("too many questions at once".into()));
+                    }
+                    let seat = asked.clone();
+                    scope.spawn(move || {
+                        self.answer_verify(verify);
+                        drop(seat);
+                    });
+                }
+                Message::Order(order) => match order.what {
+                    say::Order::RESCAN => self.served.order(Order::Rescan),
+                    say::Order::RELEASE => self.served.release(),
+                    // Of a newer version: better not at all than wrong.
+                    _ => {}
+                },
+                Message::Heartbeat(_) => {}
+                other => {
+                    return Err(LinkError::Nonsense(format!(
+                        "a follower does not say messages of kind {}",
+                        other.kind()
+                    )));
+                }
+            }
+        }
+    }
+
+    /// A cursor after the follower's last record, if that is in our history.
+    fn begin(&self, after: Option<End>) -> Result<(LogReader, Cursor), (Cause, String)> {
+        let Ready::Open(open) = self.served.ready() else {
+            return Err((Cause::Failed, "capture does not run now".into()));
+        };
+        if open.tree != self.tree {
+            return Err((Cause::Failed, "the tree has another history now".into()));
+        }
+        let reader = open.reader;
+        let pruned = |first: Position| {
+            (
+                Cause::Pruned,
+                format!(
+                    "the log there begins at {first} and no longer reaches back to where this mirror stands"
+                ),
+            )
+        };
+        let failed = |e: LogError| match e {
+            LogError::Pruned { first, .. } => pruned(first),
+            e => (Cause::Failed, crate::cli::exit::chain(&e)),
+        };
+        match after {
+            None => {
+                let first = reader.first();
+                if first.sequence > 1 {
+                    return Err(pruned(first));
+                }
+            }
+            Some(after) => {
+                let forked = || {
+                    (
+                        Cause::Forked,
+                        format!(
+                            "the log there has another history: it does not contain {} as this mirror has it",
+                            after.position
+                        ),
+                    )
+                };
+                match reader.head_at(after.position) {
+                    Ok(Some(head)) if head == after.head => {}
+                    Ok(Some(_)) => return Err(forked()),
+                    Ok(None) if after.position < reader.first() => {
+                        return Err(pruned(reader.first()));
+                    }
+                    Ok(None) | Err(LogError::Beyond { .. }) => return Err(forked()),
+                    Err(e) => return Err(failed(e)),
+                }
+            }
+        }
+        let cursor = reader
+            .cursor(after.map(|after| after.position))
+            .map_err(failed)?;
+        Ok((reader, cursor))
+    }
+
+    // ---- log ----
+
+    fn send_log(&self, after: Option<End>, from: (LogReader, Cursor), cache: &CacheReader) {
+        if let Err(error) = self.send_log_until(after, from, cache) {
+            let _ = self.outgoing.send(say::Bye {
+                reason: error.to_string(),
+            });
+            self.outgoing.close();
+        }
+    }
+
+    fn send_log_until(
+        &self,
+        mut last: Option<End>,
+        (mut reader, mut cursor): (LogReader, Cursor),
+        cache: &CacheReader,
+    ) -> Result<(), LinkError> {
+        while !self.outgoing.is_closed() {
+            let mut batch = Batch::default();
+            let gathered = self.gather(&reader, &mut cursor, cache, &mut batch);
+            if let Some(end) = batch.end {
+                last = Some(end);
+                self.send_batch(batch)?;
+            }
+            match gathered {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(e) => return Err(LinkError::Nonsense(crate::cli::exit::chain(&e))),
+            }
+            let deadline = Instant::now() + NAP;
+            match reader.tail().wait_past(cursor.position(), deadline) {
+                Waited::Durable(_) | Waited::Deadline => {}
+                Waited::Stopped(_) => {
+                    // Capture ended; a new session of it opens the same log again.
+                    std::thread::sleep(NAP);
+                    match self.begin(last) {
+                        Ok(again) => (reader, cursor) = again,
+                        Err((Cause::Failed, _)) => {}
+                        Err((_, reason)) => return Err(LinkError::Bye(reason)),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// False: there is nothing more now.
+    fn gather(
+        &self,
+        reader: &LogReader,
+        cursor: &mut Cursor,
+        cache: &CacheReader,
+        batch: &mut Batch,
+    ) -> Result<bool, LogError> {
+        let store = reader.content();
+        while batch.frames.len() < BATCH_BYTES
+            && batch.content_bytes < BATCH_CONTENT_BYTES
+            && !self.outgoing.is_closed()
+        {
+            let Some(group) = cursor.next_group()? else {
+                return Ok(false);
+            };
+            for record in &group.records {
+                let Some(content) = record.change.content() else {
+                    continue;
+                };
+                if content.bytes == 0 || batch.sent.contains(&content.digest) {
+                    continue;
+                }
+                if let Some(place) = record.content
+                    && let Ok(bytes) = store.get(place)
+                {
+                    batch.sent.insert(content.digest);
+                    self.put(batch, true, content.digest, bytes)?;
+                } else if stored_bytes(content) <= SMALL_BYTES_MAX
+                    && let Some(bytes) = self.small(record, content.digest, cache)
+                {
+                    batch.sent.insert(content.digest);
+                    self.put(batch, false, content.digest, bytes)?;
+                }
+            }
+            group.to_wire(&mut batch.frames);
+            batch.end = Some(group.end);
+        }
+        Ok(true)
+    }
+
+    /// A content that is not beside the log: what capture has just read, or the file itself. Without it the follower
+    /// asks, if it still wants it.
+    fn small(&self, record: &Record, digest: Digest, cache: &CacheReader) -> Option<Vec<u8>> {
+        if let Some(bytes) = cache.take(&digest) {
+            return Some(bytes.to_vec());
+        }
+        let object = record.change.object()?;
+        let mut bytes = Vec::new();
+        let end = self.served.read_back(object, digest, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            bytes.len() as u64 <= SMALL_BYTES_MAX
+        });
+        (end == ReadBack::Complete).then_some(bytes)
+    }
+
+    fn put(
+        &self,
+        batch: &mut Batch,
+        kept: bool,
+        digest: Digest,
+        bytes: Vec<u8>,
+    ) -> Result<(), LogError> {
+        let (blocks, sum) = if kept {
+            (&mut batch.kept, &mut batch.kept_bytes)
+        } else {
+            (&mut batch.passing, &mut batch.passing_bytes)
+        };
+        *sum += bytes.len() + 48;
+        batch.content_bytes += bytes.len();
+        blocks.push(Block {
+            digest: digest.0,
+            bytes,
+        });
+        if *sum >= CONTENTS_BYTES {
+            *sum = 0;
+            let blocks = std::mem::take(blocks);
+            // A connection that broke is seen by the loop.
+            let _ = self.outgoing.send_bulk(say::Contents { kept, blocks });
+        }
+        Ok(())
+    }
+
+    fn send_batch(&self, batch: Batch) -> Result<(), LinkError> {
+        for (kept, blocks) in [(true, batch.kept), (false, batch.passing)] {
+            if !blocks.is_empty() {
+                self.outgoing.send_bulk(say::Contents { kept, blocks })?;
+            }
+        }
+        let pieces = batch.frames.len().div_ceil(PIECE_BYTES);
+        for (n, piece) in batch.frames.chunks(PIECE_BYTES).enumerate() {
+            self.outgoing.send_bulk(say::Records {
+                whole: n + 1 == pieces,
+                bytes: piece.to_vec(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn send_reports(&self) {
+        let mut told = None;
+        while !self.outgoing.is_closed() {
+            let report = self.served.report();
+            if told.as_ref() != Some(&report) {
+                let json = report.fit();
+                told = Some(report);
+                if self.outgoing.send(say::Report { json }).is_err() {
+                    return;
+                }
+            }
+            let until = Instant::now() + REPORT_EVERY;
+            while Instant::now() < until && !self.outgoing.is_closed() {
+                std::thread::sleep(NAP.min(REPORT_EVERY));
+            }
+        }
+    }
+
+    // ---- answers ----
+
+    fn answer_requests(&self, taken: &Receiver<say::Request>) {
+        loop {
+            let request = match taken.recv_timeout(NAP) {
+                Ok(request) => request,
+                Err(RecvTimeoutError::Timeout) if !self.outgoing.is_closed() => continue,
+                Err(_) => return,
+            };
+            if self.answer_request(&request).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn answer_request(&self, request: &say::Request) -> Result<(), LinkError> {
+        let wanted = || {
+            !self.outgoing.is_closed()
+                && !self
+                    .cancelled
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .contains(&request.id)
+        };
+        let mut sent = Ok(());
+        let mut gathered: Vec<u8> = Vec::new();
+        let mut send = |bytes: Vec<u8>| {
+            sent = self.outgoing.send_bulk(say::Piece {
+                id: request.id,
+                bytes,
+            });
+            sent.is_ok()
+        };
+        let (object, digest) = (ObjectId(request.object), Digest(request.digest));
+        let mut end = self.served.read_back(object, digest, &mut |piece| {
+            for part in piece.chunks(PIECE_BYTES) {
+                gathered.extend_from_slice(part);
+                if gathered.len() >= PIECE_BYTES && !send(std::mem::take(&mut gathered)) {
+                    return false;
+                }
+            }
+            wanted()
+        });
+        if end == ReadBack::Complete && !gathered.is_empty() && !send(gathered) {
+            end = ReadBack::Stopped;
+        }
+        sent?;
+        self.cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&request.id);
+        match end {
+            ReadBack::Complete => self.piece_end(request.id, 0, String::new()),
+            ReadBack::Void => self.piece_end(request.id, 1, String::new()),
+            ReadBack::Failed(reason) => self.piece_end(request.id, 2, reason),
+            ReadBack::Stopped => Ok(()),
+        }
+    }
+
+    fn piece_end(&self, id: u64, end: u8, reason: String) -> Result<(), LinkError> {
+        self.outgoing.send(say::PieceEnd { id, end, reason })
+    }
+
+    fn answer_barrier(&self, id: u64) {
+        let mut done = say::BarrierDone {
+            id,
+            position: None,
+            report: String::new(),
+        };
+        let answer = self.wait_barrier();
+        let report = match answer {
+            Some(barrier) => {
+                done.position = barrier.position.map(say::Place::from);
+                BarrierReport {
+                    failed: barrier.failed,
+                    failed_total: barrier.failed_total,
+                    fuzzy: barrier.fuzzy,
+                    fuzzy_total: barrier.fuzzy_total,
+                    error: None,
+                }
+            }
+            None => return,
+        };
+        done.report = report.fit();
+        let _ = self.outgoing.send(done);
+    }
+
+    /// Asks capture, again if it ended meanwhile.
+    fn wait_barrier(&self) -> Option<Barrier> {
+        while !self.outgoing.is_closed() {
+            let (answer, answered) = bounded(1);
+            self.served.order(Order::Barrier(answer));
+            loop {
+                match answered.recv_timeout(NAP) {
+                    Ok(barrier) => return Some(barrier),
+                    Err(RecvTimeoutError::Timeout) if !self.outgoing.is_closed() => {}
+                    Err(RecvTimeoutError::Timeout) => return None,
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            std::thread::sleep(NAP);
+        }
+        None
+    }
+
+    fn answer_verify(&self, verify: say::Verify) {
+        let compared = self.served.verify(verify.repair, &mut |found| {
+            self.outgoing
+                .send(say::VerifyFound {
+                    id: verify.id,
+                    path: found.path,
+                    what: found.what,
+                })
+                .is_ok()
+        });
+        let (compared, error) = match compared {
+            Ok(compared) => (compared, String::new()),
+            Err(error) => (Compared::default(), error),
+        };
+        let _ = self.outgoing.send(say::VerifyDone {
+            id: verify.id,
+            entries: compared.entries,
+            bytes: compared.bytes,
+            different: compared.different,
+            unknown: compared.unknown,
+            error,
+        });
+    }
+}
+
+/// Bytes that travel for a content.
+pub fn stored_bytes(content: &mirror_core::Content) -> u64 {
+    if content.data.is_empty() {
+        content.bytes
+    } else {
+        content
+            .data
+            .iter()
+            .fold(0, |sum: u64, (_, length)| sum.saturating_add(*length))
+    }
+}
+
+/// What goes out together.
+#[derive(Default)]
+struct Batch {
+    frames: Vec<u8>,
+    end: Option<End>,
+    kept: Vec<Block>,
+    kept_bytes: usize,
+    passing: Vec<Block>,
+    passing_bytes: usize,
+    content_bytes: usize,
+    /// Contents in this batch, so that equal ones travel once.
+    sent: HashSet<Digest>,
+}
