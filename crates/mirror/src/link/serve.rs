@@ -4,7 +4,7 @@
 //! This module knows capture only as [`Served`].
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -154,33 +154,18 @@ pub fn serve(
         .name
         .clone_from(&super::conn::escaped(&hello.name));
     let cache = served.cache().reader();
-    let open = loop {
-        match served.ready() {
-            Ready::Open(open) => break open,
-            Ready::Never(cause, reason) => return refuse(outgoing, cause, reason),
-            Ready::NotYet if outgoing.is_closed() => return Err(LinkError::Closed),
-            Ready::NotYet => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    outgoing.send(say::Welcome {
-        protocol: PROTOCOL.min(hello.protocol),
-        features: 0,
-        program: concat!("mirrord ", env!("CARGO_PKG_VERSION")).into(),
-        tree: open.tree,
-        path: open.path.clone(),
-        detector: open.detector.clone(),
-        why: open.why.clone(),
-        first: Some(open.reader.first().into()),
-        end: open.reader.tail().durable().map(say::At::from),
-        host: hostname(),
-    })?;
     let connection = Connection {
         served: &**served,
         outgoing,
         cancelled: Mutex::default(),
-        tree: open.tree,
+        tree: OnceLock::new(),
     };
     let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            if connection.welcome(hello.protocol).is_ok() {
+                connection.send_reports();
+            }
+        });
         let done = connection.listen(scope, &mut incoming, state, cache);
         outgoing.close();
         done
@@ -208,10 +193,47 @@ struct Connection<'a> {
     outgoing: &'a Outgoing,
     /// Requests whose pieces nobody wants any more.
     cancelled: Mutex<HashSet<u64>>,
-    tree: [u8; 16],
+    /// What the follower was told that it follows.
+    tree: OnceLock<[u8; 16]>,
 }
 
 impl<'a> Connection<'a> {
+    /// Says what is served, as soon as there is something. A hold is told meanwhile.
+    fn welcome(&self, protocol: u32) -> Result<(), LinkError> {
+        let mut told = None;
+        let open = loop {
+            match self.served.ready() {
+                Ready::Open(open) => break open,
+                Ready::Never(cause, reason) => {
+                    refuse(self.outgoing, cause, reason)?;
+                    return Err(LinkError::Closed);
+                }
+                Ready::NotYet if self.outgoing.is_closed() => return Err(LinkError::Closed),
+                Ready::NotYet => {
+                    let report = self.served.report();
+                    if (report.hold.is_some() || report.paused) && told.as_ref() != Some(&report) {
+                        self.outgoing.send(say::Report { json: report.fit() })?;
+                        told = Some(report);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        };
+        let _ = self.tree.set(open.tree);
+        self.outgoing.send(say::Welcome {
+            protocol: PROTOCOL.min(protocol),
+            features: 0,
+            program: concat!("mirrord ", env!("CARGO_PKG_VERSION")).into(),
+            tree: open.tree,
+            path: open.path.clone(),
+            detector: open.detector.clone(),
+            why: open.why.clone(),
+            first: Some(open.reader.first().into()),
+            end: open.reader.tail().durable().map(say::At::from),
+            host: hostname(),
+        })
+    }
+
     fn listen<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
@@ -235,7 +257,6 @@ impl<'a> Connection<'a> {
                     match self.begin(after) {
                         Ok(from) => {
                             scope.spawn(move || self.send_log(after, from, &reader));
-                            scope.spawn(|| self.send_reports());
                         }
                         Err((cause, reason)) => {
                             refuse(self.outgoing, cause, reason)?;
@@ -317,7 +338,7 @@ impl<'a> Connection<'a> {
         let Ready::Open(open) = self.served.ready() else {
             return Err((Cause::Failed, "capture does not run now".into()));
         };
-        if open.tree != self.tree {
+        if self.tree.get().is_some_and(|tree| *tree != open.tree) {
             return Err((Cause::Failed, "the tree has another history now".into()));
         }
         let reader = open.reader;
@@ -330,7 +351,7 @@ impl<'a> Connection<'a> {
             )
         };
         let failed = |e: LogError| match e {
-            LogError::Pruned { first, .. } => pruned(first),
+            LogError::Pruned { first } => pruned(first),
             e => (Cause::Failed, crate::cli::exit::chain(&e)),
         };
         match after {

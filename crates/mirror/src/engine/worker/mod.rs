@@ -1,4 +1,13 @@
-//! The worker's daemon: `mirrord stdio`, and where it keeps its state. (to come)
+//! The worker: `mirrord stdio`, the daemon that it starts or joins, and where that keeps its state.
+//!
+//! The daemon owns capture, log and index of one tree, and outlives the links by `linger`. `stdio` checks what was
+//! asked for, reaches the daemon's socket, and from then on only passes bytes on.
+
+mod capture;
+mod daemon;
+mod names;
+mod socket;
+mod stdio;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,23 +31,19 @@ pub struct StdioOptions {
 
 /// Speaks the protocol on stdin and stdout until the other end goes away.
 pub fn stdio(options: StdioOptions) -> Result<(), RunError> {
-    let _ = options;
-    Err(RunError::Failed(anyhow::anyhow!(
-        "the worker is not built into this program yet"
-    )))
+    match daemon::asked()? {
+        Some(config) => daemon::run(config, options),
+        None => stdio::run(options),
+    }
 }
 
 /// The state directory of a tree on this worker (`control.sock`, `lock` and `status.json` are in it). `state`: as in
 /// [`StdioOptions`]. It need not exist.
 pub fn state_dir(state: Option<&Path>, tree: &Path) -> Result<PathBuf, RunError> {
-    let _ = (state, tree);
-    Err(RunError::Failed(anyhow::anyhow!(
-        "the worker is not built into this program yet"
-    )))
+    names::of(state, tree, &names::Variant::default())
 }
 
 /// The state directories of all trees this worker knows, sorted.
 pub fn state_dirs(state: Option<&Path>) -> Result<Vec<PathBuf>, RunError> {
-    let _ = state;
-    Ok(Vec::new())
+    names::all(state)
 }

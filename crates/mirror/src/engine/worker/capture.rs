@@ -1,0 +1,180 @@
+//! A running session of capture as the link serves it: its files read again by object, the tree verified, reports.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crossbeam_channel::Sender;
+use mirror_core::{Content, Digest, ObjectId, Rows};
+
+use super::super::local::contents::SourceContents;
+use super::super::options::Detector;
+use super::super::session::Session;
+use super::super::status::{Counters, DetectorStatus, PathText};
+use crate::capture::read::hasher;
+use crate::capture::state::{Order, Shared};
+use crate::index::Index;
+use crate::link::message::PIECE_BYTES;
+use crate::link::report::{Report, ScanReport};
+use crate::link::serve::{Open, ReadBack};
+
+/// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
+#[derive(Clone)]
+pub struct Live {
+    pub open: Open,
+    pub orders: Sender<Order>,
+    pub shared: Arc<Shared>,
+    pub index: Arc<RwLock<Index>>,
+    pub detector: Detector,
+    pub why: String,
+    pub not_mirrored: Vec<PathText>,
+    contents: Arc<SourceContents>,
+}
+
+impl Live {
+    pub fn new(session: &Session, path: Vec<u8>, not_mirrored: Vec<PathText>) -> Live {
+        Live {
+            open: Open {
+                tree: session.tree_id,
+                path,
+                detector: session.detector.to_string(),
+                why: session.why.clone(),
+                reader: session.reader.clone(),
+            },
+            orders: session.orders.clone(),
+            shared: session.shared.clone(),
+            index: session.index.clone(),
+            detector: session.detector,
+            why: session.why.clone(),
+            not_mirrored,
+            contents: Arc::new(SourceContents::new(
+                session.reader.content(),
+                session.tree.clone(),
+                session.index.clone(),
+                session.orders.clone(),
+            )),
+        }
+    }
+
+    /// What the index knows of an object's content, if that is what is wanted.
+    fn current(&self, object: ObjectId, digest: Digest) -> Result<Option<Content>, String> {
+        let rows = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let found = rows.object(object).map_err(|e| e.to_string())?;
+        Ok(found
+            .and_then(|found| found.state.kind.content().cloned())
+            .filter(|content| content.digest == digest))
+    }
+
+    pub fn read_back(
+        &self,
+        object: ObjectId,
+        digest: Digest,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> ReadBack {
+        let content = match self.current(object, digest) {
+            Ok(Some(content)) => content,
+            // Its successor is in the log already.
+            Ok(None) => return ReadBack::Void,
+            Err(reason) => return ReadBack::Failed(reason),
+        };
+        let file = match self.contents.open(object) {
+            Ok(Some(fd)) => File::from(fd),
+            Ok(None) => return self.changed(object, digest),
+            Err(reason) => return ReadBack::Failed(reason),
+        };
+        let ranges = if content.data.is_empty() {
+            vec![(0, content.bytes)]
+        } else {
+            content.data.clone()
+        };
+        let mut hash = hasher(content.bytes, &content.data);
+        let mut buffer = vec![0u8; PIECE_BYTES];
+        for (start, length) in ranges {
+            let mut done = 0;
+            while done < length {
+                let want = usize::try_from(length - done)
+                    .unwrap_or(PIECE_BYTES)
+                    .min(PIECE_BYTES);
+                let Some(piece) = buffer.get_mut(..want) else {
+                    return ReadBack::Failed("a piece too large".into());
+                };
+                let n = match file.read_at(piece, start + done) {
+                    Ok(0) => return self.changed(object, digest),
+                    Ok(n) => n,
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                    Err(e) => return ReadBack::Failed(format!("cannot read it again: {e}")),
+                };
+                let piece = piece.get(..n).unwrap_or_default();
+                hash.update(piece);
+                if !each(piece) {
+                    return ReadBack::Stopped;
+                }
+                done += n as u64;
+            }
+        }
+        if *hash.finalize().as_bytes() == digest.0 {
+            ReadBack::Complete
+        } else {
+            self.changed(object, digest)
+        }
+    }
+
+    /// The file is not what the log says: capture looks again, and a successor record follows.
+    fn changed(&self, object: ObjectId, digest: Digest) -> ReadBack {
+        if matches!(self.current(object, digest), Ok(Some(_))) {
+            let _ = self.orders.send(Order::Reread(object));
+        }
+        ReadBack::Void
+    }
+
+    /// Adds what the session knows.
+    pub fn fill(&self, report: &mut Report) {
+        let status = self.shared.lock();
+        report.detector = Some(DetectorStatus {
+            uses: self.detector,
+            why: self.why.clone(),
+        });
+        report.not_mirrored.clone_from(&self.not_mirrored);
+        for path in &status.foreign {
+            let known = |have: &PathText| have.as_str().ends_with(path.as_str());
+            if !report.not_mirrored.iter().any(known) {
+                report.not_mirrored.push(path.clone());
+            }
+        }
+        report.scan = status.scan.as_ref().map(|(seen, _)| ScanReport {
+            entries: seen.entries.load(Ordering::Relaxed),
+            bytes: seen.bytes.load(Ordering::Relaxed),
+            read_files: seen.read_files.load(Ordering::Relaxed),
+            read_bytes: seen.read_bytes.load(Ordering::Relaxed),
+        });
+        report.scans = status.scans;
+        report.failed.clone_from(&status.failed);
+        report.failed_total = status.failed_total;
+        report.fuzzy = status.fuzzy.values().cloned().collect();
+        report.fuzzy_total = status.fuzzy.len() as u64;
+        report.counters = Counters {
+            overflows: status.overflows,
+            scan_corrections: status.corrections,
+            torn_reads: status.torn,
+            proven: status.proven,
+            fuzzy: status.fuzzy.len() as u64,
+            ..Counters::default()
+        };
+        report.entries = status.entries;
+        report.files = status.files;
+        report.bytes = status.bytes;
+        report.last_change.clone_from(&status.last_change);
+    }
+}
+
+/// A path as it travels.
+pub fn path_bytes(path: &std::path::Path) -> Vec<u8> {
+    std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec()
+}
+
+/// Where a worker's log, contents and index are.
+pub fn index_path(state_dir: &std::path::Path) -> PathBuf {
+    state_dir.join("index")
+}

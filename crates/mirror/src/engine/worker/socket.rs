@@ -1,0 +1,69 @@
+//! The local socket between `mirrord stdio` and the daemon, however long the path of the state directory.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
+
+const SOCKET: &str = "serve.sock";
+
+fn dir(state_dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = open(state_dir, flags, Mode::empty())?;
+    // A socket's path may have only 107 bytes.
+    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
+    let path = if short.exists() {
+        short
+    } else {
+        state_dir.to_path_buf()
+    };
+    Ok((dir, path.join(SOCKET)))
+}
+
+/// The caller holds the state's lock: a socket found there is a dead process's.
+pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
+    let (dir, path) = dir(state_dir)?;
+    match unlinkat(&dir, SOCKET, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let listener = UnixListener::bind(path)?;
+    chmodat(&dir, SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+pub fn remove(state_dir: &Path) {
+    if let Ok((dir, _)) = dir(state_dir) {
+        let _ = unlinkat(dir, SOCKET, AtFlags::empty());
+    }
+}
+
+/// `None`: nobody listens there.
+pub fn connect(state_dir: &Path) -> io::Result<Option<UnixStream>> {
+    let (_dir, path) = match dir(state_dir) {
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    match UnixStream::connect(path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// The other end is root or our own user.
+pub fn is_ours(stream: &UnixStream) -> bool {
+    rustix::net::sockopt::socket_peercred(stream.as_fd())
+        .is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
+}
