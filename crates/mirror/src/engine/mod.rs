@@ -12,6 +12,7 @@ pub mod local;
 pub mod options;
 pub mod session;
 pub mod status;
+mod verify;
 pub mod worker;
 
 pub use event::{Event, RunEnd, RunError, Ui};

@@ -91,3 +91,21 @@ impl Fit for BarrierReport {
         self.fuzzy.truncate(max);
     }
 }
+
+/// What a peer sent, with nothing in its texts that a terminal would obey.
+pub fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
+    let mut value: serde_json::Value = serde_json::from_str(json)?;
+    clean(&mut value);
+    serde_json::from_value(value)
+}
+
+fn clean(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::String(text) if text.chars().any(char::is_control) => {
+            *text = text.replace(char::is_control, "\u{fffd}");
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(clean),
+        serde_json::Value::Object(fields) => fields.values_mut().for_each(clean),
+        _ => {}
+    }
+}

@@ -635,6 +635,9 @@ impl<'a> Connection<'a> {
             None => return,
         };
         done.report = report.fit();
+        // Counts and failures as of the barrier come before it.
+        let json = self.served.report().fit();
+        let _ = self.outgoing.send(say::Report { json });
         let _ = self.outgoing.send(done);
     }
 

@@ -1,14 +1,742 @@
 //! The follower: records and contents come over the system's ssh, into a log of our own, and are applied to the copy.
+//!
+//! As in a mirror on one host the outer loop owns lock and socket, and opens and closes sessions: the copy, its log,
+//! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
 
-use std::sync::Arc;
+mod contents;
+mod hub;
+mod receive;
+mod ssh;
+mod verify;
+mod wire;
 
-use crate::engine::event::{RunEnd, RunError, Ui};
-use crate::engine::options::MirrorOptions;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver as Channel, bounded};
+use mirror_core::Position;
+
+use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
+use super::control::{Handle, StateLock, persist_status, serve, take_release};
+use super::event::{Event, Progress, RunEnd, RunError, Ui};
+use super::local::place::Place;
+use super::local::{dst_holds_something, outer::hold};
+use super::options::{MirrorOptions, OnMassChange, Owners};
+use super::session::show;
+use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
+use crate::apply::{self, Applier};
+use crate::capture::run::CaptureOptions;
+use crate::disk::{Disk, RealDisk};
+use crate::index::{self, Index, move_aside};
+use crate::log::{Log, LogError, LogOptions};
+use contents::{Memory, WireContents};
+use hub::{Handles, Hub};
+use receive::{Ended, Receiver};
+use ssh::Far;
+use wire::Covered;
+
+/// How often old records of our own log are dropped.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// Rounds in which `--once` waits for what failed at first.
+const ONCE_ROUNDS: u32 = 3;
+
+/// How one session ended.
+enum End {
+    Done(RunEnd),
+    Stopped,
+    Paused,
+    /// DST or its state is not there any more.
+    CopyLost(Hold),
+    /// Log and index make no sense with the worker's: begin again by comparing.
+    Restart(String),
+    /// Something went wrong that may go by itself.
+    Retry(String),
+}
 
 /// Runs a mirror of a tree on another host until it is done (`once`), stopped, or can't go on.
-pub fn run(options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunError> {
-    let _ = (options, ui);
-    Err(RunError::Failed(anyhow::anyhow!(
-        "the follower is not built into this program yet"
-    )))
+pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunError> {
+    let Some(far) = Far::new(&options) else {
+        return Err(RunError::Usage("this is not a source over ssh".into()));
+    };
+    if options.dry_run {
+        return Err(RunError::Usage(
+            "--dry-run over ssh is not built yet: run `fs_mirror mirror --dry-run` on a local tree"
+                .into(),
+        ));
+    }
+    std::fs::create_dir_all(&options.state_dir).map_err(|e| {
+        RunError::Failed(anyhow::anyhow!(
+            "cannot make {}: {e}",
+            show(&options.state_dir)
+        ))
+    })?;
+    let lock = match options.lock.take() {
+        Some(lock) => lock,
+        None => StateLock::take(&options.state_dir).map_err(|e| RunError::Busy(e.to_string()))?,
+    };
+    let released = take_release(&options.state_dir)
+        .map_err(|e| RunError::Failed(anyhow::anyhow!("{}", chain(&e))))?;
+    let status = Status::new(
+        Role::Replica,
+        options.source.to_string(),
+        Some(PathText::new(std::os::unix::ffi::OsStrExt::as_bytes(
+            options.dst.as_os_str(),
+        ))),
+    );
+    let hub = Arc::new(Hub::new(options.stop.clone(), ui.clone(), status));
+    Follower {
+        options,
+        ui,
+        hub,
+        far,
+        lock: Some(lock),
+        released: released.is_some_and(|hold| hold.reason == HoldReason::MassChange),
+        comparing: false,
+        ever: false,
+    }
+    .run()
+}
+
+struct Follower {
+    options: MirrorOptions,
+    ui: Arc<dyn Ui>,
+    hub: Arc<Hub>,
+    far: Far,
+    lock: Option<StateLock>,
+    /// A mass change was let through while no process ran.
+    released: bool,
+    /// Log and index were given up: DST is ours all the same.
+    comparing: bool,
+    /// A session has run.
+    ever: bool,
+}
+
+impl Follower {
+    fn run(&mut self) -> Result<RunEnd, RunError> {
+        let mut control = self.serve()?;
+        let mut wait = Duration::from_millis(200);
+        let stopped = RunEnd {
+            stopped: true,
+            ..RunEnd::default()
+        };
+        loop {
+            let began = Instant::now();
+            let end = match self.session() {
+                Ok(end) => end,
+                Err(error) => {
+                    self.hub.close();
+                    self.finish(State::Failed {
+                        reason: error.to_string(),
+                    });
+                    return Err(error);
+                }
+            };
+            self.hub.close();
+            match end {
+                End::Done(end) => {
+                    self.finish(end.held.clone().map_or(State::Stopped, State::Hold));
+                    return Ok(end);
+                }
+                End::Stopped => {
+                    let state = self.hub.snapshot().state;
+                    self.finish(match state {
+                        State::Hold(hold) => State::Hold(hold),
+                        _ => State::Stopped,
+                    });
+                    return Ok(stopped);
+                }
+                End::Paused => {
+                    self.ui.event(Event::Paused);
+                    self.hub.set_state(State::Paused {
+                        since: Stamp::now(),
+                    });
+                    self.persist();
+                    if self.hub.wait_while(|want| want.paused) {
+                        return Ok(stopped);
+                    }
+                    self.ui.event(Event::Resumed);
+                }
+                End::CopyLost(hold) => {
+                    self.ui.event(Event::Held(hold.clone()));
+                    // Lock, socket and status lie there too: all is let go.
+                    drop(control);
+                    self.lock = None;
+                    if self.options.once || self.wait_for_copy() {
+                        return Ok(RunEnd {
+                            held: Some(hold),
+                            stopped: !self.options.once,
+                            ..RunEnd::default()
+                        });
+                    }
+                    control = self.serve()?;
+                    self.ui.event(Event::Released);
+                }
+                End::Restart(reason) => {
+                    let aside = self.give_up_state()?;
+                    self.ui.event(Event::Notice(format!(
+                        "{reason}. All is compared again, nothing equal is copied; the old log and index are in {}",
+                        show(&aside)
+                    )));
+                    self.comparing = true;
+                }
+                End::Retry(reason) => {
+                    if began.elapsed() > Duration::from_secs(60) {
+                        wait = Duration::from_millis(200);
+                    }
+                    self.ui.event(Event::Notice(format!(
+                        "{reason}; trying again in {:.1} s",
+                        wait.as_secs_f64()
+                    )));
+                    self.hub.set_state(State::Failed {
+                        reason: reason.clone(),
+                    });
+                    self.persist();
+                    if self.options.once && wait > Duration::from_secs(2) {
+                        return Err(RunError::Failed(anyhow::anyhow!(reason)));
+                    }
+                    if self.options.stop.wait(wait) {
+                        return Ok(stopped);
+                    }
+                    wait = (wait * 2).min(Duration::from_secs(30));
+                }
+            }
+        }
+    }
+
+    fn serve(&self) -> Result<Handle, RunError> {
+        serve(&self.options.state_dir, self.hub.clone()).map_err(|e| {
+            RunError::Failed(anyhow::anyhow!(
+                "cannot open the control socket in {}: {e}",
+                show(&self.options.state_dir)
+            ))
+        })
+    }
+
+    fn finish(&self, state: State) {
+        let mut status = self.hub.snapshot();
+        status.state = state;
+        let _ = persist_status(&self.options.state_dir, &status);
+    }
+
+    fn persist(&self) {
+        let _ = persist_status(&self.options.state_dir, &self.hub.snapshot());
+    }
+
+    /// Until DST's state is back and ours. True: stop.
+    fn wait_for_copy(&mut self) -> bool {
+        loop {
+            if self.options.stop.wait(Duration::from_millis(500)) {
+                return true;
+            }
+            if self.options.state_dir.join("log").is_dir()
+                && let Ok(lock) = StateLock::take(&self.options.state_dir)
+            {
+                self.lock = Some(lock);
+                return false;
+            }
+        }
+    }
+
+    /// Log, contents and index move aside.
+    fn give_up_state(&self) -> Result<std::path::PathBuf, RunError> {
+        let failed = |e: std::io::Error| {
+            RunError::Failed(anyhow::anyhow!(
+                "cannot move the old log aside in {}: {e}",
+                show(&self.options.state_dir)
+            ))
+        };
+        let base = self.options.state_dir.join("divergence");
+        std::fs::create_dir_all(&base).map_err(failed)?;
+        let aside = base.join(Stamp::now().to_string());
+        std::fs::create_dir(&aside).map_err(failed)?;
+        for name in ["index", "content", "log"] {
+            match std::fs::rename(self.options.state_dir.join(name), aside.join(name)) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(aside)
+    }
+
+    fn session(&mut self) -> Result<End, RunError> {
+        let place = Place::open(&self.options.dst, &self.options.state_dir);
+        let failed = |what: &str, error: &dyn std::error::Error| {
+            RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
+        };
+        for dir in ["", "staging"] {
+            if let Err(error) = std::fs::create_dir_all(place.state.join(dir)) {
+                return Err(RunError::Failed(anyhow::anyhow!(
+                    "cannot make {}: {error}",
+                    show(&self.options.state_dir.join(dir))
+                )));
+            }
+        }
+        let disk: Arc<dyn Disk> = Arc::new(
+            RealDisk::open(&place.state)
+                .map_err(|e| failed("cannot open the state directory", &e))?,
+        );
+        let log = match Log::open(disk.clone(), LogOptions::default()) {
+            Ok((log, recovered)) => {
+                if recovered.cut_bytes > 0 {
+                    self.ui.event(Event::Notice(format!(
+                        "the log's torn tail was cut off ({} bytes, never acknowledged)",
+                        recovered.cut_bytes
+                    )));
+                }
+                Some(log)
+            }
+            Err(LogError::Absent) => None,
+            Err(error @ (LogError::Io { .. } | LogError::Content(_))) if self.ever => {
+                return Ok(End::Retry(chain(&error)));
+            }
+            Err(error) => return Err(failed("cannot open the log", &error)),
+        };
+        let mut rows = self.open_rows(&place)?;
+        if let Some(reason) = misfit(&rows, log.as_ref()) {
+            drop((rows, log));
+            return Ok(End::Restart(reason));
+        }
+        let fresh = rows.mark().is_none();
+        let holds = dst_holds_something(&place.dst);
+        if fresh && holds && log.is_none() && !self.options.adopt && !self.comparing {
+            return Err(RunError::Usage(format!(
+                "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only \
+                 what differs",
+                show(&self.options.dst)
+            )));
+        }
+        if let Some(log) = &log {
+            rows.set_tree(log.tree());
+        }
+        let options = apply::Options {
+            owners: match self.options.owners {
+                Owners::Apply => apply::Owners::Apply,
+                Owners::Record => apply::Owners::Record,
+            },
+            ..apply::Options::default()
+        };
+        let applier = match Applier::open(&place.dst, &place.state, rows, options) {
+            Ok(applier) => applier,
+            Err(error) if self.ever => return Ok(End::Retry(chain(&error))),
+            Err(error) => return Err(failed("cannot open DST", &error)),
+        };
+        let ever = log.is_some() || self.ever;
+        self.ever = true;
+        let memory = Arc::new(Memory::default());
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (begun, has_begun) = bounded(1);
+        if log.is_some() {
+            let _ = begun.send(());
+        }
+        let log = Arc::new(Mutex::new(log));
+        let receiver = Receiver {
+            far: self.far.clone(),
+            options: self.options.clone(),
+            hub: self.hub.clone(),
+            disk,
+            log: log.clone(),
+            memory: memory.clone(),
+            stopping: stopping.clone(),
+            begun,
+            ever,
+        };
+        let (tell, ended) = bounded(1);
+        let receiving = std::thread::Builder::new()
+            .name("receive".into())
+            .spawn(move || {
+                let _ = tell.send(receiver.run());
+            })
+            .map_err(|e| failed("cannot start a thread", &e))?;
+        let mut session = Session {
+            follower: self,
+            place: &place,
+            log: &log,
+            memory,
+            stopping: stopping.clone(),
+            ended,
+            has_begun,
+            waiting: Some(applier),
+            apply: None,
+            adopting: fresh && holds,
+            first: First::Connecting,
+            began: Instant::now(),
+            rounds: 0,
+        };
+        let end = session.run();
+        let apply = session.apply.take();
+        drop(session.waiting.take());
+        drop(session);
+        // Nothing may wait for the link or for apply any more.
+        stopping.store(true, Ordering::Release);
+        self.hub.links.set(None);
+        self.hub.hang_up();
+        while !receiving.is_finished() {
+            // A connection that was just being made is ended too.
+            self.hub.hang_up();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = receiving.join();
+        self.hub.close();
+        let applied = apply.map_or(Ok(()), |apply| apply.stop().map(drop));
+        if let Some(log) = log.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && let Err(error) = log.finish()
+        {
+            self.ui.event(Event::Notice(format!(
+                "the log could not be closed: {}",
+                chain(&error)
+            )));
+        }
+        match (end?, applied) {
+            (End::Done(_), Err(reason)) => Ok(End::Retry(reason)),
+            (end, _) => Ok(end),
+        }
+    }
+
+    /// The rows of the copy. Damaged ones are made again, from the log or by comparing.
+    fn open_rows(&self, place: &Place) -> Result<Index, RunError> {
+        let path = place.state.join("index");
+        let failed = |e: index::IndexError| RunError::Failed(anyhow::anyhow!("{}", chain(&e)));
+        match Index::open(&path, index::Options::default()) {
+            Ok((index, _)) => Ok(index),
+            Err(error) if error.is_rebuildable() => {
+                let aside = move_aside(&path).map_err(failed)?;
+                self.ui.event(Event::Notice(format!(
+                    "the copy's index is damaged ({error}); it is made again, the old one is {}",
+                    show(&aside)
+                )));
+                let opened = Index::open(&path, index::Options::default());
+                Ok(opened.map_err(failed)?.0)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// Why rows and log can't be of one history, if they can't.
+fn misfit(rows: &Index, log: Option<&Log>) -> Option<String> {
+    match (log, rows.mark()) {
+        (None, None) => None,
+        (None, Some(mark)) => Some(format!(
+            "the log is lost, and the copy's index stands at {}",
+            mark.position
+        )),
+        (Some(log), _) if rows.tree().is_some_and(|tree| tree != log.tree()) => {
+            Some("the copy's index and the log are of different trees".into())
+        }
+        (Some(log), None) => {
+            let reader = log.reader();
+            let first = reader.first();
+            (first.sequence > 1)
+                .then(|| format!("the copy's index is lost, and the log begins only at {first}"))
+        }
+        (Some(log), Some(mark)) => match log.reader().head_at(mark.position) {
+            Ok(Some(head)) if head == mark.head => None,
+            Ok(_) => Some(format!(
+                "the copy's index stands at {}, which is not in the log",
+                mark.position
+            )),
+            Err(error) => Some(format!("the log can't be read: {}", chain(&error))),
+        },
+    }
+}
+
+/// From the first connection to the first time the copy is equal.
+enum First {
+    Connecting,
+    Barrier(Channel<Covered>),
+    Applying(Covered),
+    Equal,
+}
+
+struct Session<'a> {
+    follower: &'a Follower,
+    place: &'a Place,
+    log: &'a Mutex<Option<Log>>,
+    memory: Arc<Memory>,
+    stopping: Arc<AtomicBool>,
+    ended: Channel<Ended>,
+    has_begun: Channel<()>,
+    /// The copy, until there is a log to apply.
+    waiting: Option<Applier<Index>>,
+    apply: Option<ApplyLoop>,
+    adopting: bool,
+    first: First,
+    began: Instant,
+    rounds: u32,
+}
+
+impl Session<'_> {
+    fn run(&mut self) -> Result<End, RunError> {
+        let (options, hub) = (&self.follower.options, &self.follower.hub);
+        let mut saved = Instant::now();
+        let mut looked = Instant::now();
+        let mut pruned = Instant::now();
+        let mut acked: Option<Position> = None;
+        loop {
+            let nap = match self.first {
+                First::Equal => 100,
+                _ => 10,
+            };
+            options.stop.wait(Duration::from_millis(nap));
+            if options.stop.requested() || hub.with(|want| want.stop) {
+                return Ok(End::Stopped);
+            }
+            if hub.with(|want| want.paused) {
+                return Ok(End::Paused);
+            }
+            if looked.elapsed() >= Duration::from_millis(500) {
+                looked = Instant::now();
+                if !self.place.still_there() {
+                    let what = format!("{} is gone or covered", show(&options.state_dir));
+                    return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
+                }
+            }
+            if let Ok(ended) = self.ended.try_recv() {
+                return match ended {
+                    Ended::Stopped => Ok(End::Retry("the link ended by itself".into())),
+                    Ended::Fatal(error) => Err(error),
+                    Ended::Restart(reason) => Ok(End::Restart(reason)),
+                    Ended::Local(reason) => Ok(End::Retry(reason)),
+                };
+            }
+            if self.has_begun.try_recv().is_ok()
+                && let Some(applier) = self.waiting.take()
+            {
+                self.apply = Some(self.start_apply(applier)?);
+            }
+            let status = hub.refresh();
+            if let Some(apply) = &self.apply {
+                if !apply.is_running() {
+                    let reason = apply.applied.lock().ended.clone().unwrap_or_default();
+                    return Ok(End::Retry(format!("apply stopped: {reason}")));
+                }
+                let (applied, needed) = {
+                    let state = apply.applied.lock();
+                    (state.applied, state.saved)
+                };
+                if let Some(applied) = applied
+                    && acked != Some(applied)
+                {
+                    acked = Some(applied);
+                    self.memory.applied(applied);
+                    if let Some(link) = hub.links.get() {
+                        let _ = link.outgoing.send(crate::link::message::Ack {
+                            received: status.positions.received.map(Into::into),
+                            durable: status.positions.durable.map(Into::into),
+                            applied: Some(applied.into()),
+                        });
+                    }
+                }
+                if pruned.elapsed() >= PRUNE_EVERY {
+                    pruned = Instant::now();
+                    if let Some(needed) = needed {
+                        self.prune(needed);
+                    }
+                }
+            }
+            if let Some(end) = self.first(&status)? {
+                return Ok(end);
+            }
+            if saved.elapsed() > Duration::from_secs(2) {
+                saved = Instant::now();
+                self.follower.persist();
+            }
+        }
+    }
+
+    fn start_apply(&self, mut applier: Applier<Index>) -> Result<ApplyLoop, RunError> {
+        let options = &self.follower.options;
+        let reader = match &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(log) => log.reader(),
+            None => return Err(RunError::Failed(anyhow::anyhow!("there is no log"))),
+        };
+        applier.store_mut().set_tree(reader.tree());
+        let contents = Arc::new(WireContents {
+            store: reader.content(),
+            memory: self.memory.clone(),
+            hub: self.follower.hub.clone(),
+            stopping: self.stopping.clone(),
+        });
+        let tail = reader.tail();
+        let apply = ApplyLoop::start(ApplySetup {
+            applier,
+            reader,
+            contents,
+            on_mass_change: if options.history {
+                OnMassChange::Follow
+            } else {
+                options.on_mass_change
+            },
+            ui: self.follower.ui.clone(),
+            released: self.follower.released,
+            verbose: options.output.verbose,
+        })
+        .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;
+        self.follower.hub.open(Handles {
+            apply_orders: apply.orders.clone(),
+            applied: apply.applied.clone(),
+            tail,
+            dst: self.place.dst.clone(),
+        });
+        Ok(apply)
+    }
+
+    fn prune(&self, needed: Position) {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log) = log.as_mut()
+            && let Err(error) = log.prune(needed, &CaptureOptions::default().prune)
+        {
+            self.follower.ui.event(Event::Notice(format!(
+                "old records could not be dropped: {}",
+                chain(&error)
+            )));
+        }
+    }
+
+    fn first(&mut self, status: &Status) -> Result<Option<End>, RunError> {
+        let (options, hub, ui) = (
+            &self.follower.options,
+            &self.follower.hub,
+            &self.follower.ui,
+        );
+        if let State::Hold(hold) = &status.state
+            && options.once
+        {
+            return Ok(Some(End::Done(RunEnd {
+                held: Some(hold.clone()),
+                ..RunEnd::default()
+            })));
+        }
+        match &self.first {
+            First::Connecting => {
+                if let Some(link) = hub.links.get()
+                    && let Ok(answer) = link.barrier()
+                {
+                    self.first = First::Barrier(answer);
+                }
+            }
+            First::Barrier(answer) => {
+                match answer.try_recv() {
+                    Ok(covered) => self.first = First::Applying(covered),
+                    Err(crossbeam_channel::TryRecvError::Disconnected) => {
+                        self.first = First::Connecting;
+                    }
+                    Err(crossbeam_channel::TryRecvError::Empty) => {}
+                }
+                self.progress(status);
+            }
+            First::Applying(covered) => {
+                self.progress(status);
+                let covered = covered.clone();
+                if covered
+                    .position
+                    .is_none_or(|wanted| status.positions.applied >= Some(wanted))
+                {
+                    return self.first_applied(&covered);
+                }
+            }
+            First::Equal => ui.event(Event::Live {
+                lag: status.lag,
+                last_change: status.last_change.clone(),
+                failures: status.failed_total,
+                fuzzy: status.counters.fuzzy,
+            }),
+        }
+        Ok(None)
+    }
+
+    fn progress(&self, status: &Status) {
+        let report = self.follower.hub.known_report();
+        let Some(apply) = &self.apply else { return };
+        let counts = apply.applied.lock().counts;
+        let total = report.scan.is_none() && report.scans > 0;
+        self.follower.ui.event(Event::Progress(Progress {
+            files: counts.created + counts.adopted,
+            files_total: total.then_some(status.entries),
+            bytes: counts.content_bytes,
+            bytes_total: None,
+            comparing: counts.content_bytes == 0,
+        }));
+    }
+
+    /// Everything that there was at the start is applied.
+    fn first_applied(&mut self, covered: &Covered) -> Result<Option<End>, RunError> {
+        let follower = self.follower;
+        let (options, hub) = (&follower.options, &follower.hub);
+        let Some(apply) = &self.apply else {
+            return Ok(None);
+        };
+        if self.adopting {
+            self.adopting = false;
+            let aside = move_extras_aside(apply)?;
+            if aside > 0 {
+                follower.ui.event(Event::Notice(format!(
+                    "{aside} entries that the source does not have were moved to {}",
+                    show(&options.state_dir.join("adopted"))
+                )));
+            }
+        }
+        let failed = apply.applied.lock().failed_total;
+        if failed > 0 && self.rounds < ONCE_ROUNDS {
+            // What changed while it was read has a successor on its way.
+            self.rounds += 1;
+            self.first = First::Connecting;
+            options.stop.wait(Duration::from_millis(300));
+            return Ok(None);
+        }
+        let status = hub.refresh();
+        hub.equal();
+        follower.ui.event(Event::Equal {
+            entries: status.entries,
+            files: status.files,
+            bytes: status.bytes,
+            seconds: self.began.elapsed().as_secs_f64(),
+        });
+        if !options.once {
+            self.first = First::Equal;
+            return Ok(None);
+        }
+        let (done, answer) = bounded(1);
+        let _ = apply.orders.send(ApplyOrder::Checkpoint(done));
+        Ok(Some(match answer.recv_timeout(Duration::from_secs(600)) {
+            Ok(Ok(())) => End::Done(RunEnd {
+                failed: covered.report.failed_total + failed,
+                fuzzy: covered.report.fuzzy_total,
+                held: None,
+                stopped: false,
+            }),
+            Ok(Err(text)) => End::Retry(text),
+            Err(_) => End::Retry("the copy's index could not be saved".into()),
+        }))
+    }
+}
+
+/// An adopted copy may hold what the source does not: it moves aside, nothing is deleted.
+fn move_extras_aside(apply: &ApplyLoop) -> Result<u64, RunError> {
+    let (found, extras) = crossbeam_channel::unbounded();
+    let _ = apply.orders.send(ApplyOrder::Verify {
+        content: false,
+        found,
+    });
+    let differences: Vec<apply::Difference> = extras
+        .iter()
+        .filter(|difference| difference.what == apply::DifferenceKind::Extra)
+        .collect();
+    if differences.is_empty() {
+        return Ok(0);
+    }
+    let count = differences.len() as u64;
+    let (done, answer) = bounded(1);
+    let _ = apply.orders.send(ApplyOrder::Repair { differences, done });
+    match answer.recv() {
+        Ok(Ok(_)) => Ok(count),
+        Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!(
+            "extras could not be moved aside: {text}"
+        ))),
+        Err(_) => Err(RunError::Failed(anyhow::anyhow!(
+            "extras could not be moved aside"
+        ))),
+    }
 }

@@ -6,7 +6,6 @@
 pub mod contents;
 pub mod outer;
 pub mod place;
-mod verify;
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -701,7 +700,7 @@ enum First {
     Equal,
 }
 
-fn dst_holds_something(dst: &Path) -> bool {
+pub fn dst_holds_something(dst: &Path) -> bool {
     std::fs::read_dir(dst).is_ok_and(|mut entries| entries.next().is_some())
 }
 

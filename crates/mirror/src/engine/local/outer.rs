@@ -8,13 +8,12 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use mirror_core::Position;
 
-use super::verify;
 use crate::capture::state::{Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
 use crate::engine::applying::{Applied, ApplyOrder};
 use crate::engine::control::{
-    Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
-    WaitReport,
+    Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
+    VerifyOptions, WaitReport,
 };
 use crate::engine::options::Detector;
 use crate::engine::session::now_ns;
@@ -22,6 +21,7 @@ use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space, Stamp,
     State, Status,
 };
+use crate::engine::verify;
 use crate::index::Index;
 use crate::log::Tail;
 
@@ -354,7 +354,7 @@ impl Outer {
     }
 }
 
-fn space(path: &std::path::Path) -> Option<Space> {
+pub fn space(path: &std::path::Path) -> Option<Space> {
     let found = rustix::fs::statvfs(path).ok()?;
     Some(Space {
         bytes_free: found.f_bavail.saturating_mul(found.f_frsize),
@@ -476,7 +476,30 @@ impl Control for Outer {
         line: &mut dyn FnMut(VerifyLine) -> bool,
     ) -> Result<VerifyEnd, ControlError> {
         let handles = self.session()?;
-        verify::verify(self, &handles, options, line)
+        let forever = Until {
+            at: None,
+            gone: &|| false,
+        };
+        self.wait_idle(&forever)?;
+        let mut end = VerifyEnd::default();
+        if options.against == Against::Source {
+            let source = verify::SourceOf {
+                tree: handles.tree.clone(),
+                index: handles.index.clone(),
+                shared: handles.shared.clone(),
+                orders: handles.orders.clone(),
+                settled: &|| self.wait_idle(&forever).map(drop),
+            };
+            verify::source(&source, options.repair, line, &mut end)?;
+        }
+        verify::copy(&handles.apply_orders, options.repair, line, &mut end)?;
+        let stats = handles
+            .index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stats();
+        (end.entries, end.bytes) = (stats.entries, stats.bytes);
+        Ok(end)
     }
 
     fn stop(&self) {

@@ -9,16 +9,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crossbeam_channel::Sender;
 use mirror_core::{Content, Digest, ObjectId, Rows};
 
+use super::super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::super::local::contents::SourceContents;
 use super::super::options::Detector;
 use super::super::session::Session;
 use super::super::status::{Counters, DetectorStatus, PathText};
+use super::super::verify::{self, SourceOf};
 use crate::capture::read::hasher;
 use crate::capture::state::{Order, Shared};
+use crate::capture::tree::SourceTree;
 use crate::index::Index;
 use crate::link::message::PIECE_BYTES;
 use crate::link::report::{Report, ScanReport};
-use crate::link::serve::{Open, ReadBack};
+use crate::link::serve::{Compared, Found, Open, ReadBack};
 
 /// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
 #[derive(Clone)]
@@ -27,6 +30,7 @@ pub struct Live {
     pub orders: Sender<Order>,
     pub shared: Arc<Shared>,
     pub index: Arc<RwLock<Index>>,
+    tree: Arc<SourceTree>,
     pub detector: Detector,
     pub why: String,
     pub not_mirrored: Vec<PathText>,
@@ -46,6 +50,7 @@ impl Live {
             orders: session.orders.clone(),
             shared: session.shared.clone(),
             index: session.index.clone(),
+            tree: session.tree.clone(),
             detector: session.detector,
             why: session.why.clone(),
             not_mirrored,
@@ -127,6 +132,49 @@ impl Live {
             let _ = self.orders.send(Order::Reread(object));
         }
         ReadBack::Void
+    }
+
+    /// Reads the whole source again and compares it with the index.
+    pub fn verify(
+        &self,
+        repair: bool,
+        each: &mut dyn FnMut(Found) -> bool,
+    ) -> Result<Compared, String> {
+        let settled = || {
+            let (answer, answered) = crossbeam_channel::bounded(1);
+            let _ = self.orders.send(Order::Barrier(answer));
+            match answered.recv() {
+                Ok(_) => Ok(()),
+                Err(_) => Err(ControlError::Busy("capture ended meanwhile".into())),
+            }
+        };
+        let source = SourceOf {
+            tree: self.tree.clone(),
+            index: self.index.clone(),
+            shared: self.shared.clone(),
+            orders: self.orders.clone(),
+            settled: &settled,
+        };
+        settled().map_err(|e| e.to_string())?;
+        let mut end = VerifyEnd::default();
+        let mut line = |line: VerifyLine| {
+            each(Found {
+                path: line.path.as_str().as_bytes().to_vec(),
+                what: line.what,
+            })
+        };
+        verify::source(&source, repair, &mut line, &mut end).map_err(|e| e.to_string())?;
+        let stats = self
+            .index
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stats();
+        Ok(Compared {
+            entries: stats.entries,
+            bytes: stats.bytes,
+            different: end.different,
+            unknown: end.unknown,
+        })
     }
 
     /// Adds what the session knows.

@@ -176,7 +176,8 @@ struct Now {
 #[derive(Default)]
 struct Want {
     paused: bool,
-    released: bool,
+    /// What an operator let go on.
+    released: Option<HoldReason>,
     stop: bool,
 }
 
@@ -266,7 +267,7 @@ impl Host {
                         _ => Some(Instant::now() + Duration::from_secs(60)),
                     };
                     lock(&self.now).hold = Some(hold);
-                    let over = self.rest(&mut idle, until, |want| want.released);
+                    let over = self.rest(&mut idle, until, |want| want.released.is_some());
                     if over {
                         return;
                     }
@@ -276,7 +277,9 @@ impl Host {
                         wait = Duration::from_millis(200);
                     }
                     self.notice(format!("{reason}; trying again"));
-                    if self.rest(&mut idle, Some(Instant::now() + wait), |want| want.released) {
+                    if self.rest(&mut idle, Some(Instant::now() + wait), |want| {
+                        want.released.is_some()
+                    }) {
                         return;
                     }
                     wait = (wait * 2).min(Duration::from_secs(30));
@@ -414,7 +417,7 @@ impl Host {
                 format!("cannot open {}: {e}", show(&self.config.state_dir)),
             )
         })?;
-        let released = std::mem::take(&mut lock(&self.want).released);
+        let released = lock(&self.want).released.take();
         let setup = SessionSetup {
             source: self.config.tree.clone(),
             disk: Arc::new(disk),
@@ -424,10 +427,8 @@ impl Host {
             filter: self.filter.clone(),
             sink: Arc::new(CacheSink(self.cache.clone())),
             detector: self.config.detector,
-            capture: CaptureOptions {
-                released,
-                ..CaptureOptions::default()
-            },
+            released,
+            capture: CaptureOptions::default(),
         };
         Session::open(setup).map_err(|error| match error {
             SessionError::OtherRoot(text) => End::Held(hold(HoldReason::RootReplaced, text)),
@@ -635,8 +636,9 @@ impl Served for Host {
     }
 
     fn release(&self) {
-        if lock(&self.now).hold.is_some() {
-            self.want(|want| want.released = true);
+        let held = lock(&self.now).hold.as_ref().map(|hold| hold.reason);
+        if held.is_some() {
+            self.want(|want| want.released = held);
         }
     }
 
@@ -657,8 +659,10 @@ impl Served for Host {
         repair: bool,
         each: &mut dyn FnMut(Found) -> bool,
     ) -> Result<Compared, String> {
-        let _ = (repair, each);
-        Err("not built yet".into())
+        let Some(live) = self.live() else {
+            return Err("the source is not being captured now".into());
+        };
+        live.verify(repair, each)
     }
 }
 
@@ -835,7 +839,7 @@ impl Control for Host {
             return Ok(ReleaseReport::default());
         };
         if yes {
-            self.want(|want| want.released = true);
+            self.want(|want| want.released = Some(hold.reason));
         }
         Ok(ReleaseReport {
             gone: hold.gone.unwrap_or(0),

@@ -3,55 +3,35 @@
 //! Against the index: the copy in full, with what its rows say. Against the source: first the source in full, with
 //! what capture's rows say (a difference there is one that no event told), then the copy as above.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use mirror_core::reconcile::{Dir, Look, ReadEnd};
 use mirror_core::{At, Kind, Name, Object, ObjectId, Rows};
 
-use super::outer::{Handles, Outer};
+use super::applying::{ApplyOrder, path_of};
+use super::control::{ControlError, VerifyEnd, VerifyLine};
+use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
 use crate::capture::kernel::{look, trail};
 use crate::capture::read::{Into, ReadOptions, Reader};
 use crate::capture::sink::NoSink;
-use crate::capture::state::Order;
-use crate::capture::tree::Walker;
-use crate::engine::applying::{ApplyOrder, path_of};
-use crate::engine::control::{
-    Against, Control, ControlError, Until, VerifyEnd, VerifyLine, VerifyOptions,
-};
-use crate::engine::status::PathText;
+use crate::capture::state::{Order, Shared};
+use crate::capture::tree::{SourceTree, Walker};
+use crate::index::Index;
 
 /// Rows read under one lock.
 const ROWS: usize = 256;
 
-pub fn verify(
-    outer: &Outer,
-    handles: &Handles,
-    options: VerifyOptions,
-    line: &mut dyn FnMut(VerifyLine) -> bool,
-) -> Result<VerifyEnd, ControlError> {
-    let forever = Until {
-        at: None,
-        gone: &|| false,
-    };
-    outer.wait_idle(&forever)?;
-    let mut end = VerifyEnd::default();
-    if options.against == Against::Source {
-        source(outer, handles, options.repair, line, &mut end)?;
-    }
-    copy(handles, options.repair, line, &mut end)?;
-    Ok(end)
-}
-
-fn copy(
-    handles: &Handles,
+/// Reads the copy and compares it with its rows.
+pub fn copy(
+    apply_orders: &Sender<ApplyOrder>,
     repair: bool,
     line: &mut dyn FnMut(VerifyLine) -> bool,
     end: &mut VerifyEnd,
 ) -> Result<(), ControlError> {
     let (found, differences) = unbounded();
-    let _ = handles.apply_orders.send(ApplyOrder::Verify {
+    let _ = apply_orders.send(ApplyOrder::Verify {
         content: true,
         found,
     });
@@ -73,19 +53,12 @@ fn copy(
             return Ok(());
         }
     }
-    let stats = handles
-        .index
-        .read()
-        .unwrap_or_else(PoisonError::into_inner)
-        .stats();
-    end.entries = stats.entries;
-    end.bytes = stats.bytes;
     if !repair || all.is_empty() {
         return Ok(());
     }
     for part in all.chunks(4096) {
         let (done, answer) = bounded(1);
-        let _ = handles.apply_orders.send(ApplyOrder::Repair {
+        let _ = apply_orders.send(ApplyOrder::Repair {
             differences: part.to_vec(),
             done,
         });
@@ -124,11 +97,20 @@ fn word(what: DifferenceKind) -> &'static str {
     }
 }
 
+/// A source and what capture knows of it.
+pub struct SourceOf<'a> {
+    pub tree: Arc<SourceTree>,
+    pub index: Arc<RwLock<Index>>,
+    pub shared: Arc<Shared>,
+    pub orders: Sender<Order>,
+    /// Returns when all that happened before is in the rows.
+    pub settled: &'a dyn Fn() -> Result<(), ControlError>,
+}
+
 /// Reads the source again. What differs from the rows and still does after a barrier was missed: it is told, and put
 /// right by capture itself, as any change.
-fn source(
-    outer: &Outer,
-    handles: &Handles,
+pub fn source(
+    handles: &SourceOf<'_>,
     repair: bool,
     line: &mut dyn FnMut(VerifyLine) -> bool,
     end: &mut VerifyEnd,
@@ -168,11 +150,7 @@ fn source(
     // Names that nobody told of are found by a scan, which counts what it corrects.
     let before = handles.shared.lock().corrections;
     let _ = handles.orders.send(Order::Rescan);
-    let forever = Until {
-        at: None,
-        gone: &|| false,
-    };
-    outer.wait_idle(&forever)?;
+    (handles.settled)()?;
     let corrected = handles.shared.lock().corrections.saturating_sub(before);
     for (at, id, what) in suspects {
         let now = {
@@ -190,7 +168,7 @@ fn source(
         end.different += 1;
         if repair {
             let _ = handles.orders.send(Order::Reread(id));
-            outer.wait_idle(&forever)?;
+            (handles.settled)()?;
             end.repaired += 1;
         }
         let path = {
@@ -218,7 +196,7 @@ fn source(
 }
 
 struct Walk<'a> {
-    handles: &'a Handles,
+    handles: &'a SourceOf<'a>,
     walker: Walker,
     reader: Reader,
 }

@@ -1,0 +1,346 @@
+//! Contents on a follower: from the log's content segments, from memory, or asked of the worker.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use mirror_core::{Content, ContentRef, Digest, ObjectId, Position};
+
+use super::hub::Hub;
+use super::wire::{Link, PieceOf};
+use crate::apply::{Contents, Fetched};
+use crate::capture::read::hasher;
+use crate::link::serve::stored_bytes;
+use crate::log::ContentStore;
+
+/// Contents that came ahead of their record and are not kept beside the log. What does not fit goes there too.
+const MEMORY_BYTES_MAX: usize = 48 << 20;
+/// Checked before it is handed over; larger is streamed, and apply checks it.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
+/// How long a content that must be asked for waits for a link that is down.
+const LINK_WAIT: Duration = Duration::from_secs(10);
+/// A worker that is there and does not send.
+const STALLED: Duration = Duration::from_secs(600);
+
+/// Contents in memory until the records that bring them are applied.
+#[derive(Default)]
+pub struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: usize,
+    by_digest: HashMap<Digest, Held>,
+    /// What may go once this position is applied.
+    until: VecDeque<(Position, Vec<Digest>)>,
+}
+
+struct Held {
+    bytes: Arc<[u8]>,
+    /// Batches that brought it.
+    count: usize,
+}
+
+impl Memory {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// False: it does not fit.
+    pub fn put(&self, digest: Digest, bytes: &[u8]) -> bool {
+        let mut state = self.lock();
+        if let Some(held) = state.by_digest.get_mut(&digest) {
+            held.count += 1;
+            return true;
+        }
+        if state.bytes + bytes.len() > MEMORY_BYTES_MAX {
+            return false;
+        }
+        state.bytes += bytes.len();
+        let bytes = bytes.into();
+        state.by_digest.insert(digest, Held { bytes, count: 1 });
+        true
+    }
+
+    /// These belong to records up to here.
+    pub fn belong(&self, digests: Vec<Digest>, until: Position) {
+        self.lock().until.push_back((until, digests));
+    }
+
+    /// What belongs to records up to here is not needed any more.
+    pub fn applied(&self, applied: Position) {
+        let mut state = self.lock();
+        while state
+            .until
+            .front()
+            .is_some_and(|(until, _)| *until <= applied)
+        {
+            let digests = state.until.pop_front().map(|(_, digests)| digests);
+            for digest in digests.into_iter().flatten() {
+                state.give_up(&digest);
+            }
+        }
+    }
+
+    /// Contents whose records never came.
+    pub fn forget(&self, digests: &[Digest]) {
+        let mut state = self.lock();
+        for digest in digests {
+            state.give_up(digest);
+        }
+    }
+
+    fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
+        self.lock()
+            .by_digest
+            .get(digest)
+            .map(|held| held.bytes.clone())
+    }
+}
+
+impl State {
+    fn give_up(&mut self, digest: &Digest) {
+        if let Some(held) = self.by_digest.get_mut(digest) {
+            held.count -= 1;
+            if held.count == 0 {
+                self.bytes -= held.bytes.len();
+                self.by_digest.remove(digest);
+            }
+        }
+    }
+}
+
+/// What apply asks.
+pub struct WireContents {
+    pub store: ContentStore,
+    pub memory: Arc<Memory>,
+    pub hub: Arc<Hub>,
+    /// The session ends: nothing is waited for.
+    pub stopping: Arc<AtomicBool>,
+}
+
+fn is_it(bytes: &[u8], content: &Content) -> bool {
+    bytes.len() as u64 == stored_bytes(content) && {
+        let mut hash = hasher(content.bytes, &content.data);
+        hash.update(bytes);
+        *hash.finalize().as_bytes() == content.digest.0
+    }
+}
+
+impl WireContents {
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        let until = Instant::now() + LINK_WAIT;
+        loop {
+            if let Some(link) = self.hub.links.get() {
+                return Some(link);
+            }
+            if self.stopping() || Instant::now() >= until {
+                return None;
+            }
+            self.hub.links.wait(Duration::from_millis(100));
+        }
+    }
+
+    fn ask(&self, object: ObjectId, content: &Content) -> Fetched {
+        let Some(link) = self.link() else {
+            return Fetched::Failed("the link to the source is down".into());
+        };
+        let Ok((id, pieces)) = link.request(object, content.digest) else {
+            return Fetched::Failed("the link to the source went down".into());
+        };
+        let mut coming = Coming {
+            id,
+            pieces,
+            link,
+            stopping: self.stopping.clone(),
+            left: stored_bytes(content),
+            piece: Vec::new(),
+            at: 0,
+            over: false,
+        };
+        match coming.next_piece() {
+            Ok(true) => {}
+            Ok(false) => {}
+            Err(Broken::Void) => return Fetched::Gone,
+            Err(Broken::Failed(reason)) => return Fetched::Failed(reason),
+        }
+        if stored_bytes(content) > WHOLE_BYTES_MAX {
+            return Fetched::Reader(Box::new(coming));
+        }
+        let mut bytes = Vec::new();
+        loop {
+            bytes.extend_from_slice(&std::mem::take(&mut coming.piece));
+            match coming.next_piece() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(Broken::Void) => return Fetched::Gone,
+                Err(Broken::Failed(reason)) => return Fetched::Failed(reason),
+            }
+        }
+        if is_it(&bytes, content) {
+            Fetched::Bytes(bytes)
+        } else {
+            Fetched::Failed("the worker sent other bytes than its log says".into())
+        }
+    }
+}
+
+impl Contents for WireContents {
+    fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        if content.bytes == 0 {
+            return Fetched::Bytes(Vec::new());
+        }
+        if let Some(place) = place
+            && let Ok(bytes) = self.store.get(place)
+            && is_it(&bytes, content)
+        {
+            return Fetched::Bytes(bytes);
+        }
+        if let Some(bytes) = self.memory.get(&content.digest)
+            && is_it(&bytes, content)
+        {
+            return Fetched::Bytes(bytes.to_vec());
+        }
+        self.ask(object, content)
+    }
+}
+
+/// A content on its way.
+struct Coming {
+    id: u64,
+    pieces: Receiver<PieceOf>,
+    link: Arc<Link>,
+    stopping: Arc<AtomicBool>,
+    /// Bytes that may still come.
+    left: u64,
+    piece: Vec<u8>,
+    at: usize,
+    over: bool,
+}
+
+enum Broken {
+    Void,
+    Failed(String),
+}
+
+impl Coming {
+    /// False: that was all.
+    fn next_piece(&mut self) -> Result<bool, Broken> {
+        if self.over {
+            return Ok(false);
+        }
+        let until = Instant::now() + STALLED;
+        loop {
+            match self.pieces.recv_timeout(Duration::from_millis(200)) {
+                Ok(PieceOf::Bytes(bytes)) => {
+                    self.left = self
+                        .left
+                        .checked_sub(bytes.len() as u64)
+                        .ok_or_else(|| Broken::Failed("more came than the content has".into()))?;
+                    self.piece = bytes;
+                    self.at = 0;
+                    return Ok(true);
+                }
+                Ok(PieceOf::End(0, _)) => {
+                    self.over = true;
+                    return Ok(false);
+                }
+                Ok(PieceOf::End(1, _)) => {
+                    self.over = true;
+                    return Err(Broken::Void);
+                }
+                Ok(PieceOf::End(_, reason)) => {
+                    self.over = true;
+                    return Err(Broken::Failed(reason));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.over = true;
+                    return Err(Broken::Failed("the link to the source went down".into()));
+                }
+                Err(RecvTimeoutError::Timeout) if self.stopping.load(Ordering::Acquire) => {
+                    return Err(Broken::Failed("the mirror stops".into()));
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                    return Err(Broken::Failed("the worker does not send it".into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+impl Read for Coming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.at >= self.piece.len() {
+            match self.next_piece() {
+                Ok(true) => {}
+                Ok(false) => return Ok(0),
+                Err(Broken::Void) => {
+                    return Err(io::Error::other("the source's content changed meanwhile"));
+                }
+                Err(Broken::Failed(reason)) => return Err(io::Error::other(reason)),
+            }
+        }
+        let rest = self.piece.get(self.at..).unwrap_or_default();
+        let n = rest.len().min(buffer.len());
+        if let (Some(to), Some(from)) = (buffer.get_mut(..n), rest.get(..n)) {
+            to.copy_from_slice(from);
+        }
+        self.at += n;
+        Ok(n)
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        if !self.over {
+            self.link.cancel(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u8) -> Digest {
+        Digest([n; 32])
+    }
+    fn at(sequence: u64) -> Position {
+        Position { epoch: 1, sequence }
+    }
+
+    #[test]
+    fn contents_stay_until_their_records_are_applied() {
+        let memory = Memory::default();
+        assert!(memory.put(digest(1), b"one") && memory.put(digest(2), b"two"));
+        memory.belong(vec![digest(1), digest(2)], at(5));
+        assert!(memory.put(digest(1), b"one"));
+        memory.belong(vec![digest(1)], at(9));
+        memory.applied(at(4));
+        assert!(memory.get(&digest(2)).is_some());
+        memory.applied(at(5));
+        assert!(memory.get(&digest(2)).is_none() && memory.get(&digest(1)).is_some());
+        memory.applied(at(9));
+        assert!(memory.get(&digest(1)).is_none());
+        assert_eq!(memory.lock().bytes, 0);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let memory = Memory::default();
+        let big = vec![0; MEMORY_BYTES_MAX / 2];
+        assert!(memory.put(digest(1), &big) && memory.put(digest(2), &big));
+        assert!(!memory.put(digest(3), b"x"));
+        memory.forget(&[digest(1)]);
+        assert!(memory.put(digest(3), b"x"));
+    }
+}

@@ -1,0 +1,650 @@
+//! What the threads of a follower, and the other commands, know of it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use mirror_core::{Position, escape};
+
+use super::verify;
+use super::wire::{Covered, Link, Links};
+use crate::engine::applying::{Applied, ApplyOrder};
+use crate::engine::control::{
+    Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
+    WaitReport,
+};
+use crate::engine::event::{Event, Ui};
+use crate::engine::local::outer::space;
+use crate::engine::status::{
+    DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
+};
+use crate::link::message::{self as say, Welcome};
+use crate::link::report::{self, Report};
+use crate::link::serve::now_ns;
+use crate::link::{LinkError, Outgoing};
+use crate::log::{End, Tail};
+
+/// How long a question waits for a link that is down.
+const LINK_WAIT: Duration = Duration::from_secs(15);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The copy, while a session has it open.
+#[derive(Clone)]
+pub struct Handles {
+    pub apply_orders: Sender<ApplyOrder>,
+    pub applied: Arc<Applied>,
+    pub tail: Tail,
+    pub dst: PathBuf,
+}
+
+/// What was asked for.
+#[derive(Default)]
+pub struct Want {
+    pub paused: bool,
+    pub stop: bool,
+}
+
+struct Known {
+    status: Status,
+    report: Report,
+    /// Notices of the worker that were shown.
+    notices_seen: Option<u64>,
+    started: bool,
+    /// Following now; since when not.
+    connected: bool,
+    since: Stamp,
+    /// In this run.
+    ever: bool,
+    reason: String,
+    /// The worker's end and clock, as last heard.
+    end: Option<End>,
+    heard: Option<Instant>,
+    /// The worker's clock less ours.
+    offset_ns: i64,
+    /// When everything known was applied.
+    caught_up: Instant,
+    handles: Option<Handles>,
+    equal: bool,
+}
+
+pub struct Hub {
+    stop: Stop,
+    pub ui: Arc<dyn Ui>,
+    want: Mutex<Want>,
+    changed: Condvar,
+    known: Mutex<Known>,
+    pub links: Links,
+    outgoing: Mutex<Option<Arc<Outgoing>>>,
+}
+
+impl Hub {
+    pub fn new(stop: Stop, ui: Arc<dyn Ui>, status: Status) -> Hub {
+        Hub {
+            stop,
+            ui,
+            want: Mutex::default(),
+            changed: Condvar::new(),
+            known: Mutex::new(Known {
+                status,
+                report: Report::default(),
+                notices_seen: None,
+                started: false,
+                connected: false,
+                since: Stamp::now(),
+                ever: false,
+                reason: "not connected yet".into(),
+                end: None,
+                heard: None,
+                offset_ns: 0,
+                caught_up: Instant::now(),
+                handles: None,
+                equal: false,
+            }),
+            links: Links::default(),
+            outgoing: Mutex::new(None),
+        }
+    }
+
+    // ---- said by the receiving thread ----
+
+    pub fn set_outgoing(&self, outgoing: Option<Arc<Outgoing>>) {
+        *lock(&self.outgoing) = outgoing;
+    }
+
+    /// Ends the connection, whatever it is at.
+    pub fn hang_up(&self) {
+        if let Some(outgoing) = &*lock(&self.outgoing) {
+            outgoing.close();
+        }
+    }
+
+    pub fn connected(&self, link: &Arc<Link>, welcome: &Welcome, host: &str) {
+        {
+            let mut known = lock(&self.known);
+            known.connected = true;
+            known.ever = true;
+            known.since = Stamp::now();
+            known.reason.clear();
+            known.end = welcome.end.map(End::from);
+            known.heard = Some(Instant::now());
+        }
+        self.links.set(Some(link.clone()));
+        self.changed.notify_all();
+        self.ui.event(Event::Connected {
+            peer: format!(
+                "{}:{} ({})",
+                escape(host.as_bytes()),
+                escape(&welcome.path),
+                escape(welcome.program.as_bytes())
+            ),
+        });
+    }
+
+    /// Whether it was connected until now.
+    pub fn disconnected(&self, reason: &str) -> bool {
+        let mut known = lock(&self.known);
+        let was = std::mem::replace(&mut known.connected, false);
+        if was {
+            known.since = Stamp::now();
+        }
+        known.reason = reason.to_owned();
+        was
+    }
+
+    pub fn set_reason(&self, reason: String) {
+        lock(&self.known).reason = reason;
+    }
+    pub fn last_reason(&self) -> String {
+        lock(&self.known).reason.clone()
+    }
+    pub fn is_connected(&self) -> bool {
+        lock(&self.known).connected
+    }
+    pub fn was_connected(&self) -> bool {
+        lock(&self.known).ever
+    }
+
+    pub fn heard(&self, time_ns: u64, end: Option<End>) {
+        let mut known = lock(&self.known);
+        known.heard = Some(Instant::now());
+        known.offset_ns = (i128::from(time_ns) - i128::from(now_ns()))
+            .clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        if let Some(end) = end
+            && known.end.is_none_or(|known| known.position < end.position)
+        {
+            known.end = Some(end);
+        }
+    }
+
+    pub fn received(&self, end: End) {
+        let mut known = lock(&self.known);
+        if known.end.is_none_or(|known| known.position < end.position) {
+            known.end = Some(end);
+        }
+        drop(known);
+        self.changed.notify_all();
+    }
+
+    pub fn report(&self, json: &str, host: &str) -> Result<(), LinkError> {
+        let report: Report =
+            report::parse(json).map_err(|e| LinkError::Nonsense(format!("its report: {e}")))?;
+        let mut events = Vec::new();
+        let mut known = lock(&self.known);
+        // What it said before we came is in its own log.
+        let seen = known.notices_seen.unwrap_or(report.notices_total);
+        let new = usize::try_from(report.notices_total.saturating_sub(seen)).unwrap_or(0);
+        let first = report.notices.len().saturating_sub(new);
+        for text in report.notices.iter().skip(first) {
+            events.push(Event::Notice(format!(
+                "{}: {}",
+                escape(host.as_bytes()),
+                text
+            )));
+        }
+        known.notices_seen = Some(report.notices_total);
+        if let Some(detector) = &report.detector
+            && !known.started
+        {
+            known.started = true;
+            events.push(Event::Started {
+                detector: detector.uses,
+                why: detector.why.clone(),
+                not_mirrored: report.not_mirrored.clone(),
+            });
+        }
+        match (&known.report.hold, &report.hold) {
+            (None, Some(hold)) => events.push(Event::Held(hold.clone())),
+            (Some(_), None) => events.push(Event::Released),
+            _ => {}
+        }
+        known.report = report;
+        drop(known);
+        self.changed.notify_all();
+        for event in events {
+            self.ui.event(event);
+        }
+        Ok(())
+    }
+
+    // ---- asked by the main loop ----
+
+    pub fn with<T>(&self, ask: impl FnOnce(&Want) -> T) -> T {
+        ask(&lock(&self.want))
+    }
+
+    fn order(&self, change: impl FnOnce(&mut Want)) {
+        change(&mut lock(&self.want));
+        self.changed.notify_all();
+    }
+
+    /// Waits while this holds. True: stop.
+    pub fn wait_while(&self, holds: impl Fn(&Want) -> bool) -> bool {
+        loop {
+            if self.stop.requested() || self.with(|want| want.stop) {
+                return true;
+            }
+            if !self.with(&holds) {
+                return false;
+            }
+            self.stop.wait(Duration::from_millis(50));
+        }
+    }
+
+    pub fn open(&self, handles: Handles) {
+        lock(&self.known).handles = Some(handles);
+        self.changed.notify_all();
+    }
+
+    pub fn close(&self) {
+        self.refresh();
+        lock(&self.known).handles = None;
+        self.changed.notify_all();
+    }
+
+    pub fn set_state(&self, state: State) {
+        let mut known = lock(&self.known);
+        known.status.state = state;
+        known.status.now = Stamp::now();
+    }
+
+    /// From now on the copy is known to have been equal once.
+    pub fn equal(&self) {
+        let mut known = lock(&self.known);
+        known.equal = true;
+        known.status.equal_at = Some(Stamp::now());
+    }
+
+    pub fn known_report(&self) -> Report {
+        lock(&self.known).report.clone()
+    }
+
+    pub fn applied(&self) -> Option<Position> {
+        let handles = lock(&self.known).handles.clone();
+        handles.and_then(|handles| handles.applied.lock().applied)
+    }
+
+    pub fn snapshot(&self) -> Status {
+        let mut status = lock(&self.known).status.clone();
+        status.now = Stamp::now();
+        status
+    }
+
+    /// Brings the status up to date.
+    pub fn refresh(&self) -> Status {
+        let mut guard = lock(&self.known);
+        let known = &mut *guard;
+        let status = &mut known.status;
+        status.now = Stamp::now();
+        let Some(handles) = known.handles.clone() else {
+            return status.clone();
+        };
+        let applied = handles.applied.lock().clone();
+        let durable = handles.tail.durable();
+        let report = &known.report;
+        status.detector = report.detector.as_ref().map(|detector| DetectorStatus {
+            uses: detector.uses,
+            why: detector.why.clone(),
+        });
+        status.positions = Positions {
+            received: handles.tail.appended().map(|end| end.position),
+            durable: durable.map(|end| end.position),
+            applied: applied.applied,
+        };
+        let end = known.end.max_by_position(durable);
+        let sequence = |position: Option<Position>| position.map_or(0, |at| at.sequence);
+        let behind =
+            sequence(end.map(|end| end.position)).saturating_sub(sequence(applied.applied));
+        if behind == 0 && known.connected {
+            known.caught_up = Instant::now();
+        }
+        let seconds = match applied.waiting_since_ns {
+            Some(since) if behind > 0 => {
+                let there = i128::from(now_ns()) + i128::from(known.offset_ns);
+                (there - i128::from(since)).max(0) as f64 / 1e9
+            }
+            // On its way, or nobody knows: since when all was well.
+            _ if behind > 0 || !known.connected => known.caught_up.elapsed().as_secs_f64(),
+            _ => 0.0,
+        };
+        status.lag = Lag {
+            seconds,
+            records: behind,
+            bytes: 0,
+        };
+        if report.last_change.is_some() {
+            status.last_change.clone_from(&report.last_change);
+        }
+        if report.scans > 0 || report.entries > 0 {
+            (status.entries, status.files, status.bytes) =
+                (report.entries, report.files, report.bytes);
+        }
+        let counters = &mut status.counters;
+        *counters = report.counters;
+        counters.adopted = applied.counts.adopted;
+        counters.moved_aside = applied.counts.moved_aside;
+        counters.records = sequence(end.map(|end| end.position));
+        let mut failed: Vec<_> = report
+            .failed
+            .iter()
+            .chain(&applied.failed)
+            .cloned()
+            .collect();
+        failed.sort_by_key(|failed| failed.since);
+        failed.truncate(FAILED_MAX);
+        status.failed = failed;
+        status.failed_total = report.failed_total + applied.failed_total;
+        status.not_mirrored.clone_from(&report.not_mirrored);
+        let recorded = &applied.recorded;
+        status.recorded = [
+            ("owners", recorded.owners),
+            ("setid", recorded.setid),
+            ("devices", recorded.devices),
+            ("xattrs", recorded.xattrs),
+            ("labels", recorded.labels),
+            ("flags", recorded.flags),
+            ("projects", recorded.projects),
+        ]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| (what.to_string(), count))
+        .collect();
+        status.space = space(&handles.dst);
+        let scanning = report.scan.is_some();
+        if known.equal && known.connected && behind == 0 && !scanning && status.failed_total == 0 {
+            status.equal_at = Some(status.now);
+        }
+        status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
+            State::Hold(hold.clone())
+        } else if !known.connected && known.ever {
+            State::Disconnected {
+                since: known.since,
+                reason: known.reason.clone(),
+            }
+        } else if !known.connected {
+            State::Starting
+        } else if !known.equal {
+            State::Seeding {
+                files: applied.counts.created + applied.counts.adopted,
+                files_total: (!scanning && report.scans > 0).then_some(report.entries),
+                bytes: applied.counts.content_bytes,
+                bytes_total: (!scanning && report.scans > 0).then_some(report.bytes),
+                bytes_per_s: 0,
+                eta_s: None,
+            }
+        } else {
+            State::Following
+        };
+        status.clone()
+    }
+
+    /// The link, waited for a little.
+    fn link(&self, until: &Until<'_>) -> Result<Arc<Link>, ControlError> {
+        let patience = Instant::now() + LINK_WAIT;
+        loop {
+            if let Some(link) = self.links.get() {
+                return Ok(link);
+            }
+            self.not_resting()?;
+            if until.over() || Instant::now() >= patience {
+                return Err(ControlError::Unreachable(format!(
+                    "the source is not connected: {}",
+                    self.last_reason()
+                )));
+            }
+            self.links.wait(until.nap().min(Duration::from_millis(100)));
+        }
+    }
+
+    fn not_resting(&self) -> Result<(), ControlError> {
+        if self.with(|want| want.paused) {
+            return Err(ControlError::Busy(
+                "the mirror is paused: `fs_mirror resume` lets it go on".into(),
+            ));
+        }
+        match self.held() {
+            Some(hold) => Err(ControlError::Held(hold.what)),
+            None => Ok(()),
+        }
+    }
+
+    fn held(&self) -> Option<Hold> {
+        match self.refresh().state {
+            State::Hold(hold) => Some(hold),
+            _ => None,
+        }
+    }
+
+    fn handles(&self, until: &Until<'_>) -> Result<Handles, ControlError> {
+        loop {
+            if let Some(handles) = lock(&self.known).handles.clone() {
+                return Ok(handles);
+            }
+            self.not_resting()?;
+            if until.over() {
+                return Err(ControlError::Timeout("the mirror is starting".into()));
+            }
+            std::thread::sleep(until.nap().min(Duration::from_millis(50)));
+        }
+    }
+
+    /// What happened at the source before now is in the worker's log up to here.
+    pub fn barrier(&self, until: &Until<'_>) -> Result<Covered, ControlError> {
+        loop {
+            let asked = self.link(until)?.barrier();
+            let Ok(answer) = asked else { continue };
+            loop {
+                match answer.recv_timeout(until.nap()) {
+                    Ok(covered) => {
+                        if let Some(error) = covered.report.error {
+                            return Err(ControlError::Failed(crate::link::conn::escaped(&error)));
+                        }
+                        return Ok(covered);
+                    }
+                    // The link broke: asked again on the next one.
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.not_resting()?;
+                        if until.over() {
+                            return Err(ControlError::Timeout(
+                                "what was written before is not all in the log yet".into(),
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait_applied(
+        &self,
+        wanted: Option<Position>,
+        until: &Until<'_>,
+    ) -> Result<(), ControlError> {
+        loop {
+            let handles = self.handles(until)?;
+            let state = handles.applied.lock();
+            if let Some(hold) = &state.hold {
+                return Err(ControlError::Held(hold.what.clone()));
+            }
+            if wanted.is_none_or(|wanted| state.applied >= Some(wanted)) {
+                return Ok(());
+            }
+            if until.over() {
+                let shown = |position: Option<Position>| {
+                    position.map_or("nothing".to_string(), |position| position.to_string())
+                };
+                return Err(ControlError::Timeout(format!(
+                    "applied {}, waiting for {}",
+                    shown(state.applied),
+                    shown(wanted)
+                )));
+            }
+            let nap = until.nap().min(Duration::from_millis(50));
+            drop(handles.applied.wait(state, nap));
+        }
+    }
+
+    /// Rows and tree of the copy durable.
+    fn checkpoint(&self, until: &Until<'_>) -> Result<(), ControlError> {
+        let handles = self.handles(until)?;
+        let (done, answer) = bounded(1);
+        let _ = handles.apply_orders.send(ApplyOrder::Checkpoint(done));
+        loop {
+            match answer.recv_timeout(until.nap()) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(text)) => return Err(ControlError::Failed(text)),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ControlError::Busy("the mirror is restarting".into()));
+                }
+                Err(RecvTimeoutError::Timeout) if until.over() => {
+                    return Err(ControlError::Timeout("saving the copy's index".into()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+/// The later of two ends.
+trait Later {
+    fn max_by_position(self, other: Option<End>) -> Option<End>;
+}
+
+impl Later for Option<End> {
+    fn max_by_position(self, other: Option<End>) -> Option<End> {
+        match (self, other) {
+            (Some(a), Some(b)) if a.position < b.position => Some(b),
+            (Some(a), _) => Some(a),
+            (None, b) => b,
+        }
+    }
+}
+
+impl Control for Hub {
+    fn status(&self) -> Status {
+        self.refresh()
+    }
+
+    fn wait_idle(&self, until: &Until<'_>) -> Result<WaitReport, ControlError> {
+        let covered = self.barrier(until)?;
+        self.wait_applied(covered.position, until)?;
+        self.checkpoint(until)?;
+        let status = self.refresh();
+        Ok(WaitReport {
+            positions: status.positions,
+            failed: status.failed,
+            failed_total: status.failed_total,
+            fuzzy: covered.report.fuzzy,
+            fuzzy_total: covered.report.fuzzy_total,
+        })
+    }
+
+    fn wait_position(
+        &self,
+        position: Position,
+        until: &Until<'_>,
+    ) -> Result<WaitReport, ControlError> {
+        self.wait_applied(Some(position), until)?;
+        let (status, report) = (self.refresh(), self.known_report());
+        Ok(WaitReport {
+            positions: status.positions,
+            failed: status.failed,
+            failed_total: status.failed_total,
+            fuzzy: report.fuzzy,
+            fuzzy_total: report.fuzzy_total,
+        })
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        self.order(|want| want.paused = true);
+        for _ in 0..300 {
+            {
+                let known = lock(&self.known);
+                if known.handles.is_none() && matches!(known.status.state, State::Paused { .. }) {
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(ControlError::Timeout(
+            "the mirror did not come to rest within 30 s".into(),
+        ))
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        self.order(|want| want.paused = false);
+        Ok(())
+    }
+
+    fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError> {
+        let Some(hold) = self.held() else {
+            return Ok(ReleaseReport::default());
+        };
+        let report = ReleaseReport {
+            gone: hold.gone.unwrap_or(0),
+            hold: Some(hold.clone()),
+            released: yes,
+            ..ReleaseReport::default()
+        };
+        if !yes {
+            return Ok(report);
+        }
+        if hold.reason == HoldReason::MassChange {
+            if let Some(handles) = lock(&self.known).handles.clone() {
+                let _ = handles.apply_orders.send(ApplyOrder::Release);
+            }
+            return Ok(report);
+        }
+        // The worker holds: it must hear it.
+        let what = say::Order::RELEASE;
+        match &*lock(&self.outgoing) {
+            Some(outgoing) if outgoing.send(say::Order { what }).is_ok() => Ok(report),
+            _ => Err(ControlError::Unreachable(format!(
+                "the source holds, and is not connected: {}",
+                self.last_reason()
+            ))),
+        }
+    }
+
+    fn verify(
+        &self,
+        options: VerifyOptions,
+        line: &mut dyn FnMut(VerifyLine) -> bool,
+    ) -> Result<VerifyEnd, ControlError> {
+        let forever = Until {
+            at: None,
+            gone: &|| false,
+        };
+        self.wait_idle(&forever)?;
+        let handles = self.handles(&forever)?;
+        verify::verify(self, &handles, options, line)
+    }
+
+    fn stop(&self) {
+        self.order(|want| want.stop = true);
+    }
+}

@@ -1,0 +1,436 @@
+//! The receiving thread: connects, shakes hands, and writes what comes into the log; again and again.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use mirror_core::{ContentRef, Digest, escape};
+
+use super::contents::Memory;
+use super::hub::Hub;
+use super::ssh::{BackOff, Far};
+use super::wire::Link;
+use crate::disk::Disk;
+use crate::engine::applying::chain;
+use crate::engine::event::{Event, RunError};
+use crate::engine::options::MirrorOptions;
+use crate::link::conn::{Incoming, escaped, silence};
+use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
+use crate::link::serve::{hostname, now_ns};
+use crate::link::{LinkError, Outgoing, Pulse};
+use crate::log::{GROUP_BYTES_MAX, Log, LogError, LogOptions};
+
+/// Records that came and are not whole groups yet. A worker gathers little more than one group.
+const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
+/// Contents that came and whose records did not, by number: their bytes lie in memory or in the log's segments.
+const PENDING_MAX: usize = 1 << 20;
+/// With `--once` a link that broke is tried again for so long.
+const ONCE_TRIES: Duration = Duration::from_secs(60);
+
+/// Why the thread ended.
+pub enum Ended {
+    /// The session was closed.
+    Stopped,
+    /// It makes no sense to try again.
+    Fatal(RunError),
+    /// Our log does not fit theirs: compare everything again.
+    Restart(String),
+    /// Our own log can't be written.
+    Local(String),
+}
+
+pub struct Receiver {
+    pub far: Far,
+    pub options: MirrorOptions,
+    pub hub: Arc<Hub>,
+    pub disk: Arc<dyn Disk>,
+    /// `None` until the first connection says of which tree it is.
+    pub log: Arc<Mutex<Option<Log>>>,
+    pub memory: Arc<Memory>,
+    pub stopping: Arc<AtomicBool>,
+    /// Told when there is a log.
+    pub begun: Sender<()>,
+    /// This mirror was connected before, in this or another run.
+    pub ever: bool,
+}
+
+/// Why one connection ended.
+enum Broken {
+    Link(LinkError),
+    Refused(Cause, String),
+    Ended(Ended),
+}
+
+impl From<LinkError> for Broken {
+    fn from(error: LinkError) -> Broken {
+        Broken::Link(error)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Receiver {
+    pub fn run(mut self) -> Ended {
+        let mut back_off = BackOff::default();
+        let mut broken_since: Option<Instant> = None;
+        loop {
+            if self.stopped() {
+                return Ended::Stopped;
+            }
+            let began = Instant::now();
+            let reason = match self.connect() {
+                Ok(never) => match never {},
+                Err(Some(ended)) => return ended,
+                Err(None) if self.stopped() => return Ended::Stopped,
+                Err(None) => self.hub.last_reason(),
+            };
+            let connected = self.hub.disconnected(&reason);
+            if connected {
+                // It worked a moment ago: begin with short waits.
+                back_off.reset();
+                broken_since = Some(Instant::now());
+            }
+            let tried = broken_since.get_or_insert(began).elapsed();
+            if !self.ever
+                || (self.options.once && !(self.hub.was_connected() && tried < ONCE_TRIES))
+            {
+                return Ended::Fatal(RunError::Unreachable(reason));
+            }
+            let wait = back_off.next_wait();
+            self.hub.ui.event(Event::Disconnected {
+                reason,
+                retry_s: wait.as_secs().max(1),
+            });
+            let until = Instant::now() + wait;
+            while Instant::now() < until && !self.stopped() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// One connection, until it ends. `Err(None)`: to be tried again, for the hub's last reason.
+    fn connect(&mut self) -> Result<std::convert::Infallible, Option<Ended>> {
+        let mut peer = match self.far.connect() {
+            Ok(peer) => peer,
+            Err(reason) => {
+                self.hub.set_reason(reason);
+                return Err(None);
+            }
+        };
+        let Some(incoming) = peer.incoming.take() else {
+            return Err(None);
+        };
+        self.hub.set_outgoing(Some(peer.outgoing.clone()));
+        if self.stopped() {
+            // Whoever stops us may have missed this connection.
+            peer.outgoing.close();
+        }
+        let broken = self.talk(&peer.outgoing, incoming);
+        self.hub.set_outgoing(None);
+        let host = escape(self.far.host.as_bytes());
+        match broken {
+            Broken::Ended(ended) => Err(Some(ended)),
+            Broken::Refused(cause, reason) => {
+                let line = format!("{host}: {}", escaped(&reason));
+                let error = match cause {
+                    Cause::Usage => RunError::Usage(line.clone()),
+                    Cause::Forbidden => RunError::Unreachable(line.clone()),
+                    _ => RunError::Failed(anyhow::anyhow!(line.clone())),
+                };
+                // What was once right may be so again: the tree's disk comes back, the key's line is put right.
+                if !self.ever || self.options.once {
+                    return Err(Some(Ended::Fatal(error)));
+                }
+                self.hub.set_reason(line);
+                Err(None)
+            }
+            Broken::Link(error) => {
+                if self.stopped() {
+                    return Err(None);
+                }
+                let (ended, said) = peer.end();
+                let reason = if self.hub.is_connected() {
+                    format!("the link to {host} broke: {error}")
+                } else {
+                    self.far.why(&error, ended, &said)
+                };
+                self.hub.set_reason(reason);
+                Err(None)
+            }
+        }
+    }
+
+    fn talk(&mut self, outgoing: &Arc<Outgoing>, mut incoming: Incoming) -> Broken {
+        let beat = || {
+            Some(Message::from(say::Heartbeat {
+                time_ns: now_ns(),
+                end: None,
+            }))
+        };
+        let pulse = match Pulse::start(outgoing, &incoming, beat) {
+            Ok(pulse) => pulse,
+            Err(_) => return Broken::Link(LinkError::Closed),
+        };
+        let broken = match self.shake_hands(outgoing, &mut incoming, &pulse) {
+            Ok(link) => {
+                let broken = self.follow(&link, &mut incoming);
+                self.hub.links.set(None);
+                broken
+            }
+            Err(broken) => broken,
+        };
+        drop(pulse);
+        broken
+    }
+
+    /// Until the worker says what it serves and our place in it is found.
+    fn shake_hands(
+        &mut self,
+        outgoing: &Arc<Outgoing>,
+        incoming: &mut Incoming,
+        pulse: &Pulse,
+    ) -> Result<Arc<Link>, Broken> {
+        let timeout_ms = self.options.timeout.map_or(0, |timeout| {
+            u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+        });
+        let detector = self.options.detector.map(|d| d.to_string());
+        outgoing.send(say::Hello {
+            protocol: PROTOCOL,
+            protocol_min: PROTOCOL_MIN,
+            features: 0,
+            role: "follower".into(),
+            program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
+            tree: self.far.path.clone(),
+            timeout_ms,
+            ignore: self.options.ignore.clone(),
+            detector: detector.unwrap_or_default(),
+            name: format!(
+                "{}:{}",
+                hostname(),
+                crate::engine::session::show(&self.options.dst)
+            ),
+            cross: self
+                .options
+                .cross
+                .iter()
+                .map(|path| path.to_string_lossy().into_owned())
+                .collect(),
+        })?;
+        let welcome = loop {
+            match incoming.next_message()? {
+                Message::Welcome(welcome) => break welcome,
+                Message::Refused(no) => {
+                    return Err(Broken::Refused(Cause::of(no.cause), no.reason));
+                }
+                Message::Heartbeat(_) => {}
+                Message::Report(report) => self.hub.report(&report.json, &self.far.host)?,
+                other => return Err(nonsense(&other)),
+            }
+        };
+        pulse.agree(silence(timeout_ms));
+        if !(PROTOCOL_MIN..=PROTOCOL).contains(&welcome.protocol) {
+            return Err(Broken::Ended(Ended::Fatal(RunError::Failed(
+                anyhow::anyhow!(
+                    "{} speaks protocol {}, and this program {PROTOCOL_MIN} to {PROTOCOL}: install the same version on \
+                     both hosts",
+                    escape(self.far.host.as_bytes()),
+                    welcome.protocol
+                ),
+            ))));
+        }
+        let after = self.begin_log(&welcome)?;
+        outgoing.send(say::Follow {
+            after: after.map(say::At::from),
+            bwlimit: self.options.bwlimit.unwrap_or(0),
+        })?;
+        let link = Arc::new(Link::new(outgoing.clone()));
+        self.ever = true;
+        self.hub.connected(&link, &welcome, &self.far.host);
+        Ok(link)
+    }
+
+    /// The log of the tree that is served; where it ends.
+    fn begin_log(&mut self, welcome: &say::Welcome) -> Result<Option<crate::log::End>, Broken> {
+        let mut log = lock(&self.log);
+        match &*log {
+            Some(log) if log.tree() != welcome.tree => {
+                let host = escape(self.far.host.as_bytes());
+                let text = format!(
+                    "{host} serves {} with another history than this mirror has: its state there was lost or replaced, \
+                     or it is another tree",
+                    escape(&welcome.path)
+                );
+                Err(Broken::Ended(if self.options.adopt {
+                    Ended::Restart(text)
+                } else {
+                    Ended::Fatal(RunError::Failed(anyhow::anyhow!(
+                        "{text}. If it is the right tree, start with --adopt: all is compared, and nothing equal is \
+                         copied again"
+                    )))
+                }))
+            }
+            Some(log) => Ok(log.end()),
+            None => {
+                let options = LogOptions::default();
+                let made = Log::create_follower(self.disk.clone(), options, welcome.tree, None)
+                    .map_err(|e| Broken::Ended(Ended::Local(chain(&e))))?;
+                *log = Some(made);
+                drop(log);
+                let _ = self.begun.send(());
+                Ok(None)
+            }
+        }
+    }
+
+    fn follow(&self, link: &Arc<Link>, incoming: &mut Incoming) -> Broken {
+        let mut coming = Coming::default();
+        let broken = loop {
+            let message = match incoming.next_message() {
+                Ok(message) => message,
+                Err(error) => break Broken::Link(error),
+            };
+            let done = match link.answer(message) {
+                Ok(Some(message)) => self.take(message, link, &mut coming),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(broken) = done {
+                break broken;
+            }
+        };
+        self.memory.forget(&coming.in_memory);
+        broken
+    }
+
+    fn take(&self, message: Message, link: &Arc<Link>, coming: &mut Coming) -> Result<(), Broken> {
+        match message {
+            Message::Contents(contents) => self.contents(contents, coming),
+            Message::Records(records) => {
+                if coming.records.len() + records.bytes.len() > RECORDS_BYTES_MAX {
+                    return Err(LinkError::Nonsense("a group of records has no end".into()).into());
+                }
+                coming.records.extend_from_slice(&records.bytes);
+                if records.whole {
+                    self.append(link, coming)?;
+                }
+                Ok(())
+            }
+            Message::Heartbeat(beat) => {
+                self.hub.heard(beat.time_ns, beat.end.map(Into::into));
+                Ok(())
+            }
+            Message::Report(report) => Ok(self.hub.report(&report.json, &self.far.host)?),
+            Message::Refused(no) => Err(match Cause::of(no.cause) {
+                Cause::Pruned | Cause::Forked => Broken::Ended(self.not_ours(&no)),
+                cause => Broken::Refused(cause, no.reason),
+            }),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    /// Our place is not in the worker's history.
+    fn not_ours(&self, no: &say::Refused) -> Ended {
+        let reason = format!(
+            "{}: {}",
+            escape(self.far.host.as_bytes()),
+            escaped(&no.reason)
+        );
+        let empty = lock(&self.log)
+            .as_ref()
+            .is_none_or(|log| log.end().is_none());
+        if empty {
+            // From the very beginning is not there either.
+            return Ended::Fatal(RunError::Failed(anyhow::anyhow!(
+                "{reason}; a copy can't be begun from a pruned log yet: remove the tree's state directory on that host"
+            )));
+        }
+        Ended::Restart(reason)
+    }
+
+    fn contents(&self, contents: say::Contents, coming: &mut Coming) -> Result<(), Broken> {
+        let store = match &*lock(&self.log) {
+            Some(log) => log.content(),
+            None => return Ok(()),
+        };
+        for block in contents.blocks {
+            let digest = Digest(block.digest);
+            if !contents.kept && self.memory.put(digest, &block.bytes) {
+                coming.in_memory.push(digest);
+            } else {
+                // Whether they are the right bytes is seen when they are used.
+                let place = store
+                    .put(&block.bytes)
+                    .map_err(|e| Broken::Ended(Ended::Local(chain(&e))))?;
+                coming.places.insert(digest, place);
+            }
+        }
+        if coming.places.len() + coming.in_memory.len() > PENDING_MAX {
+            return Err(LinkError::Nonsense("contents come without records".into()).into());
+        }
+        Ok(())
+    }
+
+    /// Whole groups into the log, durable, then acknowledged.
+    fn append(&self, link: &Link, coming: &mut Coming) -> Result<(), Broken> {
+        let frames = std::mem::take(&mut coming.records);
+        let places = std::mem::take(&mut coming.places);
+        let end = {
+            let mut log = lock(&self.log);
+            let Some(log) = log.as_mut() else {
+                return Err(Broken::Link(LinkError::Closed));
+            };
+            let local = |error: LogError| match error {
+                LogError::Refused { .. } | LogError::TooLarge(_) => {
+                    Broken::Link(LinkError::Nonsense(chain(&error)))
+                }
+                error => Broken::Ended(Ended::Local(chain(&error))),
+            };
+            log.append_frames(&frames, &mut |record| {
+                let place = record
+                    .change
+                    .content()
+                    .and_then(|content| places.get(&content.digest).copied());
+                (None, place)
+            })
+            .map_err(local)?;
+            log.flush().map_err(local)?
+        };
+        let Some(end) = end else { return Ok(()) };
+        let in_memory = std::mem::take(&mut coming.in_memory);
+        if !in_memory.is_empty() {
+            self.memory.belong(in_memory, end.position);
+        }
+        self.hub.received(end);
+        let applied = self.hub.applied();
+        link.outgoing.send(say::Ack {
+            received: Some(end.position.into()),
+            durable: Some(end.position.into()),
+            applied: applied.map(say::Place::from),
+        })?;
+        Ok(())
+    }
+}
+
+/// What came and is not in the log yet.
+#[derive(Default)]
+struct Coming {
+    records: Vec<u8>,
+    places: HashMap<Digest, ContentRef>,
+    in_memory: Vec<Digest>,
+}
+
+fn nonsense(message: &Message) -> Broken {
+    LinkError::Nonsense(format!(
+        "a worker does not say messages of kind {} now",
+        message.kind()
+    ))
+    .into()
+}

@@ -1,0 +1,214 @@
+//! The connection as the rest of a follower uses it: questions with answers, and whether there is one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use mirror_core::{Digest, ObjectId, Position};
+
+use crate::link::message::{self as say, Message};
+use crate::link::report::{self, BarrierReport};
+use crate::link::{LinkError, Outgoing};
+
+/// Pieces of one content that wait for whoever asked for it.
+const PIECES_MAX: usize = 16;
+/// Differences that wait likewise.
+const FOUND_MAX: usize = 1024;
+/// How long the connection waits for whoever asked for a content, and does not take it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub enum PieceOf {
+    Bytes(Vec<u8>),
+    /// As in [`say::PieceEnd`].
+    End(u8, String),
+}
+
+/// What a barrier covers.
+#[derive(Debug, Clone)]
+pub struct Covered {
+    pub position: Option<Position>,
+    pub report: BarrierReport,
+}
+
+pub enum VerifyOf {
+    Found { path: Vec<u8>, what: String },
+    Done(say::VerifyDone),
+}
+
+/// A connection that follows. Questions end (their channels close) when it does.
+pub struct Link {
+    pub outgoing: Arc<Outgoing>,
+    next: AtomicU64,
+    asked: Mutex<Asked>,
+}
+
+#[derive(Default)]
+struct Asked {
+    closed: bool,
+    contents: HashMap<u64, Sender<PieceOf>>,
+    barriers: HashMap<u64, Sender<Covered>>,
+    verifies: HashMap<u64, Sender<VerifyOf>>,
+}
+
+impl Link {
+    pub fn new(outgoing: Arc<Outgoing>) -> Link {
+        Link {
+            outgoing,
+            next: AtomicU64::new(1),
+            asked: Mutex::default(),
+        }
+    }
+
+    fn ask(
+        &self,
+        enter: impl FnOnce(&mut Asked, u64),
+        message: impl FnOnce(u64) -> Message,
+    ) -> Result<u64, LinkError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        {
+            let mut asked = lock(&self.asked);
+            if asked.closed {
+                return Err(LinkError::Closed);
+            }
+            enter(&mut asked, id);
+        }
+        self.outgoing.send(message(id))?;
+        Ok(id)
+    }
+
+    pub fn request(
+        &self,
+        object: ObjectId,
+        digest: Digest,
+    ) -> Result<(u64, Receiver<PieceOf>), LinkError> {
+        let (sender, pieces) = bounded(PIECES_MAX);
+        let id = self.ask(
+            |asked, id| drop(asked.contents.insert(id, sender)),
+            |id| {
+                say::Request {
+                    id,
+                    object: object.0,
+                    digest: digest.0,
+                }
+                .into()
+            },
+        )?;
+        Ok((id, pieces))
+    }
+
+    pub fn cancel(&self, id: u64) {
+        if lock(&self.asked).contents.remove(&id).is_some() {
+            let _ = self.outgoing.send(say::Cancel { id });
+        }
+    }
+
+    pub fn barrier(&self) -> Result<Receiver<Covered>, LinkError> {
+        let (sender, done) = bounded(1);
+        self.ask(
+            |asked, id| drop(asked.barriers.insert(id, sender)),
+            |id| say::Barrier { id }.into(),
+        )?;
+        Ok(done)
+    }
+
+    pub fn verify(&self, repair: bool) -> Result<Receiver<VerifyOf>, LinkError> {
+        let (sender, found) = bounded(FOUND_MAX);
+        self.ask(
+            |asked, id| drop(asked.verifies.insert(id, sender)),
+            |id| say::Verify { id, repair }.into(),
+        )?;
+        Ok(found)
+    }
+
+    /// An answer that came in. False: it is none.
+    pub fn answer(&self, message: Message) -> Result<Option<Message>, LinkError> {
+        match message {
+            Message::Piece(piece) => self.piece(piece.id, PieceOf::Bytes(piece.bytes)),
+            Message::PieceEnd(end) => {
+                let reason = crate::link::conn::escaped(&end.reason);
+                self.piece(end.id, PieceOf::End(end.end, reason));
+                lock(&self.asked).contents.remove(&end.id);
+            }
+            Message::BarrierDone(done) => {
+                let report = report::parse(&done.report)
+                    .map_err(|e| LinkError::Nonsense(format!("a barrier's report: {e}")))?;
+                if let Some(sender) = lock(&self.asked).barriers.remove(&done.id) {
+                    let position = done.position.map(Position::from);
+                    let _ = sender.try_send(Covered { position, report });
+                }
+            }
+            Message::VerifyFound(found) => {
+                let sender = lock(&self.asked).verifies.get(&found.id).cloned();
+                if let Some(sender) = sender {
+                    let what = crate::link::conn::escaped(&found.what);
+                    let path = found.path;
+                    if sender
+                        .send_timeout(VerifyOf::Found { path, what }, TAKEN_WITHIN)
+                        .is_err()
+                    {
+                        lock(&self.asked).verifies.remove(&found.id);
+                    }
+                }
+            }
+            Message::VerifyDone(done) => {
+                let sender = lock(&self.asked).verifies.remove(&done.id);
+                if let Some(sender) = sender {
+                    let _ = sender.send_timeout(VerifyOf::Done(done), TAKEN_WITHIN);
+                }
+            }
+            other => return Ok(Some(other)),
+        }
+        Ok(None)
+    }
+
+    fn piece(&self, id: u64, piece: PieceOf) {
+        let sender = lock(&self.asked).contents.get(&id).cloned();
+        let Some(sender) = sender else { return };
+        if sender.send_timeout(piece, TAKEN_WITHIN).is_err() {
+            self.cancel(id);
+        }
+    }
+
+    fn close(&self) {
+        let mut asked = lock(&self.asked);
+        *asked = Asked {
+            closed: true,
+            ..Asked::default()
+        };
+    }
+}
+
+/// The connection there is now, if there is one.
+#[derive(Default)]
+pub struct Links {
+    now: Mutex<Option<Arc<Link>>>,
+    changed: Condvar,
+}
+
+impl Links {
+    pub fn get(&self) -> Option<Arc<Link>> {
+        lock(&self.now).clone()
+    }
+
+    pub fn set(&self, link: Option<Arc<Link>>) {
+        let before = std::mem::replace(&mut *lock(&self.now), link);
+        if let Some(before) = before {
+            before.close();
+        }
+        self.changed.notify_all();
+    }
+
+    pub fn wait(&self, at_most: Duration) {
+        drop(
+            self.changed
+                .wait_timeout(lock(&self.now), at_most)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
