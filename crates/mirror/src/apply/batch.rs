@@ -39,6 +39,8 @@ pub(super) struct Batch<'a, S: Store> {
     /// Of those, the ones whose metadata is already as wanted.
     pub complete: BTreeSet<ObjectId>,
     pub failed: BTreeMap<ObjectId, Failure>,
+    /// What strange things outside the tree were called in it.
+    pub called: BTreeMap<Place, Vec<u8>>,
     /// Objects whose inode's ctime changed.
     pub stirred: BTreeSet<ObjectId>,
     /// Objects whose immutable or append-only flag is still to be set.
@@ -288,21 +290,22 @@ impl<S: Store> Batch<'_, S> {
         want.names.iter().find(here).cloned()
     }
 
-    /// Moves something that no record made from here to `adopted/`.
+    /// Moves something that no record made from here to `adopted/`, where it goes by the name it was `called`.
     pub fn move_aside(
         &mut self,
         dir: &OwnedFd,
         name: &[u8],
+        called: &[u8],
         link_only: bool,
     ) -> Result<(), StepError> {
         let (to, shown) = self
             .area
-            .adopt_dir(self.position, name)
+            .adopt_dir(self.position, called)
             .map_err(StepError::sys("move aside"))?;
         let moved = if link_only {
-            crate::sys::target::link(dir, name, &to, name)
+            crate::sys::target::link(dir, name, &to, called)
         } else {
-            crate::sys::target::rename(dir, name, &to, name)
+            crate::sys::target::rename(dir, name, &to, called)
         };
         moved.map_err(StepError::sys("move aside"))?;
         self.area.moved_aside.push(shown);

@@ -182,12 +182,10 @@ impl<S: Store> Batch<'_, S> {
         if stat.dev != self.area.root_stat.dev {
             return Ok(strange);
         }
-        if let Some(id) = state
-            .known
-            .get(&inode(stat))
-            .or(state.claimed.get(&inode(stat)))
-            .copied()
-        {
+        if let Some(id) = state.claimed.get(&inode(stat)) {
+            return Ok(Occupant::Is(*id));
+        }
+        if let Some(id) = state.known.get(&inode(stat)).copied() {
             let Some(target) = merged.objects.get(&id) else {
                 return Ok(strange);
             };

@@ -30,7 +30,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mirror_core::plan::{Merged, Misfit, Overlay, Place, Wanted, merge, order};
+use mirror_core::plan::{Merged, Misfit, Occupant, Overlay, Place, Step, Wanted, merge, order};
 use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
 
 use area::{Area, look};
@@ -490,6 +490,7 @@ impl<S: Store> Applier<S> {
             })?;
             match self.execute(&merged, position, contents) {
                 Ok(Executed::Done(outcome)) => return Ok(outcome),
+                Ok(Executed::Unknown) => self.checkpoint()?,
                 Ok(Executed::Lost(dirs)) => {
                     for id in dirs {
                         let why = "its directory was changed by hand in the copy";
@@ -533,6 +534,7 @@ impl<S: Store> Applier<S> {
             made: BTreeMap::new(),
             complete: BTreeSet::new(),
             failed: BTreeMap::new(),
+            called: BTreeMap::new(),
             stirred: BTreeSet::new(),
             late: BTreeSet::new(),
             flush: ToFlush::default(),
@@ -549,6 +551,9 @@ impl<S: Store> Applier<S> {
             Looked::Seen(seen) => seen,
         };
         let plan = order(&self.store, merged, &seen).map_err(store_error)?;
+        if self.dirty.is_some() && plan.steps.iter().any(|step| passes_limbo(step, merged)) {
+            return Ok(Executed::Unknown);
+        }
         batch.begin(&seen).map_err(fatal)?;
         batch.run(&plan).map_err(fatal)?;
         batch.restat().map_err(fatal)?;
@@ -564,9 +569,7 @@ impl<S: Store> Applier<S> {
         let limbo: BTreeMap<Place, ObjectId> = now
             .iter()
             .filter_map(|(place, occupant)| match (place, occupant) {
-                (Place::Limbo(..), mirror_core::plan::Occupant::Is(id)) => {
-                    Some((place.clone(), *id))
-                }
+                (Place::Limbo(..), Occupant::Is(id)) => Some((place.clone(), *id)),
                 _ => None,
             })
             .collect();
@@ -710,6 +713,29 @@ impl<S: Store> Applier<S> {
 enum Executed {
     Done(Outcome),
     Lost(BTreeSet<ObjectId>),
+    /// Nothing was done: the rows must be durable first.
+    Unknown,
+}
+
+/// Whether something that stays wanted is outside the tree for a moment. A crash then must find it in the durable rows,
+/// or it would be taken for something that was on its way in, and be made again.
+fn passes_limbo(step: &Step, merged: &Merged) -> bool {
+    let wanted = |id: &ObjectId| {
+        merged
+            .objects
+            .get(id)
+            .is_some_and(|t| t.want.is_some() && t.old.is_some())
+    };
+    match step {
+        Step::Exchange { object, other, .. } => match other {
+            Occupant::Is(other) => wanted(object) || wanted(other),
+            _ => wanted(object),
+        },
+        Step::Link { object, to, .. } | Step::Rename { object, to, .. } => {
+            matches!(to, Place::Limbo(..)) && wanted(object)
+        }
+        _ => false,
+    }
 }
 
 fn names_in(dir: &std::os::fd::OwnedFd) -> crate::sys::Result<Vec<Vec<u8>>> {

@@ -234,7 +234,7 @@ impl<S: Store> Batch<'_, S> {
             self.recheck(to, &to_dir, &to_name)?;
         }
         if let Some(Occupant::Strange { .. }) = over {
-            self.move_aside(&to_dir, &to_name, true)?;
+            self.move_aside(&to_dir, &to_name, &to_name, true)?;
         }
         if over.is_some() && crash::planted("unlink_before_rename") {
             let _ = target::unlink(&to_dir, &to_name);
@@ -312,8 +312,10 @@ impl<S: Store> Batch<'_, S> {
         self.changed(from);
         self.changed(to);
         self.stirred.insert(object);
-        if let Occupant::Is(other) = other {
-            self.stirred.insert(other);
+        match other {
+            Occupant::Is(other) => drop(self.stirred.insert(other)),
+            Occupant::Strange { .. } => drop(self.called.insert(from.clone(), to_name)),
+            Occupant::Old(_) => {}
         }
         self.counts.renamed += 1;
         self.trace(Trace::Renamed);
@@ -395,7 +397,8 @@ impl<S: Store> Batch<'_, S> {
         if look(&dir, &name).map_err(StepError::sys("look"))?.is_none() {
             return self.set(place, None);
         }
-        match self.move_aside(&dir, &name, false) {
+        let called = self.called.remove(place).unwrap_or_else(|| name.clone());
+        match self.move_aside(&dir, &name, &called, false) {
             Ok(()) => {}
             Err(StepError::Fails { .. }) => {
                 if let Place::Tree(at) = place {
@@ -407,7 +410,7 @@ impl<S: Store> Batch<'_, S> {
                 if let Ok(fd) = open::file(&dir, &name).or_else(|_| open::dir(&dir, &name)) {
                     let _ = flags::set_flags(&fd, 0, LATE_FLAGS);
                 }
-                self.move_aside(&dir, &name, false)?;
+                self.move_aside(&dir, &name, &called, false)?;
             }
             Err(e) => return Err(e),
         }
@@ -698,17 +701,25 @@ impl<S: Store> Removing<'_, '_, S> {
             parent: ObjectId(dir),
             name,
         };
+        let stat = statx(fd, at.name.as_bytes()).map_err(StepError::sys("look"))?;
+        // The inode an object had before this batch, under a name that goes with the directory.
+        let place = Place::Tree(at.clone());
+        if let Some(Occupant::Old(id)) = self.batch.now.get(&place).copied() {
+            let old = self.batch.target(id).and_then(|t| t.old.as_ref());
+            let ours = old.is_some_and(|old| super::dirs::is_local(&stat, &old.local));
+            return Ok(ours.then_some(id));
+        }
         let Some(id) = self.batch.rows.name(&at).map_err(Batch::<S>::store_error)? else {
             return Ok(None);
         };
         let Some(row) = self.batch.row(id)? else {
             return Ok(None);
         };
-        let stat = statx(fd, at.name.as_bytes()).map_err(StepError::sys("look"))?;
         if stat.ino != row.local.ino || stat.btime != row.local.btime {
             return Ok(None);
         }
-        let untouched = stat.is_dir() || stat.ctime == row.local.ctime || {
+        let stirred = self.batch.stirred.contains(&id);
+        let untouched = stat.is_dir() || stirred || stat.ctime == row.local.ctime || {
             let (here, _) = self.batch.rules.here(&row.state);
             // A link more or less moves ctime too; only other bytes are somebody's work.
             super::look::same_content(&here.kind, fd, at.name.as_bytes(), &stat).unwrap_or(false)
@@ -721,7 +732,7 @@ impl<S: Store> Judge for Removing<'_, '_, S> {
     fn judge(&mut self, dir: u64, fd: &OwnedFd, name: &[u8]) -> sys::Result<Verdict> {
         let aside = match self.known(dir, fd, name) {
             Ok(Some(id)) => return Ok(Verdict::Delete(id.0)),
-            Ok(None) => self.batch.move_aside(fd, name, false),
+            Ok(None) => self.batch.move_aside(fd, name, name, false),
             Err(e) => Err(e),
         };
         match aside {

@@ -1,0 +1,490 @@
+//! Things that go wrong: bad content, hand-made changes, foreign links, full disks, crashes.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+
+fn adopted(pair: &Pair) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![pair.state.join("adopted")];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let depth = entry
+                .path()
+                .strip_prefix(&pair.state)
+                .unwrap()
+                .components()
+                .count();
+            if depth == 4 {
+                found.push(entry.path())
+            } else {
+                todo.push(entry.path())
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn content_that_can_not_be_had_keeps_the_old_file() {
+    for (answer, void) in [("gone", true), ("wrong", false), ("later", false)] {
+        let mut pair = pair();
+        pair.write("file", b"old");
+        pair.mkdir("dir");
+        pair.sync();
+        pair.write("file", b"new bytes");
+        pair.write("fresh", b"fresh");
+        pair.write("dir/fine", b"fine");
+        pair.source
+            .look()
+            .iter()
+            .for_each(|r| pair.records.push(r.clone()));
+        for name in ["file", "fresh"] {
+            let id = pair.source.id(name);
+            pair.source
+                .contents
+                .instead
+                .lock()
+                .unwrap()
+                .insert(id, answer);
+        }
+        let records: Vec<Record> = pair
+            .records
+            .iter()
+            .skip_while(|r| r.change.object() == Some(ObjectId::ROOT) && !r.end)
+            .cloned()
+            .collect();
+        let position = pair.applier().store().position();
+        let records: Vec<Record> = records
+            .into_iter()
+            .filter(|r| position.is_none_or(|p| r.position > p))
+            .collect();
+        let outcome = pair.apply(&records);
+        assert_eq!(outcome.failed.len(), 2, "{:#?}", outcome.failed);
+        assert!(outcome.failed.iter().all(|f| f.void == void));
+        assert_eq!(std::fs::read(pair.in_dst("file")).unwrap(), b"old");
+        assert!(!pair.in_dst("fresh").exists());
+        assert_eq!(std::fs::read(pair.in_dst("dir/fine")).unwrap(), b"fine");
+        // Kept over a restart, and still failing.
+        pair.applier().checkpoint().unwrap();
+        pair.crash();
+        assert_eq!(pair.applier().failed().len(), 2);
+        assert_eq!(pair.retry().failed.len(), 2);
+        pair.source.contents.instead.lock().unwrap().clear();
+        if void {
+            // Only a successor heals.
+            pair.write("file", b"newer");
+            pair.write("fresh", b"fresher");
+            assert_eq!(pair.step().healed.len(), 2);
+        } else {
+            assert_eq!(pair.retry().healed.len(), 2);
+        }
+        pair.check();
+    }
+}
+
+#[test]
+fn what_depends_on_a_failed_object_waits() {
+    let mut pair = pair();
+    pair.write("a", b"a");
+    pair.write("b", b"b");
+    pair.sync();
+    // b is replaced by a, and a by something that can't be had.
+    pair.mv("a", "b");
+    pair.write("a", b"new a");
+    let records = pair.source.look();
+    let id = pair.source.id("a");
+    pair.source
+        .contents
+        .instead
+        .lock()
+        .unwrap()
+        .insert(id, "not now");
+    let outcome = pair.apply(&records);
+    assert!(outcome.failed.iter().any(|f| f.object == id));
+    assert!(pair.in_dst("a").exists() && pair.in_dst("b").exists());
+    // More changes on top of what is owed.
+    pair.mv("a", "c");
+    let outcome = pair.step();
+    assert!(!outcome.failed.is_empty());
+    pair.source.contents.instead.lock().unwrap().clear();
+    pair.retry();
+    pair.check();
+    assert!(pair.applier().failed().is_empty());
+}
+
+#[test]
+fn what_somebody_made_in_the_copy_moves_aside() {
+    let mut pair = pair();
+    pair.mkdir("dir/sub");
+    pair.write("dir/file", b"old");
+    pair.write("gone", b"old");
+    pair.write("replaced", b"old");
+    pair.write("kept", b"same");
+    pair.sync();
+    std::fs::write(pair.in_dst("dir/strange"), b"mine").unwrap();
+    std::fs::write(pair.in_dst("gone"), b"mine too").unwrap();
+    std::fs::write(pair.in_dst("new"), b"and this").unwrap();
+    std::fs::remove_file(pair.in_dst("replaced")).unwrap();
+    std::fs::create_dir_all(pair.in_dst("replaced/with/a/dir")).unwrap();
+    std::fs::set_permissions(pair.in_dst("kept"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    pair.rm("dir");
+    pair.rm("gone");
+    pair.write("new", b"from the source");
+    pair.write("replaced", b"newer");
+    std::fs::set_permissions(pair.src("kept"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let outcome = pair.step();
+    assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+    pair.check();
+    assert_eq!(outcome.moved_aside.len(), 4, "{:?}", outcome.moved_aside);
+    let found: Vec<String> = adopted(&pair)
+        .iter()
+        .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    for name in ["strange", "gone", "new", "replaced"] {
+        assert!(found.iter().any(|f| f == name), "{name} in {found:?}");
+    }
+}
+
+#[test]
+fn a_symlink_in_the_way_is_never_followed() {
+    let mut pair = pair();
+    pair.mkdir("dir/sub");
+    pair.write("dir/sub/file", b"1");
+    pair.sync();
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::create_dir(outside.path().join("sub")).unwrap();
+    std::fs::rename(pair.in_dst("dir"), outside.path().join("was")).unwrap();
+    symlink(outside.path(), pair.in_dst("dir")).unwrap();
+    pair.write("dir/sub/file", b"22");
+    pair.write("dir/sub/more", b"3");
+    pair.step();
+    pair.check();
+    assert_eq!(
+        std::fs::read_dir(outside.path().join("sub"))
+            .unwrap()
+            .count(),
+        0
+    );
+    assert_eq!(
+        std::fs::read(outside.path().join("was/sub/file")).unwrap(),
+        b"1"
+    );
+}
+
+#[test]
+fn directories_removed_by_hand_come_back() {
+    let mut pair = pair();
+    pair.mkdir("a/b/c");
+    pair.write("a/b/c/file", b"1");
+    pair.write("a/b/other", b"2");
+    pair.sync();
+    std::fs::remove_dir_all(pair.in_dst("a/b")).unwrap();
+    // Only something deep in it changes.
+    pair.write("a/b/c/file", b"11");
+    pair.sync();
+}
+
+#[test]
+fn verify_finds_and_repair_puts_right() {
+    let mut pair = pair();
+    pair.mkdir("dir/sub");
+    pair.write("dir/flipped", b"content");
+    pair.write("dir/mode", b"content");
+    pair.write("missing", b"content");
+    pair.write("linked", b"content");
+    std::fs::hard_link(pair.src("linked"), pair.src("dir/link")).unwrap();
+    pair.write("dir/sub/deep", b"deep");
+    symlink("right", pair.src("sym")).unwrap();
+    pair.sync();
+    let time = pair
+        .in_dst("dir/flipped")
+        .metadata()
+        .unwrap()
+        .modified()
+        .unwrap();
+    std::fs::write(pair.in_dst("dir/flipped"), b"coNtent").unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(pair.in_dst("dir/flipped"))
+        .unwrap()
+        .set_modified(time)
+        .unwrap();
+    std::fs::set_permissions(
+        pair.in_dst("dir/mode"),
+        std::fs::Permissions::from_mode(0o777),
+    )
+    .unwrap();
+    std::fs::remove_file(pair.in_dst("missing")).unwrap();
+    std::fs::remove_dir_all(pair.in_dst("dir/sub")).unwrap();
+    std::fs::write(pair.in_dst("extra"), b"?").unwrap();
+    std::fs::remove_file(pair.in_dst("sym")).unwrap();
+    symlink("wrong", pair.in_dst("sym")).unwrap();
+    std::fs::remove_file(pair.in_dst("dir/link")).unwrap();
+    std::fs::copy(pair.in_dst("linked"), pair.in_dst("dir/link")).unwrap();
+    let mut found = Vec::new();
+    pair.applier().verify(true, &mut |d| found.push(d)).unwrap();
+    let kinds: BTreeSet<DifferenceKind> = found.iter().map(|d| d.what).collect();
+    for kind in [
+        DifferenceKind::Content,
+        DifferenceKind::Meta,
+        DifferenceKind::Missing,
+        DifferenceKind::Extra,
+        DifferenceKind::Links,
+    ] {
+        assert!(kinds.contains(&kind), "{kind:?} in {found:#?}");
+    }
+    let Pair {
+        applier, source, ..
+    } = &mut pair;
+    let outcome = applier
+        .as_mut()
+        .unwrap()
+        .repair(&found, &source.contents)
+        .unwrap();
+    assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+    pair.check();
+    let names: Vec<PathBuf> = adopted(&pair);
+    assert!(
+        names.iter().any(|p| p.ends_with("extra")) && names.iter().any(|p| p.ends_with("flipped")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn an_inode_with_foreign_links_is_never_changed() {
+    let mut pair = pair();
+    pair.mkdir("dir");
+    pair.write("dir/file", b"content");
+    pair.write("other", b"content");
+    pair.sync();
+    // As rsnapshot does: yesterday's tree is made of links.
+    let yesterday = pair.state.join("yesterday");
+    std::fs::create_dir(&yesterday).unwrap();
+    std::fs::hard_link(pair.in_dst("dir/file"), yesterday.join("file")).unwrap();
+    std::fs::hard_link(pair.in_dst("other"), yesterday.join("other")).unwrap();
+    let before = yesterday.join("file").metadata().unwrap();
+    std::fs::set_permissions(pair.src("dir/file"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    pair.write("other", b"other content");
+    let fetched = pair.source.contents.fetched.lock().unwrap().len();
+    pair.sync();
+    let after = yesterday.join("file").metadata().unwrap();
+    assert_eq!(
+        (after.mode(), after.mtime_nsec(), after.nlink()),
+        (before.mode(), before.mtime_nsec(), 1)
+    );
+    assert_eq!(std::fs::read(yesterday.join("other")).unwrap(), b"content");
+    // Only metadata changed: the bytes were copied on this side.
+    assert_eq!(
+        pair.source.contents.fetched.lock().unwrap().len(),
+        fetched + 1
+    );
+}
+
+#[test]
+fn a_copy_that_was_there_is_compared_not_copied() {
+    let mut pair = pair();
+    pair.mkdir("dir");
+    pair.write("dir/same", b"same");
+    pair.write("dir/differs", b"one");
+    pair.write("linked", b"linked");
+    std::fs::hard_link(pair.src("linked"), pair.src("dir/link")).unwrap();
+    pair.write("mode", b"only the mode");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(pair.src("."))
+        .arg(pair.in_dst(""))
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    std::fs::write(pair.in_dst("dir/differs"), b"two").unwrap();
+    std::fs::write(pair.in_dst("dir/extra"), b"extra").unwrap();
+    std::fs::set_permissions(pair.in_dst("mode"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let ino = pair.in_dst("dir/same").metadata().unwrap().ino();
+    let outcome = pair.step();
+    assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+    pair.check();
+    assert_eq!(pair.in_dst("dir/same").metadata().unwrap().ino(), ino);
+    assert_eq!(pair.source.contents.fetched.lock().unwrap().len(), 1);
+    assert_eq!(outcome.moved_aside.len(), 2, "{:?}", outcome.moved_aside);
+}
+
+#[test]
+fn another_directory_at_dst_is_refused() {
+    let mut pair = pair();
+    pair.write("file", b"x");
+    pair.sync();
+    pair.applier().checkpoint().unwrap();
+    std::fs::rename(&pair.dst, pair.state.join("elsewhere")).unwrap();
+    pair.write("file", b"y");
+    let records = pair.source.look();
+    let Pair {
+        applier, source, ..
+    } = &mut pair;
+    let applied = applier
+        .as_mut()
+        .unwrap()
+        .apply(&records, Digest([0; 32]), &source.contents);
+    assert!(matches!(applied, Err(ApplyError::Root { .. })));
+    std::fs::create_dir(&pair.dst).unwrap();
+    let opened = Applier::open(
+        &pair.dst,
+        &pair.state,
+        pair.memory.crashed(),
+        Options::default(),
+    );
+    assert!(matches!(opened, Err(ApplyError::Root { .. })));
+    std::fs::remove_dir(&pair.dst).unwrap();
+    let opened = Applier::open(
+        &pair.dst,
+        &pair.state,
+        pair.memory.crashed(),
+        Options::default(),
+    );
+    assert!(matches!(opened, Err(ApplyError::Root { .. })));
+    assert!(!pair.dst.exists(), "a lost copy is not quietly begun anew");
+}
+
+#[test]
+fn a_full_disk_heals_when_there_is_room() {
+    testkit::lab::in_private_namespace(
+        "apply::tests::faults::a_full_disk_heals_when_there_is_room",
+        |lab| {
+            let image = testkit::need!(lab.tmpfs(8));
+            let mut pair = pair_in(&image.path(), Options::default());
+            pair.write("small", b"small");
+            pair.sync();
+            pair.write("large", &vec![1; 3 << 20]);
+            pair.write("fine", b"fine");
+            let filler = image.path().join("filler");
+            std::fs::write(&filler, vec![2; 3 << 20]).unwrap();
+            let outcome = pair.step();
+            assert_eq!(outcome.failed.len(), 1, "{:#?}", outcome.failed);
+            assert!(pair.in_dst("fine").exists());
+            std::fs::remove_file(filler).unwrap();
+            assert_eq!(pair.retry().healed.len(), 1);
+            pair.check();
+        },
+    );
+}
+
+/// Runs in a process of its own that dies at the n-th crash point; its parent takes up from there.
+#[cfg(feature = "planted")]
+mod killed {
+    use super::*;
+
+    const BASE: &str = "FS_MIRROR_TEST_BASE";
+
+    /// The rows are kept in a real index, the tree changes by a fixed script.
+    fn script(round: u64, src: &Path) {
+        let mut random = super::super::same::Random(round + 77);
+        for _ in 0..10 {
+            random.change(src);
+        }
+    }
+
+    #[test]
+    fn child() {
+        let Some(base) = std::env::var_os(BASE) else {
+            return;
+        };
+        let base = PathBuf::from(base);
+        run(&base);
+    }
+
+    fn run(base: &Path) {
+        let mut source = Source::new(&base.join("src"));
+        let path = base.join("index");
+        let (index, _) = crate::index::Index::open(&path, Default::default()).unwrap();
+        let options = Options {
+            checkpoint_batches_max: 3,
+            flush: Flush::Never,
+            ..Options::default()
+        };
+        let mut applier =
+            Applier::open(&base.join("dst"), &base.join("state"), index, options).unwrap();
+        let until = applier.replay_until();
+        let have = applier.store().mark().map(|mark| mark.position);
+        // Times, and so the number of records, differ from run to run: a round has fixed positions all the same.
+        let round_of = |position: Position| position.sequence / 10_000;
+        let mut waiting: Vec<Record> = Vec::new();
+        for round in 0..8 {
+            script(round, &base.join("src"));
+            source.begin_at(round * 10_000);
+            let mut records = source.look();
+            if let Some(last) = records.last_mut() {
+                last.position.sequence = round * 10_000 + 9_999;
+            }
+            if have.is_none_or(|have| round > round_of(have)) {
+                waiting.extend(records);
+            }
+            let Some(last) = waiting.last() else { continue };
+            if until.is_some_and(|until| until > last.position) {
+                continue;
+            }
+            let outcome = applier
+                .apply(&waiting, Digest([0; 32]), &source.contents)
+                .unwrap();
+            assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+            assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+            waiting.clear();
+        }
+        applier.checkpoint().unwrap();
+        testkit::compare::assert_equal(
+            &base.join("src"),
+            &base.join("dst"),
+            &testkit::compare::Options::ignoring(&[testkit::Class::Mtime]),
+        );
+    }
+
+    #[test]
+    fn at_every_point() {
+        let exe = std::env::current_exe().unwrap();
+        let step = std::env::var("APPLY_KILL_STEP")
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(7u64);
+        let mut n = 1;
+        loop {
+            let base = tempfile::tempdir().unwrap();
+            let child = |crash: Option<u64>| {
+                // The source begins anew each time, so that its changes are the same.
+                let _ = std::fs::remove_dir_all(base.path().join("src"));
+                let mut command = std::process::Command::new(&exe);
+                command.args([
+                    "apply::tests::faults::killed::child",
+                    "--exact",
+                    "--test-threads=1",
+                ]);
+                command.env(BASE, base.path()).env_remove("FS_MIRROR_CRASH");
+                if let Some(n) = crash {
+                    command.env("FS_MIRROR_CRASH", n.to_string());
+                }
+                command.output().unwrap()
+            };
+            let first = child(Some(n));
+            if first.status.success() {
+                println!("{n} crash points and more");
+                return;
+            }
+            use std::os::unix::process::ExitStatusExt;
+            assert_eq!(
+                first.status.signal(),
+                Some(6),
+                "{}",
+                String::from_utf8_lossy(&first.stdout)
+            );
+            // Once more while it recovers, then to the end.
+            child(Some(n / 2 + 1));
+            let last = child(None);
+            assert!(
+                last.status.success(),
+                "point {n}: {}",
+                String::from_utf8_lossy(&last.stdout)
+            );
+            n += step;
+        }
+    }
+}
