@@ -85,7 +85,10 @@ impl<S: Store> Batch<'_, S> {
                     ),
                     *id,
                 );
-                names.extend(old.names.iter().filter(|at| !gone(&at.parent)).cloned());
+                // What goes with its directory is found there when that is removed; what stays is looked for now.
+                let stays = target.want.is_some();
+                let names_of = old.names.iter();
+                names.extend(names_of.filter(|at| stays || !gone(&at.parent)).cloned());
             }
         }
         if self.replaying {
