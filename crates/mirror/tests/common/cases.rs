@@ -50,6 +50,7 @@ pub struct Ctx<'a> {
     pub mount: PathBuf,
     /// Classes this case can't keep on this file system.
     pub options: Options,
+    said_before: usize,
 }
 
 impl Ctx<'_> {
@@ -75,14 +76,19 @@ impl Ctx<'_> {
     #[track_caller]
     pub fn settle(&mut self) {
         let ran = self.mirror.wait_idle();
-        assert_eq!(
-            ran.code,
-            0,
-            "wait --idle: {ran:?}\n{}",
-            self.mirror.program.stderr()
-        );
+        assert_eq!(ran.code, 0, "wait --idle: {ran:?}\n{}", self.said());
         let found = compare(&self.dir, &self.copy, &self.options);
-        assert!(found.is_empty(), "differences:\n  {}", lines(&found));
+        assert!(
+            found.is_empty(),
+            "differences:\n  {}\n{}",
+            lines(&found),
+            self.said()
+        );
+    }
+    /// What the mirror printed since the case began.
+    pub fn said(&self) -> String {
+        let all = self.mirror.program.stderr();
+        all.get(self.said_before..).unwrap_or_default().to_owned()
     }
     /// A case that can't be had here says why.
     pub fn skip(&self, reason: &str) {
@@ -117,6 +123,7 @@ pub fn run_cases(lab: &Lab, fs: Fs, size_mb: u64, cases: &[Case]) {
             root: src.clone(),
             mount: image.path(),
             options: Options::default(),
+            said_before: mirror.program.stderr().len(),
             mirror: &mut mirror,
         };
         let result = catch_unwind(AssertUnwindSafe(|| {
