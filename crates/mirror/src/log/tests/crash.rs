@@ -107,7 +107,9 @@ fn lives(seed: u64) {
 #[test]
 fn what_was_acknowledged_survives_every_crash() {
     // More of them by hand: LOG_SEEDS=100000 cargo test -p mirror --release log::tests::crash
-    let seeds = std::env::var("LOG_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let seeds = std::env::var("LOG_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok());
     for seed in 0..seeds.unwrap_or(1500) {
         lives(seed);
     }
