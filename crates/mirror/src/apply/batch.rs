@@ -170,7 +170,15 @@ impl<S: Store> Batch<'_, S> {
             }
         }
         for (place, id) in &seen.limbo {
-            self.now.insert(place.clone(), Occupant::Is(*id));
+            let target = self.target(*id);
+            let right =
+                target.is_some_and(|t| t.is_dir() || (t.want.is_some() && t.keeps_content()));
+            let occupant = if right {
+                Occupant::Is(*id)
+            } else {
+                Occupant::Old(*id)
+            };
+            self.now.insert(place.clone(), occupant);
             if self.target(*id).is_some_and(Target::is_dir) {
                 self.dirs.elsewhere.insert(*id, place.clone());
             }
