@@ -1,16 +1,17 @@
 //! The capture loop in miniature: hints to dirty names to looks to groups to rows. No disk, no kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use mirror::capture::prepared::{Prepared, PreparedDir};
 use mirror_core::hints::{Hint, Hints, Unconfirmed};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Limits, Outcome, Proposed, reconcile};
 use mirror_core::settle::{Phase, Settle, SettleLimits};
-use mirror_core::{At, Change, Digest, Local, MemRows, Name, ObjectId, Position, Record, Rows};
+use mirror_core::{At, Change, Local, MemRows, Name, ObjectId, Rows};
 
 use crate::ahead::Ahead;
 use crate::eye::{Eye, whereabouts};
+use crate::journal::{Journal, Stop};
 use crate::script::Setup;
 use crate::tree::Event;
 use crate::world::World;
@@ -81,16 +82,45 @@ pub struct Capture {
     unconfirmed: Unconfirmed,
     setup: Setup,
     pub weak: Weakness,
-    next: Position,
-    pub groups: Vec<Vec<Record>>,
-    pub bodies: BTreeMap<Digest, Vec<u8>>,
+    pub journal: Journal,
     pub stats: CaptureStats,
 }
 
 impl Capture {
-    pub fn new(world: &World, setup: Setup, weak: Weakness) -> Result<Capture, String> {
-        let mut capture = Capture {
-            rows: MemRows::default(),
+    /// A capture that begins at the beginning, into memory.
+    pub fn new(world: &World, setup: Setup, weak: Weakness) -> Result<Capture, Stop> {
+        let mut capture = Capture::bare(setup, weak, Journal::memory(), MemRows::default());
+        let open = Proposed {
+            change: Change::Open {
+                tree: [1; 16],
+                claim: [2; 16],
+                parent: None,
+            },
+            who: None,
+            local: None,
+            body: Body::None,
+        };
+        capture.append(vec![open], 0)?;
+        capture.know_root(world)?;
+        Ok(capture)
+    }
+
+    /// A capture over a log and the rows as of its end.
+    pub fn resume(
+        world: &World,
+        setup: Setup,
+        weak: Weakness,
+        journal: Journal,
+        rows: MemRows,
+    ) -> Result<Capture, Stop> {
+        let mut capture = Capture::bare(setup, weak, journal, rows);
+        capture.know_root(world)?;
+        Ok(capture)
+    }
+
+    fn bare(setup: Setup, weak: Weakness, journal: Journal, rows: MemRows) -> Capture {
+        Capture {
+            rows,
             hints: Hints::new(),
             settle: Settle::new(SettleLimits {
                 quiet_ms: 20,
@@ -103,30 +133,19 @@ impl Capture {
             unconfirmed: Unconfirmed::default(),
             setup,
             weak,
-            next: Position {
-                epoch: 1,
-                sequence: 1,
-            },
-            groups: Vec::new(),
-            bodies: BTreeMap::new(),
+            journal,
             stats: CaptureStats::default(),
-        };
-        capture.append(vec![Proposed {
-            change: Change::Open {
-                tree: [1; 16],
-                claim: [2; 16],
-                parent: None,
-            },
-            who: None,
-            local: None,
-            body: Body::None,
-        }])?;
-        let Ok(root) = capture.rows.object(ObjectId::ROOT);
-        let mut root = root.ok_or("the root was not created")?;
+        }
+    }
+
+    /// The root's handle is this host's own knowledge and in no record.
+    fn know_root(&mut self, world: &World) -> Result<(), Stop> {
+        let Ok(root) = self.rows.object(ObjectId::ROOT);
+        let mut root = root.ok_or_else(|| "the log has no root".to_owned())?;
         root.local.handle = Some(world.tree.root_handle());
-        let Ok(()) = capture.rows.put(ObjectId::ROOT, root);
-        capture.scan_all();
-        Ok(capture)
+        let Ok(()) = self.rows.put(ObjectId::ROOT, root);
+        self.scan_all();
+        Ok(())
     }
 
     /// Everything is in doubt: every directory is listed again.
@@ -158,7 +177,7 @@ impl Capture {
     }
 
     /// Reads hints, looks at what is due, and applies what was found.
-    pub fn pump(&mut self, world: &mut World, events: usize, names: usize) -> Result<(), String> {
+    pub fn pump(&mut self, world: &mut World, events: usize, names: usize) -> Result<(), Stop> {
         let mut read = std::mem::take(&mut self.early);
         if self.weak.no_again {
             read.retain(|event| *event == Event::Overflow);
@@ -193,7 +212,7 @@ impl Capture {
         mut due: Vec<(At, Dirty)>,
         dirs: &[ObjectId],
         ahead: Vec<PreparedDir>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Stop> {
         if self.weak.no_wrote {
             due.iter_mut().for_each(|(_, dirty)| {
                 dirty.contents |= !dirty.wrote.is_empty();
@@ -212,16 +231,23 @@ impl Capture {
             group_records_max: self.setup.group_records_max,
         };
         let Ok(outcome) = if ahead.is_empty() {
-            reconcile(&self.rows, &mut eye, due, dirs, self.next, limits)
+            reconcile(&self.rows, &mut eye, due, dirs, self.journal.next(), limits)
         } else {
             let mut source = Prepared::new(&mut eye, ahead);
-            reconcile(&self.rows, &mut source, due, dirs, self.next, limits)
+            reconcile(
+                &self.rows,
+                &mut source,
+                due,
+                dirs,
+                self.journal.next(),
+                limits,
+            )
         };
         self.settled(outcome, world.now_ms())
     }
 
     /// What a scan worker read becomes a group, as in `mirror::capture::run`.
-    fn take_ahead(&mut self, world: &mut World, max: usize) -> Result<(), String> {
+    fn take_ahead(&mut self, world: &mut World, max: usize) -> Result<(), Stop> {
         let batch = self.ahead.batch(&self.rows, max);
         if batch.is_empty() {
             return Ok(());
@@ -260,11 +286,11 @@ impl Capture {
         self.reconcile(world, dirty, &[], ahead)
     }
 
-    fn settled(&mut self, outcome: Outcome, now_ms: u64) -> Result<(), String> {
+    fn settled(&mut self, outcome: Outcome, now_ms: u64) -> Result<(), Stop> {
         self.stats.looks += outcome.looks;
         self.stats.again += outcome.again.len() as u64;
         if !outcome.group.is_empty() {
-            self.append(outcome.group)?;
+            self.append(outcome.group, now_ms * 1_000_000)?;
         }
         for (id, local, proven) in outcome.touched {
             let Ok(Some(mut object)) = self.rows.object(id) else {
@@ -411,30 +437,12 @@ impl Capture {
         trail
     }
 
-    fn append(&mut self, proposed: Vec<Proposed>) -> Result<(), String> {
-        let last = proposed.len() - 1;
-        let mut group = Vec::with_capacity(proposed.len());
-        for (n, proposed) in proposed.into_iter().enumerate() {
-            if let (Some(content), Body::Bytes(bytes)) = (proposed.change.content(), proposed.body)
-            {
-                self.bodies.insert(content.digest, bytes);
-            }
-            group.push(Record {
-                position: self.next,
-                time_ns: 0,
-                end: n == last,
-                who: proposed.who,
-                change: proposed.change,
-                local: proposed.local,
-                content: None,
-            });
-            self.next.sequence += 1;
-        }
-        apply_group(&mut self.rows, &group)
-            .map_err(|error| format!("the model refuses a group: {error:?}\n{group:#?}"))?;
+    fn append(&mut self, group: Vec<Proposed>, time_ns: u64) -> Result<(), Stop> {
+        let records = self.journal.append(group, time_ns)?;
+        apply_group(&mut self.rows, &records)
+            .map_err(|error| format!("the model refuses a group: {error:?}\n{records:#?}"))?;
         self.stats.groups += 1;
-        self.stats.records += group.len() as u64;
-        self.groups.push(group);
+        self.stats.records += records.len() as u64;
         Ok(())
     }
 }

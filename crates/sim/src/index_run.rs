@@ -4,6 +4,7 @@ use testkit::rng::Rng;
 
 use crate::capture::{Capture, CaptureStats, Weakness};
 use crate::check::differences;
+use crate::journal::Stop;
 use crate::script::{self, Setup, Step};
 use crate::world::World;
 
@@ -27,10 +28,21 @@ impl Case {
             script,
         }
     }
+
+    /// The same with log, copy, crashes and failing disks.
+    pub fn random_engine(seed: u64) -> Case {
+        let case = Case::random(seed);
+        let script = script::with_engine(&mut Rng::part(seed, 6), case.script);
+        Case { script, ..case }
+    }
+
+    pub fn world(&self) -> World {
+        World::new(&self.setup, self.script.clone(), Rng::part(self.seed, 3))
+    }
 }
 
 /// Pumps until nothing is left to do.
-fn rest(world: &mut World, capture: &mut Capture) -> Result<(), String> {
+pub(crate) fn rest(world: &mut World, capture: &mut Capture) -> Result<(), Stop> {
     for _ in 0..2000 {
         capture.pump(world, 10_000, 10_000)?;
         if world.tree.queue.is_quiet() && capture.is_idle() {
@@ -38,16 +50,23 @@ fn rest(world: &mut World, capture: &mut Capture) -> Result<(), String> {
         }
         world.wait_ms(50);
     }
-    Err(format!("it does not come to rest: {}", capture.waiting()))
+    let waiting = capture.waiting();
+    Err(Stop::Wrong(format!("it does not come to rest: {waiting}")))
 }
 
 /// Runs a case; the error says what went wrong.
-pub fn run(case: &Case, mut weak: Weakness) -> Result<CaptureStats, String> {
+pub fn run(case: &Case, weak: Weakness) -> Result<CaptureStats, String> {
+    try_run(case, weak).map_err(|stop| stop.to_string())
+}
+
+fn try_run(case: &Case, mut weak: Weakness) -> Result<CaptureStats, Stop> {
     weak.seen = Rng::part(case.seed, 4).below(1 << 20);
-    let mut world = World::new(&case.setup, case.script.clone(), Rng::part(case.seed, 3));
+    let mut world = case.world();
     let mut capture = Capture::new(&world, case.setup, weak)?;
-    while let Some((events, names)) = world.next_pump() {
-        capture.pump(&mut world, events, names)?;
+    while let Some(step) = world.next_step() {
+        if let Step::Pump { events, names, .. } = step {
+            capture.pump(&mut world, events, names)?;
+        }
     }
     world.quiet();
     rest(&mut world, &mut capture)?;
@@ -55,7 +74,7 @@ pub fn run(case: &Case, mut weak: Weakness) -> Result<CaptureStats, String> {
     if differences.is_empty() {
         Ok(capture.stats)
     } else {
-        Err(differences.join("\n"))
+        Err(Stop::Wrong(differences.join("\n")))
     }
 }
 
@@ -82,26 +101,26 @@ where
     best
 }
 
-/// A failing case with few steps, as text.
-pub fn explain(case: &Case, weak: Weakness, error: &str) -> String {
-    let script = shrink(case.script.clone(), &mut |script| {
-        let fewer = Case {
+/// A failing case with few steps, as text. `run` is what fails.
+pub fn explain(
+    case: &Case,
+    error: &str,
+    run: &mut dyn FnMut(&Case) -> Result<(), String>,
+) -> String {
+    let mut with = |script: &[Step]| {
+        run(&Case {
             script: script.to_vec(),
             ..case.clone()
-        };
-        run(&fewer, weak).is_err()
-    });
-    let fewer = Case {
-        script,
-        ..case.clone()
+        })
     };
-    let last = run(&fewer, weak).err().unwrap_or_default();
-    let steps: Vec<String> = fewer.script.iter().map(|s| format!("  {s:?}")).collect();
+    let script = shrink(case.script.clone(), &mut |script| with(script).is_err());
+    let last = with(&script).err().unwrap_or_default();
+    let steps: Vec<String> = script.iter().map(|s| format!("  {s:?}")).collect();
     format!(
         "seed {} fails: {error}\n{:?}\n{} of {} steps:\n{}\nfail with: {last}",
         case.seed,
         case.setup,
-        fewer.script.len(),
+        script.len(),
         case.script.len(),
         steps.join("\n")
     )

@@ -5,8 +5,11 @@
 pub mod ahead;
 pub mod capture;
 pub mod check;
+pub mod copy;
+pub mod engine;
 pub mod eye;
 pub mod index_run;
+pub mod journal;
 pub mod script;
 pub mod tree;
 pub mod world;

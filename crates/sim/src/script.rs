@@ -21,6 +21,59 @@ pub enum Step {
     },
     /// Time passes.
     Wait(u64),
+    /// The log is made durable, and perhaps the index.
+    Flush { index: bool },
+    /// Up to so many durable groups go to the copy, which is killed after so many things done to it.
+    Apply { groups: usize, kill: Option<u32> },
+    /// The copy's rows are made durable.
+    Checkpoint,
+    /// Everything is killed, by a loss of power when `power` seeds it, and comes back after `down` operations.
+    Crash { power: Option<u64>, down: usize },
+    /// From the so-manieth next write on the log's disk fails, until the worker starts over.
+    Fault { after: u64, full: bool },
+}
+
+/// Puts what the whole engine does between the steps of a script.
+pub fn with_engine(rng: &mut Rng, script: Vec<Step>) -> Vec<Step> {
+    let flush = rng.unit() * 0.3;
+    let apply = rng.unit() * 0.3;
+    let crash = rng.unit() * rng.unit() * 0.05;
+    let fault = if rng.chance(0.3) { 0.01 } else { 0.0 };
+    let mut steps = Vec::with_capacity(script.len() * 2);
+    for step in script {
+        steps.push(step);
+        if rng.chance(flush) {
+            steps.push(Step::Flush {
+                index: rng.chance(0.3),
+            });
+        }
+        if rng.chance(apply) {
+            steps.push(Step::Apply {
+                groups: rng.range(1, 5) as usize,
+                kill: rng.chance(crash * 4.0).then(|| rng.below(40) as u32),
+            });
+        }
+        if rng.chance(apply * 0.3) {
+            steps.push(Step::Checkpoint);
+        }
+        if rng.chance(crash) {
+            steps.push(Step::Crash {
+                power: rng.chance(0.5).then(|| rng.below(1 << 32)),
+                down: if rng.chance(0.5) {
+                    0
+                } else {
+                    rng.below(20) as usize
+                },
+            });
+        }
+        if rng.chance(fault) {
+            steps.push(Step::Fault {
+                after: rng.below(10),
+                full: rng.chance(0.5),
+            });
+        }
+    }
+    steps
 }
 
 /// How a run is set up, beside its script.

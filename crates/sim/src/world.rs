@@ -1,5 +1,7 @@
 //! The tree and its script: the world goes on between any two looks of the engine.
 
+use std::collections::VecDeque;
+
 use testkit::rng::Rng;
 
 use crate::script::{Setup, Step};
@@ -7,7 +9,7 @@ use crate::tree::{Op, SimTree};
 
 pub struct World {
     pub tree: SimTree,
-    script: std::vec::IntoIter<Step>,
+    script: VecDeque<Step>,
     rng: Rng,
     race: u8,
     pub done: u64,
@@ -19,7 +21,7 @@ impl World {
         tree.grain_ns = setup.grain_ns;
         World {
             tree,
-            script: script.into_iter(),
+            script: script.into(),
             rng,
             race: 0,
             done: 0,
@@ -27,19 +29,31 @@ impl World {
     }
 
     /// The next thing the engine is asked to do; operations before it are done. `None`: the script has ended.
-    pub fn next_pump(&mut self) -> Option<(usize, usize)> {
+    pub fn next_step(&mut self) -> Option<Step> {
         loop {
-            match self.script.next()? {
+            match self.script.pop_front()? {
                 Step::Do { actor, op, late } => self.act(actor, &op, late),
                 Step::Wait(ms) => self.wait_ms(ms),
-                Step::Pump {
-                    events,
-                    names,
-                    race,
-                } => {
-                    self.race = race;
-                    return Some((events, names));
+                step => {
+                    if let Step::Pump { race, .. } = step {
+                        self.race = race;
+                    }
+                    return Some(step);
                 }
+            }
+        }
+    }
+
+    /// Up to so many operations, while nobody looks.
+    pub fn go_on(&mut self, ops: usize) {
+        for _ in 0..ops {
+            let Some(Step::Do { .. } | Step::Wait(_)) = self.script.front() else {
+                return;
+            };
+            match self.script.pop_front() {
+                Some(Step::Do { actor, op, late }) => self.act(actor, &op, late),
+                Some(Step::Wait(ms)) => self.wait_ms(ms),
+                _ => return,
             }
         }
     }
@@ -65,10 +79,23 @@ impl World {
     /// Called before every look: perhaps others are faster.
     pub fn race(&mut self) {
         while self.rng.below(100) < u64::from(self.race) {
-            match self.script.next() {
-                Some(Step::Do { actor, op, late }) => self.act(actor, &op, late),
-                Some(Step::Wait(_) | Step::Pump { .. }) => {}
-                None => return,
+            // What the engine is to do between waits for the engine.
+            let next = self
+                .script
+                .iter()
+                .position(|step| matches!(step, Step::Do { .. }));
+            let only_pumps = |steps: &VecDeque<Step>, n| {
+                steps
+                    .iter()
+                    .take(n)
+                    .all(|step| matches!(step, Step::Pump { .. } | Step::Wait(_)))
+            };
+            let Some(n) = next.filter(|n| only_pumps(&self.script, *n)) else {
+                return;
+            };
+            let step = self.script.drain(..=n).next_back();
+            if let Some(Step::Do { actor, op, late }) = step {
+                self.act(actor, &op, late);
             }
         }
     }
@@ -76,7 +103,7 @@ impl World {
     /// The actors close what they have open and stop.
     pub fn quiet(&mut self) {
         self.race = 0;
-        for step in self.script.by_ref().collect::<Vec<_>>() {
+        for step in std::mem::take(&mut self.script) {
             if let Step::Do { actor, op, late } = step {
                 self.act(actor, &op, late);
             }

@@ -33,7 +33,12 @@ fn the_index_becomes_the_tree() {
                     *sum += n;
                 }
             }
-            Err(error) => panic!("{}", explain(&case, Weakness::default(), &error)),
+            Err(error) => panic!(
+                "{}",
+                explain(&case, &error, &mut |case| {
+                    run(case, Weakness::default()).map(drop)
+                })
+            ),
         }
     }
     println!("hints, overflows, looks, groups, records, again: {total:?}");

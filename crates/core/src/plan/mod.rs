@@ -52,7 +52,7 @@ pub struct Target {
 }
 
 /// What stands at a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Occupant {
     /// The inode that is, or becomes, this object's: nothing must be staged for it.
     Is(ObjectId),

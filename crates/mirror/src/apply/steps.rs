@@ -75,6 +75,22 @@ impl<S: Store> Batch<'_, S> {
             }
             crash::point("step");
         }
+        self.sweep_gone()
+    }
+
+    /// Directories that were gone before this batch began, as after a crash: nothing is left of them but rows.
+    fn sweep_gone(&mut self) -> Result<(), StepError> {
+        let merged = self.merged;
+        let standing: std::collections::BTreeSet<Occupant> = self.now.values().copied().collect();
+        for (id, target) in &merged.objects {
+            if target.want.is_none()
+                && target.is_dir()
+                && !standing.contains(&Occupant::Is(*id))
+                && self.row(*id)?.is_some()
+            {
+                self.sweep(*id)?;
+            }
+        }
         Ok(())
     }
 

@@ -107,11 +107,27 @@ impl SimTree {
                 Some(())
             }
             Op::Invert(path) => self.invert(actor, path),
-            Op::Chmod(path, mode) => self.attributes(actor, path, |inode| inode.mode = *mode),
+            Op::Chmod(path, mode) => {
+                // The mode of a symlink can't be changed, as on Linux.
+                if let Some((_, _, ino)) = self.find(path)
+                    && matches!(self.inodes.get(&ino)?.node, Node::Symlink(_))
+                {
+                    return None;
+                }
+                self.attributes(actor, path, |inode| inode.mode = *mode)
+            }
             Op::Chown(path, uid) => self.attributes(actor, path, |inode| inode.uid = *uid),
             Op::Utimes(path, ns) => {
                 let mtime = time(*ns);
                 self.attributes(actor, path, |inode| inode.mtime = mtime)
+            }
+            // Only files and directories take user attributes.
+            Op::Xattr(path, ..)
+                if self.find(path).is_some_and(|(_, _, ino)| {
+                    !matches!(self.inodes[&ino].node, Node::File(_) | Node::Dir { .. })
+                }) =>
+            {
+                None
             }
             Op::Xattr(path, key, value) => self.attributes(actor, path, |inode| {
                 let key: Box<[u8]> = format!("user.{key}").into_bytes().into();

@@ -21,6 +21,7 @@ pub enum Event {
 #[derive(Debug, Clone)]
 pub struct Queue {
     limit: usize,
+    deaf: bool,
     queued: VecDeque<Event>,
     pockets: Vec<Vec<Hint>>,
     pub overflows: u64,
@@ -31,6 +32,7 @@ impl Queue {
     pub fn new(limit: usize, actors: usize) -> Queue {
         Queue {
             limit,
+            deaf: false,
             queued: VecDeque::new(),
             pockets: vec![Vec::new(); actors],
             overflows: 0,
@@ -56,7 +58,19 @@ impl Queue {
         }
     }
 
+    /// A mark is set, or gone with its process: then nothing is queued, and what was is lost.
+    pub fn listen(&mut self, listen: bool) {
+        self.deaf = !listen;
+        self.queued.clear();
+        if self.deaf {
+            self.pockets.iter_mut().for_each(Vec::clear);
+        }
+    }
+
     fn push(&mut self, actor: usize, hint: Hint) {
+        if self.deaf {
+            return;
+        }
         let old = self.queued.len().saturating_sub(MERGE_WINDOW);
         for event in self.queued.range_mut(old..).rev() {
             if let Event::Hint {
@@ -99,10 +113,5 @@ impl Queue {
     /// Nothing waits, nothing is on its way.
     pub fn is_quiet(&self) -> bool {
         self.queued.is_empty() && self.pockets.iter().all(Vec::is_empty)
-    }
-
-    pub fn clear(&mut self) {
-        self.queued.clear();
-        self.pockets.iter_mut().for_each(Vec::clear);
     }
 }

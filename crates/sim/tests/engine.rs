@@ -1,0 +1,51 @@
+//! Capture, log and copy together, with crashes and failing disks: at the end everything is equal.
+//!
+//! `SEED=n` runs one seed, `SEEDS=n` that many.
+
+use sim::capture::Weakness;
+use sim::copy::RealCopy;
+use sim::engine::{EngineStats, run};
+use sim::index_run::{Case, explain};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn run_real(case: &Case) -> Result<EngineStats, String> {
+    let copy = RealCopy::new().ok_or("no place for a copy")?;
+    run(case, Weakness::default(), copy)
+}
+
+#[test]
+fn the_copy_becomes_the_tree() {
+    if RealCopy::new().is_none() {
+        return;
+    }
+    let seeds = match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(60),
+    };
+    let mut total = [0u64; 6];
+    for seed in seeds {
+        let case = Case::random_engine(seed);
+        match run_real(&case) {
+            Ok(stats) => {
+                for (sum, n) in total.iter_mut().zip([
+                    stats.crashes,
+                    stats.kills,
+                    stats.log_failures,
+                    stats.batches,
+                    stats.records,
+                    stats.overflows,
+                ]) {
+                    *sum += n;
+                }
+            }
+            Err(error) => panic!(
+                "{}",
+                explain(&case, &error, &mut |case| run_real(case).map(drop))
+            ),
+        }
+    }
+    println!("crashes, kills, log failures, batches, records, overflows: {total:?}");
+}
