@@ -86,6 +86,13 @@ const DUE_MAX: usize = 2048;
 const AHEAD_ENTRIES_MAX: usize = 2048;
 /// Missing names kept until a scan ends. More can only be a loss the guard stops at.
 const MISSING_MAX: usize = 2_000_000;
+/// From here on a file that changes all the time is read only so often...
+const LARGE_BYTES: u64 = 32 << 20;
+/// ... that reading it takes so many bytes a second ...
+const LARGE_BYTES_PER_S: f64 = 64e6;
+/// ... but at least this often.
+const LARGE_WAIT_MAX: Duration = Duration::from_secs(300);
+
 /// Why a full scan runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Why {
@@ -141,6 +148,10 @@ pub struct Capture {
     want_some: BTreeSet<ObjectId>,
     ahead: VecDeque<PreparedDir>,
     failing: BTreeMap<At, Failing>,
+    /// Large files just read, and before when they are not read again.
+    large: BTreeMap<ObjectId, Instant>,
+    /// Large files that were written meanwhile.
+    delayed: BTreeMap<At, (Instant, Dirty)>,
     barriers: Vec<Sender<Barrier>>,
     root_dirty: bool,
     last_scan: Instant,
@@ -225,6 +236,8 @@ impl Capture {
             want_some: BTreeSet::new(),
             ahead: VecDeque::new(),
             failing: BTreeMap::new(),
+            large: BTreeMap::new(),
+            delayed: BTreeMap::new(),
             barriers: Vec::new(),
             root_dirty: true,
             last_scan: now,
@@ -249,7 +262,7 @@ impl Capture {
         };
         self.running = None;
         if !matches!(ended, Ended::Failed(_)) {
-            let closed = self.flush().and_then(|()| self.flush_index(true));
+            let closed = self.flush().and_then(|()| self.flush_index(true)).and_then(|()| Ok(self.log.seal()?));
             if let Err(fatal) = closed {
                 return Ended::Failed(match fatal {
                     Fatal::Log(error) => chain(&error),
@@ -270,6 +283,7 @@ impl Capture {
             self.hear()?;
             self.scan_found()?;
             self.start_scan()?;
+            self.release_delayed(false);
             self.look_at_due(false)?;
             self.look_at_hot()?;
             self.retry_failed();
@@ -387,6 +401,7 @@ impl Capture {
                 }
             }
         }
+        self.hold_back(&rows, &mut found.dirty)?;
         self.settle.accept(&mut found, now);
         for dir in found.unknown {
             let walker = &mut self.source.walker;
@@ -407,6 +422,43 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// A large file that is written again and again is not read whole each time: it waits, the larger the longer.
+    fn hold_back(
+        &mut self,
+        rows: &Index,
+        dirty: &mut Vec<(At, Dirty, Phase)>,
+    ) -> Result<(), Fatal> {
+        if self.large.is_empty() {
+            return Ok(());
+        }
+        let mut kept = Vec::with_capacity(dirty.len());
+        for (at, bits, phase) in dirty.drain(..) {
+            let due = bits.wrote.iter().filter_map(|id| self.large.get(id)).max().copied();
+            match due {
+                Some(due) if due > Instant::now() && rows.name(&at)?.is_some() => {
+                    self.delayed.entry(at).or_insert((due, Dirty::default())).1.merge(bits);
+                }
+                _ => kept.push((at, bits, phase)),
+            }
+        }
+        *dirty = kept;
+        Ok(())
+    }
+
+    /// Large files whose time has come, or (`all`) all of them.
+    fn release_delayed(&mut self, all: bool) {
+        let now = Instant::now();
+        let now_ms = self.now_ms();
+        let due: Vec<At> =
+            self.delayed.iter().filter(|(_, (due, _))| all || *due <= now).map(|(at, _)| at.clone()).collect();
+        for at in due {
+            if let Some((_, dirty)) = self.delayed.remove(&at) {
+                self.settle.hint(at, dirty, Phase::Final, now_ms);
+            }
+        }
+        self.large.retain(|_, due| *due > now);
     }
 
     /// A name that was just made and is nothing that will be written and closed: a symlink, a node, one more link.
@@ -573,6 +625,7 @@ impl Capture {
         let mut last = None;
         let mut fuzzy = Vec::new();
         let mut proven = 0;
+        let mut large = Vec::new();
         for record in records {
             let at = match &record.change {
                 Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => {
@@ -585,6 +638,10 @@ impl Capture {
             last = at.or(last);
             if let (Some(content), Some(id)) = (record.change.content(), record.change.object()) {
                 proven += u64::from(content.proven);
+                if content.bytes >= LARGE_BYTES {
+                    let wait = Duration::from_secs_f64(content.bytes as f64 / LARGE_BYTES_PER_S);
+                    large.push((id, Instant::now() + wait.min(LARGE_WAIT_MAX)));
+                }
                 fuzzy.push((id, content.fuzzy, at));
             }
         }
@@ -605,6 +662,7 @@ impl Capture {
                 )
             })
             .collect();
+        self.large.extend(large);
         let mut status = self.shared.lock();
         if last.is_some() {
             status.last_change = last;
@@ -1185,6 +1243,7 @@ impl Capture {
                     now,
                 );
             }
+            self.release_delayed(true);
             self.look_at_due(true)?;
             if !self.want_some.is_empty() {
                 return Ok(());
@@ -1257,6 +1316,9 @@ impl Capture {
             .flatten()
         {
             timeout = timeout.min(Duration::from_millis(next.saturating_sub(now)));
+        }
+        if let Some(due) = self.delayed.values().map(|(due, _)| *due).min() {
+            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
         }
         if self.index_dirty {
             timeout = timeout.min(
