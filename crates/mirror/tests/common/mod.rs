@@ -135,8 +135,9 @@ impl Mirror {
             let ran = self.ask(&["wait", "--idle", "--timeout", "60s"]);
             let starting = ran.code == 1
                 && (ran.stderr.contains("no orders yet") || ran.stderr.contains("not running"));
+            let beginning = ran.code == 2 && ran.stderr.contains("there is no mirror at");
             let restarting = ran.code == 5 && ran.stderr.contains("starting");
-            if !(starting || restarting) {
+            if !(starting || beginning || restarting) {
                 return ran;
             }
             if let Some(status) = self.program.ended().unwrap() {
@@ -180,6 +181,7 @@ impl Mirror {
         );
     }
 
+    #[track_caller]
     pub fn status(&self) -> serde_json::Value {
         let ran = self.ask(&["status", "--json"]);
         serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
