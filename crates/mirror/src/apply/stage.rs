@@ -108,6 +108,7 @@ impl<S: Store> Batch<'_, S> {
                         local
                     }
                     None => {
+                        self.make_way(place, &dir)?;
                         target::create_dir(&dir, &name).map_err(StepError::sys("make"))?;
                         local_of(&statx(&dir, &name).map_err(StepError::sys("look"))?)
                     }
@@ -139,6 +140,7 @@ impl<S: Store> Batch<'_, S> {
                 }))
             }
             kind => {
+                self.make_way(place, &dir)?;
                 make_special(&dir, &name, kind).map_err(StepError::sys("make"))?;
                 self.rules
                     .make(&dir, &name, kind, &here.meta, false)
@@ -148,6 +150,16 @@ impl<S: Store> Batch<'_, S> {
                 Ok(None)
             }
         }
+    }
+
+    /// What was read ahead for a name of a staged directory is not what it became.
+    pub fn make_way(&self, place: &Place, dir: &OwnedFd) -> Result<(), StepError> {
+        let Place::Tree(at) = place else {
+            return Ok(());
+        };
+        self.staging
+            .make_way(at.parent, &at.name, dir)
+            .map_err(StepError::sys("make way"))
     }
 
     fn is_made(&mut self, object: ObjectId, place: &Place, stat: &Stat) -> Result<(), StepError> {

@@ -295,6 +295,26 @@ impl Staging {
         }
         Ok(())
     }
+    /// A name in a staged directory is to show something else than what was read ahead for it.
+    pub(super) fn make_way(&self, dir: ObjectId, name: &Name, fd: &OwnedFd) -> sys::Result<()> {
+        let mut inner = lock(&self.inner);
+        for token in inner.bound_dirs.get(&dir).cloned().unwrap_or_default() {
+            let Some(part) = inner.dirs.get_mut(&token) else {
+                continue;
+            };
+            if part.name.is_some() {
+                continue;
+            }
+            if let Some(entry) = part.entries.remove(name) {
+                inner.count_out(&entry);
+                match entry.parked {
+                    None => target::unlink(fd, name.as_bytes())?,
+                    Some(_) => self.discard(&entry),
+                }
+            }
+        }
+        Ok(())
+    }
     /// Forgets parts that have nothing left.
     pub(super) fn tidy(&self) {
         let mut inner = lock(&self.inner);

@@ -212,6 +212,7 @@ impl<S: Store> Batch<'_, S> {
         self.expect(to, None)?;
         let (from_dir, from_name) = self.physical(from)?;
         let (to_dir, to_name) = self.physical(to)?;
+        self.make_way(to, &to_dir)?;
         if crash::planted("break_hardlink") && matches!(to, Place::Tree(_)) {
             let copied = copy(&from_dir, &from_name, &to_dir, &to_name);
             copied.map_err(StepError::sys("copy"))?;

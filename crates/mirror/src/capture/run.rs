@@ -262,7 +262,10 @@ impl Capture {
         };
         self.running = None;
         if !matches!(ended, Ended::Failed(_)) {
-            let closed = self.flush().and_then(|()| self.flush_index(true)).and_then(|()| Ok(self.log.seal()?));
+            let closed = self
+                .flush()
+                .and_then(|()| self.flush_index(true))
+                .and_then(|()| Ok(self.log.seal()?));
             if let Err(fatal) = closed {
                 return Ended::Failed(match fatal {
                     Fatal::Log(error) => chain(&error),
@@ -435,10 +438,19 @@ impl Capture {
         }
         let mut kept = Vec::with_capacity(dirty.len());
         for (at, bits, phase) in dirty.drain(..) {
-            let due = bits.wrote.iter().filter_map(|id| self.large.get(id)).max().copied();
+            let due = bits
+                .wrote
+                .iter()
+                .filter_map(|id| self.large.get(id))
+                .max()
+                .copied();
             match due {
                 Some(due) if due > Instant::now() && rows.name(&at)?.is_some() => {
-                    self.delayed.entry(at).or_insert((due, Dirty::default())).1.merge(bits);
+                    self.delayed
+                        .entry(at)
+                        .or_insert((due, Dirty::default()))
+                        .1
+                        .merge(bits);
                 }
                 _ => kept.push((at, bits, phase)),
             }
@@ -451,8 +463,12 @@ impl Capture {
     fn release_delayed(&mut self, all: bool) {
         let now = Instant::now();
         let now_ms = self.now_ms();
-        let due: Vec<At> =
-            self.delayed.iter().filter(|(_, (due, _))| all || *due <= now).map(|(at, _)| at.clone()).collect();
+        let due: Vec<At> = self
+            .delayed
+            .iter()
+            .filter(|(_, (due, _))| all || *due <= now)
+            .map(|(at, _)| at.clone())
+            .collect();
         for at in due {
             if let Some((_, dirty)) = self.delayed.remove(&at) {
                 self.settle.hint(at, dirty, Phase::Final, now_ms);
