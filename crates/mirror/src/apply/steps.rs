@@ -364,6 +364,12 @@ impl<S: Store> Batch<'_, S> {
         let set = self.rules.adjust(&dir, name, &here.kind, &here.meta, false);
         let set = set.map_err(StepError::sys("set the metadata of"))?;
         if set {
+            // Its other names, which may have to go yet, show our own change.
+            if let Some(target) = self.merged.objects.get(&object) {
+                for at in target.old.iter().chain(&target.want).flat_map(|o| &o.names) {
+                    self.stats.remove(at);
+                }
+            }
             self.counts.meta += 1;
             self.record(recorded);
             self.stirred.insert(object);
