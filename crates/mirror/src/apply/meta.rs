@@ -236,7 +236,7 @@ impl Rules {
         }
         let flagged = stat.is_dir() || stat.is_file();
         let only_late = Meta {
-            flags: want.flags,
+            flags: have.flags & !LATE_FLAGS | want.flags & LATE_FLAGS,
             ..have.clone()
         };
         if !self.same(&only_late, &want) || have.flags & LATE_FLAGS & !want.flags != 0 {
