@@ -64,7 +64,7 @@ impl Default for Options {
             checkpoint_every: Duration::from_secs(1),
             checkpoint_batches_max: 200,
             failed_max: 10_000,
-            dir_fds_max: 256,
+            dir_fds_max: crate::sys::descriptors::share(256, 4),
             threads: 4,
             trace: None,
         }

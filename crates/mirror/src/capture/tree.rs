@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use super::cache::Dirs;
 use crate::sys::stat::Stat;
 use crate::sys::tree::Place;
-use crate::sys::{Errno, handle, open, stat, tree as clone};
+use crate::sys::{Errno, descriptors, handle, open, stat, tree as clone};
 
 /// Directories kept open by each user of the tree.
 const DIRS_OPEN_MAX: usize = 128;
@@ -149,7 +149,8 @@ impl Walker {
     pub fn new(tree: Arc<SourceTree>) -> Walker {
         Walker {
             tree,
-            dirs: Dirs::new(DIRS_OPEN_MAX),
+            // The loop and each thread of a scan have one.
+            dirs: Dirs::new(descriptors::share(DIRS_OPEN_MAX, 16)),
         }
     }
 
