@@ -167,8 +167,7 @@ fn case_40_overflow_at_every_phase() {
         // The queue overflows from the first moment on: during the first scan, and during each scan that follows.
         let params = workload::Params {
             seed: 40,
-            ops: 4000,
-            rate: Some(1500.0),
+            ops: 6000,
             ..Default::default()
         };
         let churn = workload::start(&src, &params, 2).unwrap();
@@ -616,8 +615,8 @@ fn case_47_source_cut_off_from_its_medium() {
         }
         let _ = image.unmount();
         image.mount().unwrap();
-        mirror.wait_state("following");
         write(src.join("d1/f1"), "after the repair");
+        mirror.goes_on();
         mirror.must_be_equal();
     });
 }
