@@ -8,10 +8,10 @@ use mirror_core::{At, Handle, Name, ObjectId};
 
 use super::read::{self, Into, Reader};
 use super::sink::Sink;
-use super::tree::{Closed, Walker};
+use super::tree::{Closed, SourceTree, Walker};
 use super::watch::Watch;
 use crate::filter::Filter;
-use crate::sys::{Errno, dir, handle, open, stat};
+use crate::sys::{Errno, dir, open, stat};
 
 pub struct KernelSource {
     pub walker: Walker,
@@ -30,14 +30,39 @@ pub fn failure(step: &'static str, error: Errno) -> Failure {
     }
 }
 
-/// One look at one name of an open directory.
-pub fn look(walker: &Walker, fd: &OwnedFd, name: &Name) -> Look {
-    match read::look(fd, name.as_bytes()) {
-        Ok((found, _)) if walker.tree().is_foreign(&found) => Look::Foreign,
+/// One look at one name of a directory of this handle, open as `fd`. Where a crossed mount stands, it is what is seen.
+pub fn look(tree: &SourceTree, dir: &Handle, fd: &OwnedFd, name: &Name) -> Look {
+    if let Some(part) = tree.crossed_at(dir, name) {
+        return match stat::fstat(part.root()) {
+            Ok(found) => Look::Seen(read::seen(&found, part.id.handle.clone())),
+            Err(e) => Look::Failed(failure("stat", e)),
+        };
+    }
+    let Some(part) = tree.part_of(dir) else {
+        return Look::Stale;
+    };
+    match part.look(fd, name.as_bytes()) {
+        Ok((found, _)) if part.is_foreign(&found) => Look::Foreign,
         Ok((found, handle)) => Look::Seen(read::seen(&found, handle)),
         Err(Errno::NOENT) => Look::Absent,
         Err(Errno::STALE | Errno::NOTDIR) => Look::Stale,
         Err(e) => Look::Failed(failure("stat", e)),
+    }
+}
+
+/// Reads what [`look`] saw under that name.
+pub fn read_one(
+    tree: &SourceTree,
+    reader: &mut Reader,
+    (dir, fd): (&Handle, &OwnedFd),
+    name: &Name,
+    seen: &Seen,
+    content: bool,
+    into: Into<'_>,
+) -> ReadEnd {
+    match tree.crossed_at(dir, name) {
+        Some(part) => reader.read(part.root(), None, seen, content, into),
+        None => reader.read(fd, Some(name), seen, content, into),
     }
 }
 
@@ -49,11 +74,26 @@ impl KernelSource {
         })
     }
 
-    /// `lost+found` of a file system is never part of a tree.
     fn is_lost_and_found(&self, dir: &Dir<'_>, name: &Name) -> bool {
-        self.walker.tree().fs_root
-            && name.as_bytes() == b"lost+found"
-            && *dir.handle == self.walker.tree().id.handle
+        let part = self.walker.tree().part_of(dir.handle);
+        part.is_some_and(|part| part.is_lost_and_found(dir.handle, name.as_bytes()))
+    }
+
+    /// Without handles its children are reached through the descriptor of a directory that was just found.
+    fn remember(&mut self, parent: &OwnedFd, name: &Name, handle: &Handle) {
+        let tree = self.walker.tree().clone();
+        let Some(part) = tree.part_of(handle) else {
+            return;
+        };
+        if part.by_handle || part.id.handle == *handle {
+            return;
+        }
+        if let Ok(child) = open::dir(parent, name.as_bytes())
+            && let Ok(found) = stat::fstat(&child)
+            && part.identify(&child, b"", &found).as_ref() == Ok(handle)
+        {
+            self.walker.remember(handle, Arc::new(child));
+        }
     }
 }
 
@@ -66,20 +106,19 @@ impl Source for KernelSource {
             Ok(fd) => fd,
             Err(look) => return look,
         };
-        let found = look(&self.walker, &fd, name);
+        let found = look(self.walker.tree(), dir.handle, &fd, name);
         match &found {
             // An open directory that was removed has no names; its own name says that it is gone.
             Look::Absent if stat::fstat(fd.as_fd()).is_ok_and(|found| found.nlink == 0) => {
                 self.walker.forget(dir.handle);
                 Look::Stale
             }
-            Look::Seen(seen) if seen.is_dir() && !self.walker.tree().by_handle => {
-                // Without handles its children are reached through this very descriptor.
-                if let Ok(child) = open::dir(&fd, name.as_bytes())
-                    && handle_of(&child).as_ref() == Some(&seen.handle)
-                {
-                    self.walker.remember(&seen.handle, Arc::new(child));
-                }
+            Look::Seen(seen) if seen.is_dir() => {
+                self.remember(&fd, name, &seen.handle);
+                found
+            }
+            Look::Seen(seen) if seen.is_file() && seen.nlink > 1 => {
+                self.watch.linked(&seen.handle, seen.nlink);
                 found
             }
             _ => found,
@@ -131,8 +170,19 @@ impl Source for KernelSource {
             Err(Look::Failed(failure)) => return ReadEnd::Failed(failure),
             Err(_) => return ReadEnd::Moved,
         };
-        self.reader
-            .read(&fd, name, seen, content, Into::Sink(&*self.sink))
+        let into = Into::Sink(&*self.sink);
+        match name {
+            Some(name) => read_one(
+                self.walker.tree(),
+                &mut self.reader,
+                (dir.handle, &fd),
+                name,
+                seen,
+                content,
+                into,
+            ),
+            None => self.reader.read(&fd, None, seen, content, into),
+        }
     }
 
     fn locate(&mut self, dir: &Handle) -> Whereabouts {
@@ -168,11 +218,6 @@ pub fn ignored(
     }
     path.extend_from_slice(name.as_bytes());
     filter.ignored(&path, is_dir)
-}
-
-fn handle_of(fd: &OwnedFd) -> Option<Handle> {
-    let found = stat::fstat(fd).ok()?;
-    handle::name_to_handle_or_synthetic(fd, b"", &found).ok()
 }
 
 /// The same directory with a position of its own.

@@ -5,8 +5,12 @@
 //! `mirror_core::reconcile`. Nothing here ever writes below the source.
 
 mod cache;
+pub mod dirs;
 pub mod kernel;
+mod names;
+pub mod part;
 pub mod prepared;
+mod queue;
 pub mod read;
 pub mod run;
 pub mod scan;

@@ -13,7 +13,7 @@ use rustix::fs::FileType;
 
 use super::sink::{Sink, SinkDir, SinkFile};
 use crate::sys::stat::Stat;
-use crate::sys::{Errno, flags, handle, holes, lease, open, stat, xattr};
+use crate::sys::{Errno, flags, holes, lease, open, stat, xattr};
 
 /// Pieces in which large files are read.
 const PIECE_BYTES: usize = 1 << 20;
@@ -529,18 +529,4 @@ fn meta_of(
         flags: flags.flags & Meta::FLAGS_KEPT,
         project: flags.project,
     })
-}
-
-/// The handle of `name` in `dir`, and its stat, of one inode.
-pub fn look(dir: &OwnedFd, name: &[u8]) -> Result<(Stat, mirror_core::Handle), Errno> {
-    let mut found = stat::statx(dir, name)?;
-    for _ in 0..8 {
-        let handle = handle::name_to_handle_or_synthetic(dir, name, &found)?;
-        let again = stat::statx(dir, name)?;
-        if again.ino == found.ino && again.btime == found.btime {
-            return Ok((again, handle));
-        }
-        found = again;
-    }
-    Err(Errno::AGAIN)
 }

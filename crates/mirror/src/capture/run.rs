@@ -4,7 +4,10 @@
 //! `mirror_core::reconcile`, appended as one group and made durable. Overflow, start and doubt of any kind are the same
 //! thing: a scan of everything.
 
+mod unheard;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,12 +27,12 @@ use super::sink::Sink;
 use super::state::{Barrier, Ended, Order, Shared};
 use super::tree::{SourceTree, Walker};
 use super::watch::Watch;
-use crate::engine::options::Detector;
 use crate::engine::status::{FAILED_MAX, Failed, LastChange, PathText, Stamp};
 use crate::filter::Filter;
 use crate::index::{Index, IndexError};
 use crate::log::{Draft, Log, LogError, PruneLimits};
 use crate::sys::{open, stat};
+use unheard::Unheard;
 
 #[derive(Debug, Clone)]
 pub struct CaptureOptions {
@@ -44,6 +47,8 @@ pub struct CaptureOptions {
     /// An operator said that what is missing at the first scan may go.
     pub released: bool,
     pub scan_at_start: bool,
+    /// Mount points below the source, relative to it, that are part of the tree.
+    pub cross: Vec<PathBuf>,
     /// What the log may keep beyond what is needed.
     pub prune: PruneLimits,
 }
@@ -59,6 +64,7 @@ impl Default for CaptureOptions {
             index_flush: Duration::from_millis(1000),
             released: false,
             scan_at_start: true,
+            cross: Vec::new(),
             prune: PruneLimits {
                 log_bytes_max: Some(256 << 20),
                 content_bytes_max: Some(1 << 30),
@@ -77,6 +83,8 @@ pub struct CaptureSetup {
     pub sink: Arc<dyn Sink>,
     pub shared: Arc<Shared>,
     pub orders: Receiver<Order>,
+    /// Where a scan may put what does not fit in memory.
+    pub spill: Option<PathBuf>,
     pub options: CaptureOptions,
 }
 
@@ -132,6 +140,7 @@ pub struct Capture {
     sink: Arc<dyn Sink>,
     shared: Arc<Shared>,
     orders: Receiver<Order>,
+    spill: Option<PathBuf>,
     options: CaptureOptions,
     source: KernelSource,
     hints: Hints,
@@ -152,9 +161,12 @@ pub struct Capture {
     large: BTreeMap<ObjectId, Instant>,
     /// Large files that were written meanwhile.
     delayed: BTreeMap<At, (Instant, Dirty)>,
-    barriers: Vec<Sender<Barrier>>,
+    barriers: Vec<(Instant, Sender<Barrier>)>,
+    unheard: Unheard,
     root_dirty: bool,
     last_scan: Instant,
+    /// Of a scan of everything.
+    last_scan_began: Option<Instant>,
     last_index_flush: Instant,
     time_ns: u64,
     unflushed: bool,
@@ -201,6 +213,7 @@ impl Capture {
             sink,
             shared,
             orders,
+            spill,
             options,
         } = setup;
         let early: Arc<Mutex<Early>> = Arc::default();
@@ -223,6 +236,7 @@ impl Capture {
             sink,
             shared,
             orders,
+            spill,
             settle: Settle::new(options.settle),
             options,
             source,
@@ -239,6 +253,8 @@ impl Capture {
             large: BTreeMap::new(),
             delayed: BTreeMap::new(),
             barriers: Vec::new(),
+            unheard: Unheard::default(),
+            last_scan_began: None,
             root_dirty: true,
             last_scan: now,
             last_index_flush: now,
@@ -289,6 +305,8 @@ impl Capture {
             self.release_delayed(false);
             self.look_at_due(false)?;
             self.look_at_hot()?;
+            self.look_at_linked(false)?;
+            self.count_unwatched();
             self.retry_failed();
             self.flush()?;
             self.flush_index(false)?;
@@ -605,6 +623,7 @@ impl Capture {
             let time = self.time();
             let records = self.log.append(drafts, time)?;
             self.unflushed = true;
+            let leaving = self.leaving(&records)?;
             let index = self.index.clone();
             let mut rows = index.write().unwrap_or_else(PoisonError::into_inner);
             apply_group(&mut *rows, &records).map_err(|e| {
@@ -612,6 +631,7 @@ impl Capture {
             })?;
             drop(rows);
             self.index_dirty = true;
+            self.left(leaving)?;
             self.noted(&records);
         }
         if !touched.is_empty() {
@@ -827,7 +847,7 @@ impl Capture {
         if self.running.is_some() || !self.ahead.is_empty() {
             return Ok(());
         }
-        if self.want_all.is_none() && self.last_scan.elapsed() >= self.options.scan_interval {
+        if self.want_all.is_none() && self.last_scan.elapsed() >= self.scan_interval() {
             self.want_all = Some(Why::Rolling);
         }
         let (why, dirs) = match self.want_all.take() {
@@ -869,7 +889,14 @@ impl Capture {
             watch: self.watch.clone(),
             read: self.options.read.clone(),
             threads: self.options.scan_threads,
+            spill: self.spill.clone(),
         };
+        if why != Why::Part {
+            self.last_scan_began = Some(Instant::now());
+            if let Some(dirs) = self.watch.dirs() {
+                dirs.begin_round();
+            }
+        }
         let scan = Scan::start(setup, &dirs);
         if why != Why::Part {
             self.shared.lock().scan = Some((scan.seen(), Instant::now()));
@@ -1079,14 +1106,14 @@ impl Capture {
         self.note(Note::ScanEnd)?;
         self.flush()?;
         self.last_scan = Instant::now();
+        self.sweep_watches()?;
+        self.count_unwatched();
+        let word = self.correction(corrections);
         let mut status = self.shared.lock();
         status.scan = None;
         status.scans += 1;
-        if corrections > 0 && self.watch.detector != Detector::Scan {
+        if let Some(text) = word {
             status.corrections += corrections;
-            let text = format!(
-                "the rolling scan found {corrections} changes that no event told: please report this"
-            );
             status.notices.push(text);
         }
         drop(status);
@@ -1234,6 +1261,11 @@ impl Capture {
         {
             return Ok(());
         }
+        let began = self.last_scan_began;
+        if self.is_blind() && self.barriers.iter().any(|(asked, _)| began < Some(*asked)) {
+            self.want_all = Some(Why::Rolling);
+            return Ok(());
+        }
         // Whatever finished before the order is queued already.
         for _ in 0..8 {
             self.hear()?;
@@ -1260,6 +1292,7 @@ impl Capture {
                 );
             }
             self.release_delayed(true);
+            self.look_at_linked(true)?;
             self.look_at_due(true)?;
             if !self.want_some.is_empty() {
                 return Ok(());
@@ -1281,7 +1314,7 @@ impl Capture {
             fuzzy_total: status.fuzzy.len() as u64,
         };
         drop(status);
-        for barrier in self.barriers.drain(..) {
+        for (_, barrier) in self.barriers.drain(..) {
             let _ = barrier.send(answer.clone());
         }
         Ok(())
@@ -1370,10 +1403,7 @@ impl Capture {
                 return Ok(true);
             }
             Ok(Order::Barrier(answer)) => {
-                if self.watch.detector == Detector::Scan && self.running.is_none() {
-                    self.want_all = Some(Why::Rolling);
-                }
-                self.barriers.push(answer);
+                self.barriers.push((Instant::now(), answer));
             }
             Ok(Order::Rescan) => self.want_all = Some(self.want_all.unwrap_or(Why::Rolling)),
             Ok(Order::Reread(id)) => {

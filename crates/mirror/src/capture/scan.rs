@@ -4,8 +4,9 @@
 //! are missing are held back until the end, when the guard has seen how many they are. Marks are set before a scan
 //! begins and hints are drained after it, so a name that moves while a directory is listed is found by its event.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -15,7 +16,10 @@ use mirror_core::reconcile::{Body, Dir, Dirty, Failure, ReadEnd};
 use mirror_core::{At, Handle, Name, Object, ObjectId, Rows};
 
 use super::kernel::{failure, ignored, look, reopen};
+use super::names::Names;
+use super::part;
 use super::prepared::{PreparedDir, PreparedOwn};
+use super::queue::{Brood, Item, Queue, Trail, names};
 use super::read::{Into, ReadOptions, Reader};
 use super::sink::{Sink, SinkDir};
 use super::tree::{Closed, SourceTree, Walker};
@@ -28,8 +32,6 @@ use crate::sys::{Errno, dir};
 const CHUNK: usize = 4096;
 /// Rows read under one lock.
 const ROWS: usize = 1024;
-/// A directory with more names than this is compared name by name rather than side by side.
-const SORTED_MAX: usize = 65_536;
 
 /// What a worker tells the capture loop.
 pub enum Found {
@@ -59,39 +61,15 @@ pub struct Seen {
     pub read_bytes: AtomicU64,
 }
 
-/// Names from the root down, shared by all below.
-struct Trail {
-    name: Name,
-    above: Option<Arc<Trail>>,
-}
-
-fn names(trail: &Option<Arc<Trail>>) -> Vec<Name> {
-    let mut names = Vec::new();
-    let mut at = trail;
-    while let Some(step) = at {
-        names.push(step.name.clone());
-        at = &step.above;
-    }
-    names.reverse();
-    names
-}
-
-struct Item {
-    handle: Handle,
-    trail: Option<Arc<Trail>>,
-    /// The object, if the index knows it; else it is new: the parent's handle, and seen there under this name.
-    known: Result<ObjectId, Handle>,
-}
-
 #[derive(Default)]
-struct Queue {
-    items: Vec<Item>,
+struct Progress {
     /// Workers that may still add items.
     busy: usize,
+    broken: bool,
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
+    queue: Mutex<(Queue, Progress)>,
     wake: Condvar,
     stop: AtomicBool,
     seen: Arc<Seen>,
@@ -119,6 +97,8 @@ pub struct ScanSetup {
     pub watch: Arc<Watch>,
     pub read: ReadOptions,
     pub threads: usize,
+    /// Where a file may be made for what does not fit in memory.
+    pub spill: Option<PathBuf>,
 }
 
 impl Scan {
@@ -128,12 +108,9 @@ impl Scan {
         let items = dirs
             .iter()
             .map(|(id, handle, path)| {
-                let trail = path.iter().fold(None, |above, name| {
-                    Some(Arc::new(Trail {
-                        name: name.clone(),
-                        above,
-                    }))
-                });
+                let trail = path
+                    .iter()
+                    .fold(None, |above, name| Trail::below(&above, name.clone()));
                 Item {
                     handle: handle.clone(),
                     trail,
@@ -142,7 +119,7 @@ impl Scan {
             })
             .collect();
         let shared = Arc::new(Shared {
-            queue: Mutex::new(Queue { items, busy: 0 }),
+            queue: Mutex::new((Queue::new(items, setup.spill), Progress::default())),
             wake: Condvar::new(),
             stop: AtomicBool::new(false),
             seen: Arc::new(Seen::default()),
@@ -211,13 +188,26 @@ impl Shared {
             if self.stop.load(Ordering::Acquire) {
                 return None;
             }
-            if let Some(item) = queue.items.pop() {
-                queue.busy += 1;
-                return Some(item);
-            }
-            if queue.busy == 0 {
-                self.wake.notify_all();
-                return None;
+            let (items, progress) = &mut *queue;
+            match items.pop() {
+                Ok(Some(item)) => {
+                    progress.busy += 1;
+                    return Some(item);
+                }
+                Ok(None) if progress.busy > 0 => {}
+                Ok(None) => {
+                    self.wake.notify_all();
+                    return None;
+                }
+                Err(error) => {
+                    let first = !std::mem::replace(&mut progress.broken, true);
+                    drop(queue);
+                    if first {
+                        let _ = self.out.send(Found::Broken(error.to_string()));
+                    }
+                    self.wake.notify_all();
+                    return None;
+                }
             }
             queue = self
                 .wake
@@ -228,19 +218,15 @@ impl Shared {
 
     fn done(&self) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.busy -= 1;
-        if queue.busy == 0 {
+        queue.1.busy -= 1;
+        if queue.1.busy == 0 {
             self.wake.notify_all();
         }
     }
 
-    fn push(&self, items: Vec<Item>) {
-        if items.is_empty() {
-            return;
-        }
+    fn push(&self, of: &Item, brood: Brood) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // Last in, first out, and the first name first: the walk stays in one place.
-        queue.items.extend(items.into_iter().rev());
+        queue.0.push(of, brood);
         drop(queue);
         self.wake.notify_all();
     }
@@ -336,27 +322,18 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// Names, in byte order within a chunk, without what is never part of a tree.
-    fn list(&self, fd: &OwnedFd, item: &Item) -> Result<Vec<Name>, Errno> {
-        let root = item.handle == self.shared.tree.id.handle;
+    /// Names in byte order, without what is never part of a tree.
+    fn list(&self, fd: &OwnedFd, item: &Item) -> Result<Names, Errno> {
+        let part = self.shared.tree.part_of(&item.handle);
         let own = reopen(fd)?;
-        let mut listed = Vec::new();
+        let mut listed = Names::default();
         dir::list(&own, |name, _, _| {
-            if root && self.shared.tree.fs_root && name == b"lost+found" {
-                return;
+            if !part.is_some_and(|part| part.is_lost_and_found(&item.handle, name)) {
+                listed.push(name);
             }
-            listed.extend(Name::new(name));
         })?;
-        listed.sort_unstable();
-        listed.dedup();
+        listed.sort();
         Ok(listed)
-    }
-
-    fn below(&self, item: &Item, name: &Name) -> Option<Arc<Trail>> {
-        Some(Arc::new(Trail {
-            name: name.clone(),
-            above: item.trail.clone(),
-        }))
     }
 
     fn compare(
@@ -364,7 +341,7 @@ impl Worker<'_> {
         id: ObjectId,
         item: &Item,
         fd: &OwnedFd,
-        listed: Vec<Name>,
+        listed: Names,
     ) -> Result<(), Gone> {
         let own = self.rows(|index| index.object(id))?.ok_or(Gone::Stale)?;
         let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
@@ -376,106 +353,61 @@ impl Worker<'_> {
         }
         let mut unread = New::default();
         let mut work = Compared::default();
-        if listed.len() <= SORTED_MAX {
-            let mut after: Option<Name> = None;
-            let mut rows = Vec::new().into_iter();
-            let mut row = None;
-            let mut next_row =
-                |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
-                    if let Some(row) = rows.next() {
-                        return Ok(Some(row));
-                    }
-                    let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
-                    after = more.last().map(|child| child.name.clone());
-                    if more.is_empty() {
-                        return Ok(None);
-                    }
-                    let more: Vec<_> = more
-                        .into_iter()
-                        .map(|child| (child.name, child.id, Arc::new(child.object)))
-                        .collect();
-                    rows = more.into_iter();
-                    Ok(rows.next())
-                };
-            let mut fresh = true;
-            for name in listed {
-                if fresh {
-                    row = next_row(self)?;
-                    fresh = false;
-                }
-                while let Some((in_row, _, _)) = &row
-                    && *in_row < name
-                {
-                    work.missing.push(At {
-                        parent: id,
-                        name: in_row.clone(),
-                    });
-                    row = next_row(self)?;
-                }
-                match &row {
-                    Some((in_row, object_id, object)) if *in_row == name => {
-                        self.compare_one(id, item, fd, name, *object_id, object, &mut work)?;
-                        fresh = true;
-                    }
-                    _ => self.new_name(id, item, fd, name, &mut work, &mut unread)?,
-                }
-                self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+        let mut after: Option<Name> = None;
+        let mut rows = Vec::new().into_iter();
+        let mut row = None;
+        let mut next_row = |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
+            if let Some(row) = rows.next() {
+                return Ok(Some(row));
             }
+            let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
+            after = more.last().map(|child| child.name.clone());
+            if more.is_empty() {
+                return Ok(None);
+            }
+            let more: Vec<_> = more
+                .into_iter()
+                .map(|child| (child.name, child.id, Arc::new(child.object)))
+                .collect();
+            rows = more.into_iter();
+            Ok(rows.next())
+        };
+        let mut fresh = true;
+        for name in listed.iter() {
             if fresh {
                 row = next_row(self)?;
+                fresh = false;
             }
-            while let Some((in_row, _, _)) = row {
+            while let Some((in_row, _, _)) = &row
+                && *in_row < name
+            {
                 work.missing.push(At {
                     parent: id,
-                    name: in_row,
+                    name: in_row.clone(),
                 });
                 row = next_row(self)?;
-                self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
             }
-        } else {
-            self.compare_large(id, item, fd, listed, &mut work, &mut unread)?;
+            match &row {
+                Some((in_row, object_id, object)) if *in_row == name => {
+                    self.compare_one(id, item, fd, name, *object_id, object, &mut work)?;
+                    fresh = true;
+                }
+                _ => self.new_name(id, item, fd, name, &mut work, &mut unread)?,
+            }
+            self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+        }
+        if fresh {
+            row = next_row(self)?;
+        }
+        while let Some((in_row, _, _)) = row {
+            work.missing.push(At {
+                parent: id,
+                name: in_row,
+            });
+            row = next_row(self)?;
+            self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
         }
         self.flush_if(id, item, fd, &mut work, &mut unread, 0)
-    }
-
-    /// Name by name, for a directory too large to hold its rows beside its names.
-    fn compare_large(
-        &mut self,
-        id: ObjectId,
-        item: &Item,
-        fd: &OwnedFd,
-        listed: Vec<Name>,
-        work: &mut Compared,
-        unread: &mut New,
-    ) -> Result<(), Gone> {
-        let there: HashSet<u64> = listed.iter().map(hash).collect();
-        for name in listed {
-            let at = At {
-                parent: id,
-                name: name.clone(),
-            };
-            match self.rows(|index| index.entry(&at))? {
-                Some((object_id, object)) => {
-                    self.compare_one(id, item, fd, name, object_id, &object, work)?
-                }
-                None => self.new_name(id, item, fd, name, work, unread)?,
-            }
-            self.flush_if(id, item, fd, work, unread, CHUNK)?;
-        }
-        let mut after: Option<Name> = None;
-        loop {
-            let rows = self.rows(|index| index.children(id, after.as_ref(), ROWS))?;
-            let Some((last, _)) = rows.last() else {
-                return Ok(());
-            };
-            after = Some(last.clone());
-            for (name, _) in rows {
-                if !there.contains(&hash(&name)) {
-                    work.missing.push(At { parent: id, name });
-                }
-            }
-            self.flush_if(id, item, fd, work, unread, CHUNK)?;
-        }
     }
 
     fn compare_one(
@@ -490,7 +422,13 @@ impl Worker<'_> {
     ) -> Result<(), Gone> {
         self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
         let at = At { parent: dir, name };
-        let found = match crate::sys::stat::statx(fd, at.name.as_bytes()) {
+        let tree = &self.shared.tree;
+        let crossed = tree.crossed_at(&item.handle, &at.name);
+        let looked = match crossed {
+            Some(part) => crate::sys::stat::fstat(part.root()),
+            None => crate::sys::stat::statx(fd, at.name.as_bytes()),
+        };
+        let found = match looked {
             Ok(found) => found,
             Err(Errno::NOENT) => {
                 work.missing.push(at);
@@ -501,7 +439,8 @@ impl Worker<'_> {
                 return Ok(());
             }
         };
-        if self.shared.tree.is_foreign(&found) {
+        let part = tree.part_of(&item.handle);
+        if crossed.is_none() && part.is_some_and(|part| part.is_foreign(&found)) {
             work.foreign.push(self.path(item, &at.name));
             return Ok(());
         }
@@ -509,41 +448,34 @@ impl Worker<'_> {
             if found.is_file() { found.bytes } else { 0 },
             Ordering::Relaxed,
         );
-        let same_inode = found.ino == object.local.ino && found.btime == object.local.btime;
+        let same_inode = found.ino == object.local.ino
+            && found.btime == object.local.btime
+            && match (crossed, part, &object.local.handle) {
+                (Some(part), _, Some(handle)) => *handle == part.id.handle,
+                (None, Some(part), Some(handle)) => part::tag_of(handle) == part.tag,
+                _ => true,
+            };
+        if found.is_file()
+            && found.nlink as usize > object.names.len()
+            && let Some(handle) = &object.local.handle
+        {
+            self.shared.watch.linked(handle, found.nlink);
+        }
         let proven = object
             .state
             .kind
             .content()
             .is_none_or(|content| content.proven);
         if found.is_dir() && same_inode && object.state.kind.is_dir() {
-            let trail = self.below(item, &at.name);
-            if let Some(handle) = object.local.handle.clone() {
-                work.dirs.push(Item {
-                    handle,
-                    trail,
-                    known: Ok(id),
-                });
-            } else {
-                work.dirty.push((
-                    at,
-                    Dirty {
-                        doubt: true,
-                        ..Dirty::default()
-                    },
-                ));
-                return Ok(());
+            match &object.local.handle {
+                Some(handle) => work.dirs.push(&at.name, handle, Some(id)),
+                None => work.dirty.push((at, doubt())),
             }
             // Its own attributes are compared when it is visited.
             return Ok(());
         }
         if !same_inode || found.ctime != object.local.ctime || !proven {
-            work.dirty.push((
-                at,
-                Dirty {
-                    doubt: true,
-                    ..Dirty::default()
-                },
-            ));
+            work.dirty.push((at, doubt()));
         }
         Ok(())
     }
@@ -560,7 +492,7 @@ impl Worker<'_> {
     ) -> Result<(), Gone> {
         self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
         use mirror_core::reconcile::Look;
-        let found = match look(&self.walker, fd, &name) {
+        let found = match look(&self.shared.tree, &item.handle, fd, &name) {
             Look::Seen(found) => found,
             Look::Foreign => {
                 work.foreign.push(self.path(item, &name));
@@ -595,23 +527,11 @@ impl Worker<'_> {
             Some(id) => {
                 if found.is_dir() {
                     // It moved here while nobody looked: what is below it is compared all the same.
-                    let trail = self.below(item, &name);
-                    work.dirs.push(Item {
-                        handle: found.handle.clone(),
-                        trail,
-                        known: Ok(id),
-                    });
+                    work.dirs.push(&name, &found.handle, Some(id));
                 }
                 work.dirty.push(dirty(name));
             }
-            None if found.is_dir() => {
-                let trail = self.below(item, &name);
-                work.dirs.push(Item {
-                    handle: found.handle,
-                    trail,
-                    known: Err(item.handle.clone()),
-                });
-            }
+            None if found.is_dir() => work.dirs.push(&name, &found.handle, None),
             None => unread.names.push((name, found)),
         }
         Ok(())
@@ -657,7 +577,7 @@ impl Worker<'_> {
         if !work.foreign.is_empty() {
             self.send(Found::Foreign(std::mem::take(&mut work.foreign)))?;
         }
-        self.shared.push(std::mem::take(&mut work.dirs));
+        self.shared.push(item, std::mem::take(&mut work.dirs));
         Ok(())
     }
 
@@ -668,7 +588,7 @@ impl Worker<'_> {
         item: &Item,
         fd: &OwnedFd,
         before: crate::sys::stat::Stat,
-        listed: Vec<Name>,
+        listed: Names,
     ) -> Result<(), Gone> {
         use mirror_core::reconcile::Look;
         let found = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
@@ -694,9 +614,9 @@ impl Worker<'_> {
             reading,
         });
         let (mut files, mut work) = (Vec::new(), Compared::default());
-        for name in listed {
+        for name in listed.iter() {
             self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
-            let found = match look(&self.walker, fd, &name) {
+            let found = match look(&self.shared.tree, &item.handle, fd, &name) {
                 Look::Seen(found) => found,
                 Look::Foreign => {
                     work.foreign.push(self.path(item, &name));
@@ -718,21 +638,16 @@ impl Worker<'_> {
                 continue;
             }
             if found.is_dir() {
-                let trail = self.below(item, &name);
-                match self.rows(|index| index.by_handle(&found.handle))? {
-                    Some(id) => {
-                        work.dirs.push(Item {
-                            handle: found.handle,
-                            trail,
-                            known: Ok(id),
-                        });
-                        files.push((name, None));
-                    }
-                    None => work.dirs.push(Item {
-                        handle: found.handle,
-                        trail,
-                        known: Err(item.handle.clone()),
-                    }),
+                let known = self.rows(|index| index.by_handle(&found.handle))?;
+                work.dirs.push(&name, &found.handle, known);
+                if known.is_some() {
+                    files.push((name, None));
+                }
+                if work.dirs.len() >= CHUNK {
+                    let (files, own) = (std::mem::take(&mut files), own.take());
+                    let prepared = self.read_some(item, fd, files, own)?;
+                    self.send(Found::Ahead(prepared))?;
+                    self.shared.push(item, std::mem::take(&mut work.dirs));
                 }
                 continue;
             }
@@ -749,7 +664,7 @@ impl Worker<'_> {
         if !work.foreign.is_empty() {
             self.send(Found::Foreign(work.foreign))?;
         }
-        self.shared.push(work.dirs);
+        self.shared.push(item, work.dirs);
         Ok(())
     }
 
@@ -849,12 +764,12 @@ struct Compared {
     missing: Vec<At>,
     failed: Vec<(At, Failure)>,
     foreign: Vec<Vec<u8>>,
-    dirs: Vec<Item>,
+    dirs: Brood,
 }
 
 impl Compared {
     fn len(&self) -> usize {
-        self.dirty.len() + self.missing.len() + self.failed.len()
+        self.dirty.len() + self.missing.len() + self.failed.len() + self.dirs.len()
     }
 }
 
@@ -864,7 +779,9 @@ struct New {
     names: Vec<(Name, mirror_core::reconcile::Seen)>,
 }
 
-fn hash(name: &Name) -> u64 {
-    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(name.as_bytes())
+fn doubt() -> Dirty {
+    Dirty {
+        doubt: true,
+        ..Dirty::default()
+    }
 }

@@ -63,6 +63,8 @@ pub struct CaptureStatus {
     pub files: u64,
     pub bytes: u64,
     pub hot: u64,
+    /// Directories that there is no watch for.
+    pub unwatched: u64,
     pub notices: Vec<String>,
     /// The oldest record that somebody still has to read; `None`: nobody said yet, so nothing may go.
     pub needed: Option<Position>,

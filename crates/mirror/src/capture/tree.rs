@@ -1,134 +1,249 @@
 //! The source tree as this process reaches it: a private view of the root, and its directories by handle or by name.
+//!
+//! A view ends at its own mount. What is mounted below SRC and not crossed is invisible in it: the directory that the
+//! mount hides is mirrored as it is underneath (usually empty), and the mount is listed as not mirrored. A crossed
+//! mount (`--cross`) is a second view, a [`Part`], and stands in for the directory under its mount point. Without the
+//! right to make a view (not root), mount points that are not crossed are left out with what they hide.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use mirror_core::reconcile::{Dir, Whereabouts};
 use mirror_core::{Handle, Name};
-use rustix::fs::OFlags;
 
 use super::cache::Dirs;
-use crate::sys::stat::Stat;
-use crate::sys::tree::Place;
-use crate::sys::{Errno, descriptors, handle, open, stat, tree as clone};
+pub use super::part::RootId;
+use super::part::{self, Part, Tag};
+use crate::engine::status::HoldReason;
+use crate::sys::{Errno, descriptors, open, stat};
 
 /// Directories kept open by each user of the tree.
 const DIRS_OPEN_MAX: usize = 128;
 
-/// What makes a root the same root, after a remount or a restart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RootId {
-    pub handle: Handle,
-    pub ino: u64,
-    pub btime: mirror_core::Time,
-    /// The file system's own id (`statfs`), which survives a remount where the device number does not.
-    pub fsid: u64,
-}
-
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
-    #[error("cannot {step} {}", mirror_core::escape(std::os::unix::ffi::OsStrExt::as_bytes(.path.as_os_str())))]
+    #[error("cannot {step} {}", shown(.path))]
     Io {
         step: &'static str,
         path: PathBuf,
         source: Errno,
     },
+    /// A crossed path that is no mount (now): what is under it must not be taken for its content.
+    #[error("nothing is mounted on {}, which is crossed", shown(.path))]
+    NotMounted { path: PathBuf },
+    /// A crossed path that does not lie in the tree.
+    #[error(
+        "{} can't be crossed: it is reached through a link, or through a mount that is not crossed itself",
+        shown(.path)
+    )]
+    NotReached { path: PathBuf },
 }
 
-/// The root, shared by all who look.
+pub(super) fn shown(path: &Path) -> String {
+    mirror_core::escape(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))
+}
+
+/// The root and what is crossed below it, shared by all who look.
 pub struct SourceTree {
     pub path: PathBuf,
-    root: Arc<OwnedFd>,
     pub id: RootId,
-    pub dev: (u32, u32),
-    mount_id: Option<u64>,
-    /// Directories open by handle, whatever they are called now. Else only by name from the root down.
+    /// All of the tree's directories open by handle, whatever they are called now.
     pub by_handle: bool,
-    /// The root is a private view: what is mounted below it is invisible.
+    /// What is mounted below and not crossed is invisible.
     pub private: bool,
-    /// The root is its file system's root, where `lost+found` is the file system's own.
-    pub fs_root: bool,
+    /// SRC first; a crossed mount after the one it lies in.
+    parts: Vec<Part>,
 }
 
 impl SourceTree {
     pub fn open(path: &Path) -> Result<SourceTree, TreeError> {
-        let failed = |step: &'static str| {
-            let path = path.to_path_buf();
-            move |source: Errno| TreeError::Io { step, path, source }
-        };
-        let plain = open::dir_at_path(path).map_err(failed("open"))?;
-        let (root, private) = match clone::private_clone_read_only(path) {
-            Ok(fd) => (fd, true),
-            Err(_) => (
-                plain
-                    .try_clone()
-                    .map_err(|_| failed("open")(Errno::MFILE))?,
-                false,
-            ),
-        };
-        let of_root = stat::fstat(&root).map_err(failed("stat"))?;
-        let handle = handle::name_to_handle_or_synthetic(&root, b"", &of_root)
-            .map_err(failed("identify"))?;
-        let by_handle = private
-            && handle.kind != handle::SYNTHETIC
-            && handle::open_by_handle(&root, &handle, OFlags::RDONLY | OFlags::DIRECTORY).is_ok()
-            && clone::can_locate(&root, &plain).unwrap_or(false);
-        let fs = rustix::fs::fstatfs(&root).map_err(failed("stat"))?;
-        let fsid = fsid(&fs);
-        let parent = open::parent(&plain).and_then(stat::fstat);
-        let fs_root = parent.is_ok_and(|up| up.dev != of_root.dev || up.same_inode(&of_root));
+        SourceTree::open_with(path, &[])
+    }
+
+    /// With these mount points below it, relative to it, as part of the tree.
+    pub fn open_with(path: &Path, cross: &[PathBuf]) -> Result<SourceTree, TreeError> {
+        let plain = open::dir_at_path(path).map_err(|source| TreeError::Io {
+            step: "open",
+            path: path.to_path_buf(),
+            source,
+        })?;
+        let root = Part::open(path, &plain, 0, Vec::new(), None)?;
+        let id = root.id.clone();
+        let mut parts = vec![root];
+        let mut wanted = cross
+            .iter()
+            .map(|cross| names_of(path, cross))
+            .collect::<Result<Vec<_>, _>>()?;
+        wanted.sort();
+        wanted.dedup();
+        for names in wanted {
+            let taken: Vec<Tag> = parts.iter().map(|part| part.tag).collect();
+            let part = cross_one(path, &parts, names, &taken)?;
+            parts.push(part);
+        }
         Ok(SourceTree {
             path: path.to_path_buf(),
-            root: Arc::new(root),
-            id: RootId {
-                handle,
-                ino: of_root.ino,
-                btime: of_root.btime,
-                fsid,
-            },
-            dev: of_root.dev,
-            mount_id: of_root.mount_id,
-            by_handle,
-            private,
-            fs_root,
+            id,
+            by_handle: parts.iter().all(|part| part.by_handle),
+            private: parts.iter().all(|part| part.private),
+            parts,
         })
     }
 
     pub fn root(&self) -> &OwnedFd {
-        &self.root
+        // There always is the first one.
+        self.parts[0].root()
+    }
+
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The crossed mounts.
+    pub fn crossed(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().skip(1)
+    }
+
+    /// Where a person finds this part.
+    pub fn path_of(&self, part: &Part) -> PathBuf {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let mut path = self.path.clone();
+        path.extend(
+            part.path
+                .iter()
+                .map(|name| OsStr::from_bytes(name.as_bytes())),
+        );
+        path
+    }
+
+    /// The part that a directory's handle is of.
+    pub fn part_of(&self, handle: &Handle) -> Option<&Part> {
+        let tag = part::tag_of(handle);
+        self.parts.iter().find(|part| part.tag == tag)
+    }
+
+    /// The crossed mount that stands under this name.
+    pub fn crossed_at(&self, dir: &Handle, name: &Name) -> Option<&Part> {
+        self.crossed().find(|part| {
+            part.at
+                .as_ref()
+                .is_some_and(|(parent, at)| at == name && parent == dir)
+        })
     }
 
     /// Whether the path a person gave still leads to this root.
     pub fn still_there(&self) -> Result<(), &'static str> {
-        let Ok(fd) = open::dir_at_path(&self.path) else {
-            return Err("is gone");
-        };
-        let Ok(now) = stat::fstat(&fd) else {
-            return Err("can't be read");
-        };
-        if now.dev != self.dev {
-            return Err("was unmounted, or another file system covers it");
-        }
-        if now.ino != self.id.ino || now.btime != self.id.btime {
-            return Err("is another directory now");
-        }
-        Ok(())
+        self.parts[0].still_at(&self.path)
     }
 
-    /// A mount, or something on another file system: not part of the tree.
-    pub fn is_foreign(&self, found: &Stat) -> bool {
-        found.dev != self.dev || (!self.private && found.mount_id != self.mount_id)
+    /// The root or a crossed mount that is not where it was: why to stop, in a line.
+    pub fn lost(&self) -> Option<(HoldReason, String)> {
+        self.parts.iter().find_map(|part| {
+            let path = self.path_of(part);
+            let what = part.still_at(&path).err()?;
+            let reason = match what {
+                "is gone" | "is not mounted" => HoldReason::RootGone,
+                "is another directory now" => HoldReason::RootReplaced,
+                _ => HoldReason::RootCovered,
+            };
+            let crossed = if part.at.is_some() { " (crossed)" } else { "" };
+            Some((reason, format!("{}{crossed} {what}", shown(&path))))
+        })
+    }
+
+    /// The same directories by the same handles.
+    pub fn is_same(&self, ids: &[RootId]) -> bool {
+        self.parts.iter().map(|part| &part.id).eq(ids)
+    }
+
+    pub fn ids(&self) -> Vec<RootId> {
+        self.parts.iter().map(|part| part.id.clone()).collect()
+    }
+
+    /// File systems in the tree that others change too, without this kernel hearing of it.
+    pub fn remote(&self) -> Option<&'static str> {
+        self.parts.iter().find_map(Part::remote)
     }
 }
 
-/// The file system's own id as one number; its fields are private in the C library, its debug form is not.
-fn fsid(fs: &rustix::fs::StatFs) -> u64 {
-    let text = format!("{:?}", fs.f_fsid);
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
-        (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    })
+/// A path relative to SRC as names.
+fn names_of(root: &Path, cross: &Path) -> Result<Vec<Name>, TreeError> {
+    use std::os::unix::ffi::OsStrExt;
+    let bad = || TreeError::NotReached {
+        path: root.join(cross),
+    };
+    let names = cross
+        .components()
+        .filter(|step| !matches!(step, Component::CurDir))
+        .map(|step| match step {
+            Component::Normal(name) => Name::new(name.as_bytes()).map_err(|_| bad()),
+            _ => Err(bad()),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if names.is_empty() {
+        return Err(bad());
+    }
+    Ok(names)
+}
+
+/// Opens the mount at these names. What lies above it must be in a part already.
+fn cross_one(
+    root: &Path,
+    parts: &[Part],
+    names: Vec<Name>,
+    taken: &[Tag],
+) -> Result<Part, TreeError> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let mut path = root.to_path_buf();
+    path.extend(names.iter().map(|name| OsStr::from_bytes(name.as_bytes())));
+    let not_mounted = |_| TreeError::NotMounted { path: path.clone() };
+    let not_reached = || TreeError::NotReached { path: path.clone() };
+    let (Some((name, above)), Some(up_path)) = (names.split_last(), path.parent()) else {
+        return Err(not_reached());
+    };
+    let part = parts
+        .iter()
+        .filter(|part| above.starts_with(&part.path))
+        .max_by_key(|part| part.path.len())
+        .ok_or_else(not_reached)?;
+    let mut dir = part.root().clone();
+    for step in above.get(part.path.len()..).unwrap_or_default() {
+        dir = match open::dir(&dir, step.as_bytes()) {
+            Ok(below) => Arc::new(below),
+            Err(Errno::NOENT) => return Err(not_mounted(Errno::NOENT)),
+            Err(_) => return Err(not_reached()),
+        };
+    }
+    // A person who follows the path must come by this very directory, and find a mount there.
+    let up = open::dir_at_path(up_path)
+        .and_then(stat::fstat)
+        .map_err(not_mounted)?;
+    let seen = stat::fstat(&*dir).map_err(not_mounted)?;
+    if !seen.same_inode(&up) || part.is_foreign(&seen) {
+        return Err(not_reached());
+    }
+    let under = stat::statx(&*dir, name.as_bytes()).map_err(not_mounted)?;
+    if !under.is_dir() {
+        return Err(not_reached());
+    }
+    let plain = open::dir_at_path(&path).map_err(not_mounted)?;
+    let here = stat::fstat(&plain).map_err(not_mounted)?;
+    if here.dev == up.dev && here.mount_id == up.mount_id {
+        return Err(TreeError::NotMounted { path });
+    }
+    let parent = part
+        .identify(&*dir, b"", &seen)
+        .map_err(|source| TreeError::Io {
+            step: "identify",
+            path: up_path.to_path_buf(),
+            source,
+        })?;
+    let tag = part::tag_for(&names, taken).ok_or_else(not_reached)?;
+    let at = Some((parent, name.clone()));
+    Part::open(&path, &plain, tag, names, at)
 }
 
 /// One user's way into the tree, with directories of its own kept open.
@@ -159,56 +274,24 @@ impl Walker {
     }
 
     pub fn open(&mut self, dir: &Dir<'_>) -> Result<Arc<OwnedFd>, Closed> {
-        if *dir.handle == self.tree.id.handle {
-            return Ok(self.tree.root.clone());
+        let part = self.tree.part_of(dir.handle).ok_or(Closed::Stale)?;
+        if *dir.handle == part.id.handle {
+            return Ok(part.root().clone());
         }
         if let Some(fd) = self.dirs.get(dir.handle) {
             return Ok(fd);
         }
-        let fd = if self.tree.by_handle {
-            handle::open_by_handle(
-                &self.tree.root,
-                dir.handle,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME,
-            )
-            .map_err(|e| {
-                if e == Errno::STALE {
-                    Closed::Stale
-                } else {
-                    Closed::Failed(e)
-                }
+        let fd = if part.by_handle {
+            part.open_by_handle(dir.handle).map_err(|e| match e {
+                Errno::STALE => Closed::Stale,
+                e => Closed::Failed(e),
             })?
         } else {
-            self.walk(dir)?
+            walk(part, dir)?
         };
         let fd = Arc::new(fd);
         self.dirs.put(dir.handle, fd.clone());
         Ok(fd)
-    }
-
-    /// By name from the root down; what is found must be what was meant.
-    fn walk(&self, dir: &Dir<'_>) -> Result<OwnedFd, Closed> {
-        let closed = |e: Errno| match e {
-            Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Closed::Stale,
-            e => Closed::Failed(e),
-        };
-        let trail: &[Name] = dir.trail.as_deref().ok_or(Closed::Stale)?;
-        let mut fd: Option<OwnedFd> = None;
-        for name in trail {
-            fd = Some(match &fd {
-                Some(fd) => open::dir(fd, name.as_bytes()).map_err(closed)?,
-                None => open::dir(self.tree.root.as_fd(), name.as_bytes()).map_err(closed)?,
-            });
-        }
-        let fd = fd.ok_or(Closed::Stale)?;
-        let found = stat::fstat(&fd).map_err(Closed::Failed)?;
-        let handle =
-            handle::name_to_handle_or_synthetic(&fd, b"", &found).map_err(Closed::Failed)?;
-        if handle == *dir.handle {
-            Ok(fd)
-        } else {
-            Err(Closed::Stale)
-        }
     }
 
     /// A directory that was just found as `name` in `parent`, so that its children need no walk.
@@ -226,55 +309,36 @@ impl Walker {
 
     /// Where a directory stands now. Without handles nobody can tell: `Gone` then, and its parent's events speak.
     pub fn locate(&mut self, wanted: &Handle) -> Whereabouts {
-        if *wanted == self.tree.id.handle {
-            return Whereabouts::Root;
+        match self.tree.part_of(wanted) {
+            Some(part) => part.locate(wanted),
+            None => Whereabouts::Gone,
         }
-        if !self.tree.by_handle {
-            return Whereabouts::Gone;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOATIME;
-        let Ok(fd) = handle::open_by_handle(&self.tree.root, wanted, flags) else {
-            return Whereabouts::Gone;
-        };
-        match clone::locate(self.tree.root.as_fd(), &fd) {
-            Ok(Place::Root) => Whereabouts::Root,
-            Ok(Place::Outside) => Whereabouts::Outside,
-            Ok(Place::Inside(path)) => {
-                let name = path
-                    .rsplit(|&b| b == b'/')
-                    .next()
-                    .and_then(|name| Name::new(name).ok());
-                self.inside(&fd, name, wanted).unwrap_or(Whereabouts::Gone)
-            }
-            Ok(Place::Deep) => self.inside(&fd, None, wanted).unwrap_or(Whereabouts::Gone),
-            Ok(Place::Gone) | Err(_) => Whereabouts::Gone,
-        }
-    }
-
-    fn inside(&self, fd: &OwnedFd, name: Option<Name>, wanted: &Handle) -> Option<Whereabouts> {
-        let up = open::parent(fd).ok()?;
-        let parent = handle::name_to_handle(&up, b"").ok()?.handle;
-        let name = match name {
-            Some(name) => name,
-            None => name_in(&up, wanted)?,
-        };
-        Some(Whereabouts::Inside { parent, name })
     }
 }
 
-/// The name under which a directory lists a child, for paths that are too long to be told.
-fn name_in(dir: &OwnedFd, wanted: &Handle) -> Option<Name> {
-    let mut found = None;
-    let mut tried = HashSet::new();
-    let _ = crate::sys::dir::try_list(dir, |name, kind, _| {
-        if kind.is_dir()
-            && tried.insert(name.to_vec())
-            && handle::name_to_handle(dir, name).is_ok_and(|found| found.handle == *wanted)
-        {
-            found = Name::new(name).ok();
-            return Err(());
-        }
-        Ok(())
-    });
-    found
+/// By name from the part's root down; what is found must be what was meant.
+fn walk(part: &Part, dir: &Dir<'_>) -> Result<OwnedFd, Closed> {
+    let closed = |e: Errno| match e {
+        Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Closed::Stale,
+        e => Closed::Failed(e),
+    };
+    let trail = dir.trail.as_deref().ok_or(Closed::Stale)?;
+    let trail = trail
+        .strip_prefix(part.path.as_slice())
+        .ok_or(Closed::Stale)?;
+    let mut fd: Option<OwnedFd> = None;
+    for name in trail {
+        fd = Some(match &fd {
+            Some(fd) => open::dir(fd, name.as_bytes()).map_err(closed)?,
+            None => open::dir(part.root().as_fd(), name.as_bytes()).map_err(closed)?,
+        });
+    }
+    let fd = fd.ok_or(Closed::Stale)?;
+    let found = stat::fstat(&fd).map_err(Closed::Failed)?;
+    let handle = part.identify(&fd, b"", &found).map_err(Closed::Failed)?;
+    if handle == *dir.handle {
+        Ok(fd)
+    } else {
+        Err(Closed::Stale)
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ use mirror_core::hints::{Hint, HintName};
 use mirror_core::{Handle, Name, Who};
 use rustix::event::Timespec;
 
+use super::dirs::DirWatches;
+use super::part::{self, Tag};
 use super::tree::SourceTree;
+use super::tree::shown;
 use crate::engine::options::Detector;
-use crate::sys::fanotify::{self, mask};
-use crate::sys::inotify::{self, mask as in_mask};
+use crate::sys::fanotify::{self, Fsid, mask};
 use crate::sys::{Errno, who};
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -37,19 +39,14 @@ struct Heard {
 }
 
 enum Group {
-    Fanotify(fanotify::Group),
-    Inotify {
-        group: inotify::Group,
-        dirs: Mutex<Dirs>,
-    },
+    Fanotify(fanotify::Group, Marked),
+    Inotify(DirWatches),
     /// Nothing is heard.
     Scan,
 }
 
-#[derive(Default)]
-struct Dirs {
-    by_watch: HashMap<i32, Handle>,
-}
+/// The file systems marked, and the parts of the tree on each: handles in a record are of one of those.
+type Marked = Vec<(Fsid, Tag)>;
 
 /// What a watch needs beside the tree.
 #[derive(Debug, Clone, Copy)]
@@ -70,41 +67,45 @@ pub struct Watch {
     own_pid: u32,
     ask_who: bool,
     stop: AtomicBool,
-    /// Directories that inotify had no watch for.
-    pub unwatched: AtomicU64,
 }
 
 impl Watch {
     /// Marks the tree's file system, or falls back. An error only when a detector was forced and can't be had.
     pub fn new(tree: &SourceTree, options: WatchOptions) -> Result<Watch, String> {
-        let (group, detector, why) = match options.forced {
+        let asked = |group| (group, "asked for".to_string());
+        let (group, mut why) = match options.forced {
             Some(Detector::Fanotify) => match mark(tree) {
-                Ok(group) => (group, Detector::Fanotify, "asked for".to_string()),
+                Ok((group, _)) => asked(group),
                 Err(why) => return Err(format!("fanotify is not possible here: {why}")),
             },
-            Some(Detector::Inotify) => (watch()?, Detector::Inotify, "asked for".to_string()),
-            Some(Detector::Scan) => (Group::Scan, Detector::Scan, "asked for".to_string()),
+            Some(Detector::Inotify) => match watch() {
+                Ok(group) => asked(group),
+                Err(why) => return Err(format!("inotify is not possible here: {why}")),
+            },
+            Some(Detector::Scan) => asked(Group::Scan),
             None => match mark(tree) {
-                Ok(group) => (
-                    group,
-                    Detector::Fanotify,
-                    "one mark for the whole file system".to_string(),
-                ),
+                Ok(marked) => marked,
                 Err(why) => match watch() {
-                    Ok(group) => (
-                        group,
-                        Detector::Inotify,
-                        format!("fanotify is not possible: {why}"),
-                    ),
+                    Ok(group) => (group, format!("fanotify is not possible: {why}")),
                     Err(no_inotify) => {
                         let why = format!(
                             "fanotify is not possible: {why}; nor is inotify: {no_inotify}"
                         );
-                        (Group::Scan, Detector::Scan, why)
+                        (Group::Scan, why)
                     }
                 },
             },
         };
+        let detector = match &group {
+            Group::Fanotify(..) => Detector::Fanotify,
+            Group::Inotify(_) => Detector::Inotify,
+            Group::Scan => Detector::Scan,
+        };
+        if let (Some(kind), false) = (tree.remote(), detector == Detector::Scan) {
+            why.push_str(&format!(
+                "; what is changed on {kind} elsewhere is found by scans alone"
+            ));
+        }
         let (signal, wake) = bounded(1);
         Ok(Watch {
             detector,
@@ -119,7 +120,6 @@ impl Watch {
             own_pid: std::process::id(),
             ask_who: options.who,
             stop: AtomicBool::new(false),
-            unwatched: AtomicU64::new(0),
         })
     }
 
@@ -136,8 +136,8 @@ impl Watch {
             };
             while !watch.stop.load(Ordering::Acquire) {
                 let ready = match &watch.group {
-                    Group::Fanotify(group) => group.poll(Some(&nap)),
-                    Group::Inotify { group, .. } => group.poll(Some(&nap)),
+                    Group::Fanotify(group, _) => group.poll(Some(&nap)),
+                    Group::Inotify(dirs) => dirs.poll(&nap),
                     Group::Scan => return,
                 };
                 if !matches!(ready, Ok(true)) {
@@ -173,28 +173,36 @@ impl Watch {
         )
     }
 
-    /// A directory is about to be listed: from now on its events are heard. Only inotify needs that.
+    /// The watches of single directories, where there is not one mark for all of them.
+    pub fn dirs(&self) -> Option<&DirWatches> {
+        match &self.group {
+            Group::Inotify(dirs) => Some(dirs),
+            _ => None,
+        }
+    }
+
+    /// A directory is about to be listed: from now on its events are heard.
     pub fn add_dir(&self, dir: &OwnedFd, handle: &Handle) {
-        let Group::Inotify { group, dirs } = &self.group else {
-            return;
-        };
-        match group.add(dir) {
-            Ok(watch) => {
-                dirs.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .by_watch
-                    .insert(watch, handle.clone());
-            }
-            Err(_) => {
-                self.unwatched.fetch_add(1, Ordering::Relaxed);
-            }
+        if let Some(dirs) = self.dirs() {
+            dirs.add(dir, handle);
+        }
+    }
+
+    /// A file was seen with so many links: some may be names that are not watched.
+    pub fn linked(&self, handle: &Handle, links: u32) {
+        if let Some(dirs) = self.dirs() {
+            dirs.linked(handle, links);
         }
     }
 
     fn read_all(&self, heard: &mut Heard) {
         match &self.group {
-            Group::Fanotify(group) => self.read_fanotify(group, heard),
-            Group::Inotify { group, dirs } => read_inotify(group, dirs, heard),
+            Group::Fanotify(group, marked) => self.read_fanotify(group, marked, heard),
+            Group::Inotify(dirs) => {
+                let mut buffer = std::mem::take(&mut heard.buffer);
+                heard.lost |= !dirs.read(&mut buffer, &mut heard.hints);
+                heard.buffer = buffer;
+            }
             Group::Scan => {}
         }
         if heard.hints.len() > HINTS_MAX {
@@ -203,7 +211,7 @@ impl Watch {
         }
     }
 
-    fn read_fanotify(&self, group: &fanotify::Group, heard: &mut Heard) {
+    fn read_fanotify(&self, group: &fanotify::Group, marked: &Marked, heard: &mut Heard) {
         let mut buffer = std::mem::take(&mut heard.buffer);
         loop {
             let records = match group.read(&mut buffer) {
@@ -236,7 +244,15 @@ impl Watch {
                 } else {
                     None
                 };
-                heard.hints.push(hint(&record, who));
+                match (marked.as_slice(), record.fsid) {
+                    ([(_, tag)], _) => heard.hints.push(hint(&record, who, *tag)),
+                    (_, fsid) => heard.hints.extend(
+                        marked
+                            .iter()
+                            .filter(|(known, _)| Some(*known) == fsid)
+                            .map(|(_, tag)| hint(&record, who.clone(), *tag)),
+                    ),
+                }
             }
         }
         heard.buffer = buffer;
@@ -260,53 +276,65 @@ fn asked(whos: &mut HashMap<u32, (Instant, Option<Who>)>, pid: u32) -> Option<Wh
     who
 }
 
-fn mark(tree: &SourceTree) -> Result<Group, String> {
-    if !tree.by_handle {
-        return Err(
-            "directories can't be opened by handle (no privilege, or this file system can't)"
-                .into(),
-        );
-    }
-    let group = match fanotify::Group::new(fanotify::Queue::Limited) {
-        Ok(group) => group,
-        Err(e) => return Err(fanotify::explain(e).into()),
+/// One group, with a mark on each file system of the tree; and why that is what is used.
+fn mark(tree: &SourceTree) -> Result<(Group, String), String> {
+    // Which of several it is about has to be told.
+    let about = |part: &part::Part, why: String| match part.at {
+        Some(_) => format!("of {}: {why}", shown(&tree.path_of(part))),
+        None => why,
     };
-    match group.mark_filesystem(tree.root()) {
-        Ok(()) => Ok(Group::Fanotify(group)),
-        Err(e) => Err(fanotify::explain(e).into()),
+    for part in tree.parts() {
+        if let Some(why) = &part.no_handles {
+            return Err(about(part, why.clone()));
+        }
     }
+    let group = fanotify::Group::new(fanotify::Queue::Limited).map_err(fanotify::explain)?;
+    let mut marked = Marked::new();
+    for part in tree.parts() {
+        let marks = group
+            .mark_filesystem(part.root())
+            .and_then(|()| part.fsid());
+        match marks {
+            Ok(fsid) => marked.push((fsid, part.tag)),
+            Err(e) => return Err(about(part, fanotify::explain(e).into())),
+        }
+    }
+    let why = match marked.len() {
+        1 => "one mark for the whole file system".to_string(),
+        n => format!("one mark for each of {n} file systems"),
+    };
+    Ok((Group::Fanotify(group, marked), why))
 }
 
 fn watch() -> Result<Group, String> {
-    match inotify::Group::new() {
-        Ok(group) => Ok(Group::Inotify {
-            group,
-            dirs: Mutex::new(Dirs::default()),
-        }),
-        Err(e) => Err(std::io::Error::from(e).to_string()),
-    }
+    DirWatches::new()
+        .map(Group::Inotify)
+        .map_err(|e| std::io::Error::from(e).to_string())
 }
 
-fn side(dir: fanotify::HandleRef<'_>, name: Option<&[u8]>) -> HintName {
+fn side(dir: fanotify::HandleRef<'_>, name: Option<&[u8]>, tag: Tag) -> HintName {
     HintName {
-        dir: dir.to_handle(),
+        dir: part::tagged(dir.to_handle(), tag),
         name: name.and_then(|name| Name::new(name).ok()),
     }
 }
 
-fn hint(record: &fanotify::Record<'_>, who: Option<Who>) -> Hint {
+/// What a record says of the part of the tree with this tag.
+fn hint(record: &fanotify::Record<'_>, who: Option<Who>, tag: Tag) -> Hint {
     let has = |bit: u64| record.mask & bit != 0;
     let (at, to) = match (&record.old, &record.new) {
-        (None, None) => (record.dir.map(|dir| side(dir, record.name)), None),
+        (None, None) => (record.dir.map(|dir| side(dir, record.name, tag)), None),
         (old, new) => (
-            old.map(|(dir, name)| side(dir, Some(name))),
-            new.map(|(dir, name)| side(dir, Some(name))),
+            old.map(|(dir, name)| side(dir, Some(name), tag)),
+            new.map(|(dir, name)| side(dir, Some(name), tag)),
         ),
     };
     Hint {
         at,
         to,
-        object: record.object.map(fanotify::HandleRef::to_handle),
+        object: record
+            .object
+            .map(|object| part::tagged(object.to_handle(), tag)),
         contents: has(mask::MODIFY) || has(mask::CLOSE_WRITE),
         closed: has(mask::CLOSE_WRITE),
         created: has(mask::CREATE),
@@ -314,60 +342,6 @@ fn hint(record: &fanotify::Record<'_>, who: Option<Who>) -> Hint {
         on_dir: record.is_dir(),
         who,
     }
-}
-
-fn read_inotify(group: &inotify::Group, dirs: &Mutex<Dirs>, heard: &mut Heard) {
-    let mut buffer = std::mem::take(&mut heard.buffer);
-    let mut dirs = dirs.lock().unwrap_or_else(PoisonError::into_inner);
-    loop {
-        let records = match group.read(&mut buffer) {
-            Ok(records) => records,
-            Err(Errno::INTR) => continue,
-            Err(Errno::AGAIN) => break,
-            Err(_) => {
-                heard.lost = true;
-                break;
-            }
-        };
-        if records.is_empty() {
-            break;
-        }
-        for record in records {
-            let Ok(record) = record else {
-                heard.lost = true;
-                break;
-            };
-            if record.overflow() {
-                heard.lost = true;
-                continue;
-            }
-            let has = |bit: u32| record.mask & bit != 0;
-            if has(in_mask::IGNORED) {
-                dirs.by_watch.remove(&record.wd);
-                continue;
-            }
-            let Some(dir) = dirs.by_watch.get(&record.wd) else {
-                // Of a directory that is just being added: it is listed after this.
-                continue;
-            };
-            let name = record.name.and_then(|name| Name::new(name).ok());
-            heard.hints.push(Hint {
-                at: Some(HintName {
-                    dir: dir.clone(),
-                    name,
-                }),
-                to: None,
-                object: None,
-                contents: has(in_mask::MODIFY) || has(in_mask::CLOSE_WRITE),
-                closed: has(in_mask::CLOSE_WRITE),
-                created: has(in_mask::CREATE),
-                renamed: has(in_mask::MOVED_FROM) || has(in_mask::MOVED_TO),
-                on_dir: record.is_dir(),
-                who: None,
-            });
-        }
-    }
-    heard.buffer = buffer;
 }
 
 impl Drop for Watch {

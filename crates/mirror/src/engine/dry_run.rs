@@ -24,20 +24,20 @@ pub fn local(options: &MirrorOptions, source: &Path, ui: &dyn Ui) -> Result<RunE
     let mut run = Dry {
         ui,
         filter,
-        dev: root.dev(),
+        cross: options.cross.clone(),
         fs_root: is_fs_root(source, &root),
         failed: 0,
         stopped: options.stop.clone(),
     };
-    let mut dirs: Vec<Vec<u8>> = vec![Vec::new()];
-    while let Some(dir) = dirs.pop() {
+    let mut dirs: Vec<(Vec<u8>, u64)> = vec![(Vec::new(), root.dev())];
+    while let Some((dir, dev)) = dirs.pop() {
         if run.stopped.requested() {
             return Ok(RunEnd {
                 stopped: true,
                 ..RunEnd::default()
             });
         }
-        run.dir(source, &options.dst, &dir, &mut dirs);
+        run.dir(source, &options.dst, &dir, dev, &mut dirs);
     }
     Ok(RunEnd {
         failed: run.failed,
@@ -54,7 +54,8 @@ fn is_fs_root(path: &Path, root: &fs::Metadata) -> bool {
 struct Dry<'a> {
     ui: &'a dyn Ui,
     filter: Filter,
-    dev: u64,
+    /// Mounts that are part of the tree.
+    cross: Vec<PathBuf>,
     fs_root: bool,
     failed: u64,
     stopped: super::control::Stop,
@@ -80,7 +81,14 @@ fn names(dir: &Path) -> std::io::Result<BTreeMap<Vec<u8>, fs::Metadata>> {
 }
 
 impl Dry<'_> {
-    fn dir(&mut self, source: &Path, dst: &Path, below: &[u8], dirs: &mut Vec<Vec<u8>>) {
+    fn dir(
+        &mut self,
+        source: &Path,
+        dst: &Path,
+        below: &[u8],
+        dev: u64,
+        dirs: &mut Vec<(Vec<u8>, u64)>,
+    ) {
         let (from, to) = (join(source, below), join(dst, below));
         let there = match names(&from) {
             Ok(there) => there,
@@ -100,8 +108,15 @@ impl Dry<'_> {
                 path.push(b'/');
             }
             path.extend_from_slice(name);
-            let lost = below.is_empty() && self.fs_root && name == b"lost+found";
-            if lost || self.filter.ignored(&path, meta.is_dir()) || meta.dev() != self.dev {
+            let crossed = |path: &[u8]| self.cross.iter().any(|c| c.as_os_str().as_bytes() == path);
+            let fs_root = if below.is_empty() {
+                self.fs_root
+            } else {
+                crossed(below)
+            };
+            let lost = fs_root && name == b"lost+found";
+            let foreign = meta.dev() != dev && !crossed(&path);
+            if lost || foreign || self.filter.ignored(&path, meta.is_dir()) {
                 continue;
             }
             let what = match here.get(name) {
@@ -120,7 +135,7 @@ impl Dry<'_> {
                 });
             }
             if meta.is_dir() {
-                dirs.push(path);
+                dirs.push((path, meta.dev()));
             }
         }
         for name in here.keys().filter(|name| !there.contains_key(*name)) {

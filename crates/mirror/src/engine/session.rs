@@ -3,6 +3,7 @@
 //! A session ends when it is stopped, when a guard holds, or when log or index can't go on; whoever runs it then closes
 //! everything and starts a new one. Every descriptor into the source belongs to the session.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,10 +12,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use mirror_core::model::apply_group;
-use mirror_core::{Digest, Handle, Object, ObjectId, Position, Rows};
+use mirror_core::{Digest, Handle, Name, Object, ObjectId, Position, Rows};
 
 use super::options::Detector;
 use super::status::HoldReason;
+use crate::capture::part::Part;
 use crate::capture::run::{Capture, CaptureOptions, CaptureSetup};
 use crate::capture::sink::Sink;
 use crate::capture::state::{Barrier, Ended, Order, Shared};
@@ -24,6 +26,9 @@ use crate::disk::Disk;
 use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, move_aside};
 use crate::log::{Log, LogError, LogOptions, LogReader};
+
+/// How often everything is looked at when nothing else tells of changes.
+const SCAN_ONLY_EVERY: Duration = Duration::from_secs(10);
 
 pub struct SessionSetup {
     /// The tree's root, canonical.
@@ -56,6 +61,9 @@ pub enum SessionError {
     /// The root is not the one this log is of.
     #[error("{0}")]
     OtherRoot(String),
+    /// A mount that was part of the tree is not asked for any more.
+    #[error("{0}")]
+    NotCrossed(String),
     #[error("{0}")]
     Other(String),
 }
@@ -92,7 +100,7 @@ pub fn random_id() -> std::io::Result<[u8; 16]> {
 impl Session {
     pub fn open(setup: SessionSetup) -> Result<Session, SessionError> {
         let mut notices = Vec::new();
-        let tree = Arc::new(SourceTree::open(&setup.source)?);
+        let tree = Arc::new(SourceTree::open_with(&setup.source, &setup.capture.cross)?);
         let log = open_log(&setup, &mut notices)?;
         let mut index = open_index(&setup, &log, &mut notices)?;
         know_root(
@@ -100,6 +108,7 @@ impl Session {
             &tree,
             setup.released == Some(HoldReason::RootReplaced),
         )?;
+        know_crossed(&mut index, &tree, setup.released)?;
         let watch = Watch::new(
             &tree,
             WatchOptions {
@@ -120,8 +129,11 @@ impl Session {
             setup.released,
             Some(HoldReason::Unexplained | HoldReason::RootEmpty | HoldReason::RootReplaced)
         );
+        let mut why = watch.why.clone();
         if watch.detector == Detector::Scan {
-            capture.scan_interval = capture.scan_interval.min(Duration::from_secs(10));
+            capture.scan_interval = capture.scan_interval.min(SCAN_ONLY_EVERY);
+            let seconds = capture.scan_interval.as_secs_f64();
+            why.push_str(&format!("; everything is looked at every {seconds} s"));
         }
         let capture = Capture::new(CaptureSetup {
             tree: tree.clone(),
@@ -132,6 +144,7 @@ impl Session {
             sink: setup.sink,
             shared: shared.clone(),
             orders: taken,
+            spill: setup.index.parent().map(Path::to_path_buf),
             options: capture,
         });
         let thread = std::thread::Builder::new()
@@ -143,7 +156,7 @@ impl Session {
             thread.map_err(|e| SessionError::Other(format!("cannot start a thread: {e}")))?;
         Ok(Session {
             detector: watch.detector,
-            why: watch.why.clone(),
+            why,
             tree,
             tree_id,
             index,
@@ -305,6 +318,56 @@ fn know_root(index: &mut Index, tree: &SourceTree, released: bool) -> Result<(),
                 index.put(ObjectId::ROOT, Object { local, ..root })?;
             }
         }
+    }
+    Ok(())
+}
+
+const CROSSED_KEY: &str = "crossed";
+
+/// The mounts that are part of the tree, each the same one as before. None of them may just be left out again: what
+/// is under the mount point would look as if everything in it had been deleted.
+fn know_crossed(
+    index: &mut Index,
+    tree: &SourceTree,
+    released: Option<HoldReason>,
+) -> Result<(), SessionError> {
+    let before: BTreeMap<Vec<u8>, Vec<u8>> = match index.meta_get(CROSSED_KEY)? {
+        Some(bytes) => serde_json::from_slice::<Vec<_>>(&bytes)
+            .map_err(|e| {
+                SessionError::Other(format!("the index can't tell what was crossed: {e}"))
+            })?
+            .into_iter()
+            .collect(),
+        None => BTreeMap::new(),
+    };
+    let path = |part: &Part| {
+        let names: Vec<&[u8]> = part.path.iter().map(Name::as_bytes).collect();
+        names.join(&b"/"[..])
+    };
+    let now: BTreeMap<Vec<u8>, Vec<u8>> = tree
+        .crossed()
+        .map(|part| (path(part), root_bytes(&part.id)))
+        .collect();
+    for (path, id) in &before {
+        let shown = mirror_core::escape(path);
+        match now.get(path) {
+            Some(found) if found != id && released != Some(HoldReason::RootReplaced) => {
+                return Err(SessionError::OtherRoot(format!(
+                    "another file system than before is mounted on {shown}, which is crossed"
+                )));
+            }
+            None if released != Some(HoldReason::Unexplained) => {
+                return Err(SessionError::NotCrossed(format!(
+                    "{shown} was crossed (--cross {shown}) and is not any more: all that is below it would go"
+                )));
+            }
+            _ => {}
+        }
+    }
+    if before != now {
+        let list: Vec<(Vec<u8>, Vec<u8>)> = now.into_iter().collect();
+        let bytes = serde_json::to_vec(&list).map_err(|e| SessionError::Other(e.to_string()))?;
+        index.meta_put(CROSSED_KEY, &bytes)?;
     }
     Ok(())
 }

@@ -207,6 +207,8 @@ pub struct Counters {
     pub moved_aside: u64,
     /// Entries of the copy changed by hand, repaired.
     pub repaired: u64,
+    /// Directories without a watch, for want of watches: found changed by scans alone.
+    pub unwatched: u64,
     pub records: u64,
 }
 

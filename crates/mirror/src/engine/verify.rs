@@ -13,7 +13,7 @@ use super::applying::{ApplyOrder, path_of};
 use super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
-use crate::capture::kernel::{look, trail};
+use crate::capture::kernel::{look, read_one, trail};
 use crate::capture::read::{Into, ReadOptions, Reader};
 use crate::capture::sink::NoSink;
 use crate::capture::state::{Order, Shared};
@@ -224,7 +224,7 @@ impl Walk<'_> {
             return Some("missing");
         };
         let dir: Arc<_> = dir;
-        let seen = match look(&self.walker, &dir, &at.name) {
+        let seen = match look(self.walker.tree(), &handle, &dir, &at.name) {
             Look::Seen(seen) => seen,
             Look::Absent | Look::Stale => return Some("missing"),
             Look::Foreign => return None,
@@ -233,9 +233,11 @@ impl Walk<'_> {
         if !seen.is_kind(&row.state.kind) {
             return Some("type");
         }
-        match self.reader.read(
-            &dir,
-            Some(&at.name),
+        match read_one(
+            self.walker.tree(),
+            &mut self.reader,
+            (&handle, &dir),
+            &at.name,
             &seen,
             seen.is_file(),
             Into::Sink(&NoSink),

@@ -1,7 +1,7 @@
 //! File handles: the identity of an inode that survives renames and tells a number used again.
 //!
 //! The bytes are the file system's own and the same as in fanotify records. Where a file system has none, a
-//! synthetic one from (device, inode, birth time) stands in: it compares, but can't be opened.
+//! synthetic one from (inode, birth time) stands in: it compares, but can't be opened.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
@@ -94,11 +94,10 @@ fn ask(dir: &impl AsFd, name: &[u8], flags: i32) -> Result<(Handle, i32)> {
     ))
 }
 
-/// The stand-in for a file system without handles. Without a birth time a number used again goes unseen.
+/// The stand-in for a file system without handles. Without a birth time a number used again goes unseen. The device
+/// is not in it: many of these get another number with each mount.
 pub fn synthetic(stat: &Stat) -> Handle {
-    let mut bytes = Vec::with_capacity(28);
-    bytes.extend_from_slice(&stat.dev.0.to_le_bytes());
-    bytes.extend_from_slice(&stat.dev.1.to_le_bytes());
+    let mut bytes = Vec::with_capacity(20);
     bytes.extend_from_slice(&stat.ino.to_le_bytes());
     bytes.extend_from_slice(&stat.btime.seconds.to_le_bytes());
     bytes.extend_from_slice(&stat.btime.nanos.to_le_bytes());

@@ -24,7 +24,7 @@ use crate::apply::{self, Applier};
 use crate::capture::run::CaptureOptions;
 use crate::capture::sink::{Limited, NoSink, Sink, StagingSink};
 use crate::capture::state::{Barrier, Ended};
-use crate::capture::tree::TreeError;
+use crate::capture::tree::{SourceTree, TreeError};
 use crate::disk::RealDisk;
 use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, move_aside};
@@ -55,11 +55,6 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         return super::dry_run::local(&options, &source, &*ui);
     }
     let filter = Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
-    if !options.cross.is_empty() {
-        return Err(RunError::Usage(
-            "--cross is not built yet: mirror the mount below SRC to a DST of its own".into(),
-        ));
-    }
     std::fs::create_dir_all(&options.state_dir).map_err(|e| {
         RunError::Failed(anyhow::anyhow!(
             "cannot make {}: {e}",
@@ -264,7 +259,7 @@ impl Mirror {
                     if last.elapsed() > Duration::from_millis(500) {
                         last = Instant::now();
                         // Opening it tells whether it is the same root; if not it holds again at once, quietly.
-                        if self.root_is_back() {
+                        if self.root_is_back(hold.reason) {
                             return false;
                         }
                     }
@@ -279,13 +274,15 @@ impl Mirror {
         }
     }
 
-    fn root_is_back(&self) -> bool {
-        let Ok(tree) = crate::capture::tree::SourceTree::open(&self.source) else {
+    fn root_is_back(&self, reason: HoldReason) -> bool {
+        let Ok(tree) = SourceTree::open_with(&self.source, &self.options.cross) else {
             return false;
         };
-        self.outer
-            .root()
-            .is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
+        match self.outer.roots() {
+            Some(roots) => tree.is_same(&roots),
+            // Not there when this process began: whether it is the right one is seen when it is opened.
+            None => reason == HoldReason::RootGone,
+        }
     }
 
     fn session(&mut self) -> Result<End, RunError> {
@@ -348,11 +345,14 @@ impl Mirror {
             sink,
             detector: self.options.detector,
             released,
-            capture: CaptureOptions::default(),
+            capture: CaptureOptions {
+                cross: self.options.cross.clone(),
+                ..CaptureOptions::default()
+            },
         };
         let session = match Session::open(setup) {
             Ok(session) => session,
-            Err(error) => return self.not_opened(error),
+            Err(error) => return self.not_opened(error, self.ever || self.has_log(&place)),
         };
         for notice in &session.notices {
             self.ui.event(Event::Notice(notice.clone()));
@@ -378,7 +378,7 @@ impl Mirror {
             verbose: self.options.output.verbose,
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
-        let not_mirrored = below(&self.source);
+        let not_mirrored = below(&self.source, &self.options.cross);
         self.ui.event(Event::Started {
             detector: session.detector,
             why: session.why.clone(),
@@ -449,7 +449,8 @@ impl Mirror {
         }
     }
 
-    fn not_opened(&self, error: SessionError) -> Result<End, RunError> {
+    /// `begun`: there is a copy, which must not lose what is not there just now.
+    fn not_opened(&self, error: SessionError, begun: bool) -> Result<End, RunError> {
         let hold = |reason, what: String| End::Held(hold(reason, what));
         match error {
             SessionError::OtherRoot(text) => Ok(hold(HoldReason::RootReplaced, text)),
@@ -461,6 +462,13 @@ impl Mirror {
                 HoldReason::RootGone,
                 format!("{} is gone", show(path)),
             )),
+            SessionError::NotCrossed(text) => Ok(hold(HoldReason::Unexplained, text)),
+            SessionError::Tree(error @ TreeError::NotMounted { .. }) if begun => {
+                Ok(hold(HoldReason::RootGone, error.to_string()))
+            }
+            SessionError::Tree(
+                error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
+            ) => Err(RunError::Usage(error.to_string())),
             SessionError::Detector(text) => Err(RunError::Usage(text)),
             error => Err(RunError::Failed(anyhow::anyhow!("{}", chain(&error)))),
         }
@@ -505,13 +513,7 @@ impl Mirror {
                     let what = format!("{} is gone or covered", show(&self.options.state_dir));
                     return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
                 }
-                if let Err(what) = session.tree.still_there() {
-                    let reason = match what {
-                        "is gone" => HoldReason::RootGone,
-                        "is another directory now" => HoldReason::RootReplaced,
-                        _ => HoldReason::RootCovered,
-                    };
-                    let what = format!("{} {what}", show(&self.source));
+                if let Some((reason, what)) = session.tree.lost() {
                     return Ok(End::Held(hold(reason, what)));
                 }
             }
@@ -704,13 +706,19 @@ pub fn dst_holds_something(dst: &Path) -> bool {
     std::fs::read_dir(dst).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Mount points below the source: what lies in them is not mirrored.
-pub fn below(source: &Path) -> Vec<PathText> {
+/// Mount points below the source that are not crossed: what lies in them is not mirrored.
+pub fn below(source: &Path, cross: &[std::path::PathBuf]) -> Vec<PathText> {
+    use std::os::unix::ffi::OsStrExt;
     let Ok(table) = mounts::read() else {
         return Vec::new();
     };
-    let bytes = std::os::unix::ffi::OsStrExt::as_bytes(source.as_os_str());
-    mounts::below(&table, bytes)
+    let crossed: Vec<_> = cross.iter().map(|path| source.join(path)).collect();
+    mounts::below(&table, source.as_os_str().as_bytes())
+        .filter(|mount| {
+            !crossed
+                .iter()
+                .any(|path| path.as_os_str().as_bytes() == mount.at)
+        })
         .map(|mount| PathText::new(&mount.at))
         .collect()
 }

@@ -56,7 +56,7 @@ pub struct Outer {
     changed: Condvar,
     handles: Mutex<Option<Handles>>,
     status: Mutex<Status>,
-    root: Mutex<Option<RootId>>,
+    roots: Mutex<Option<Vec<RootId>>>,
     /// The session is being closed: nothing may wait for room.
     pub stopping: AtomicBool,
 }
@@ -73,7 +73,7 @@ impl Outer {
             changed: Condvar::new(),
             handles: Mutex::new(None),
             status: Mutex::new(status),
-            root: Mutex::new(None),
+            roots: Mutex::new(None),
             stopping: AtomicBool::new(false),
         }
     }
@@ -129,7 +129,7 @@ impl Outer {
     }
 
     pub fn open(&self, handles: Handles) {
-        *lock(&self.root) = Some(handles.tree.id.clone());
+        *lock(&self.roots) = Some(handles.tree.ids());
         *lock(&self.handles) = Some(handles);
         self.refresh();
     }
@@ -140,8 +140,9 @@ impl Outer {
         self.changed.notify_all();
     }
 
-    pub fn root(&self) -> Option<RootId> {
-        lock(&self.root).clone()
+    /// Of the tree that was followed last: the root's and those of crossed mounts.
+    pub fn roots(&self) -> Option<Vec<RootId>> {
+        lock(&self.roots).clone()
     }
 
     pub fn set_state(&self, state: State) {
@@ -211,6 +212,7 @@ impl Outer {
         counters.scan_corrections = capture.corrections;
         counters.torn_reads = capture.torn;
         counters.proven = capture.proven;
+        counters.unwatched = capture.unwatched;
         counters.fuzzy = capture.fuzzy.len() as u64;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;

@@ -208,6 +208,7 @@ impl Live {
             torn_reads: status.torn,
             proven: status.proven,
             fuzzy: status.fuzzy.len() as u64,
+            unwatched: status.unwatched,
             ..Counters::default()
         };
         report.entries = status.entries;

@@ -381,7 +381,7 @@ impl Host {
         let live = Live::new(
             &session,
             path_bytes(&self.config.tree),
-            below(&self.config.tree),
+            below(&self.config.tree, &[]),
         );
         {
             let mut now = lock(&self.now);

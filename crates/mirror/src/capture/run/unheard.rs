@@ -1,0 +1,264 @@
+//! What no event tells of, and is looked at all the same.
+//!
+//! Watches of single directories miss what is written through a name outside of the tree, and directories beyond the
+//! limit of watches; nobody hears what is changed elsewhere on a network file system. Files of the first kind are
+//! asked for their ctime now and then, for the others everything is looked at more often. A barrier asks all of them.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use mirror_core::reconcile::{Dir, Dirty};
+use mirror_core::settle::Phase;
+use mirror_core::{At, Change, Handle, Name, ObjectId, Record, Rows};
+
+use super::super::kernel::trail;
+use super::{Capture, Fatal};
+use crate::engine::options::Detector;
+use crate::sys::stat;
+
+/// How often files with unknown names are asked.
+const LINKED_EVERY: Duration = Duration::from_secs(30);
+/// How many are; more are left to the scan.
+const LINKED_MAX: usize = 1 << 20;
+/// How often everything is looked at where some of it is never heard of.
+const SCAN_EVERY: Duration = Duration::from_secs(60);
+/// Rows read at once.
+const ROWS: usize = 1024;
+
+#[derive(Default)]
+pub struct Unheard {
+    /// Files that have more names than the rows know.
+    linked: BTreeSet<ObjectId>,
+    asked: Option<Instant>,
+    told: bool,
+    /// Directories without a watch.
+    pub unwatched: u64,
+}
+
+impl Capture {
+    /// Some changes come without an event, so that only a look at everything is sure to find what there is.
+    pub(super) fn is_blind(&self) -> bool {
+        self.watch.detector == Detector::Scan
+            || self.unheard.unwatched > 0
+            || self.tree.remote().is_some()
+    }
+
+    pub(super) fn scan_interval(&self) -> Duration {
+        let usual = self.options.scan_interval;
+        if self.is_blind() {
+            usual.min(SCAN_EVERY)
+        } else {
+            usual
+        }
+    }
+
+    /// A scan found changes that no event told: worth a word?
+    pub(super) fn correction(&self, corrections: u64) -> Option<String> {
+        if self.is_blind() || corrections == 0 {
+            return None;
+        }
+        let may_be = match self.watch.detector {
+            Detector::Inotify => {
+                "inotify does not hear what is written through links outside of the tree"
+            }
+            _ => "please report this",
+        };
+        Some(format!(
+            "the rolling scan found {corrections} changes that no event told: {may_be}"
+        ))
+    }
+
+    /// Says once that there are too few watches, and counts the directories without.
+    pub(super) fn count_unwatched(&mut self) {
+        let Some(dirs) = self.watch.dirs() else {
+            return;
+        };
+        let (unwatched, why) = dirs.unwatched();
+        if self.running.is_some() && unwatched < self.unheard.unwatched {
+            // Directories are being tried again.
+            return;
+        }
+        if unwatched != self.unheard.unwatched {
+            self.unheard.unwatched = unwatched;
+            self.shared.lock().unwatched = unwatched;
+        }
+        if unwatched > 0 && !self.unheard.told {
+            self.unheard.told = true;
+            let why = why.map_or(String::new(), |e| match e {
+                crate::sys::Errno::NOSPC => {
+                    let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
+                    format!(
+                        " (fs.inotify.max_user_watches is {})",
+                        limit.as_deref().map_or("reached", str::trim)
+                    )
+                }
+                e => format!(" ({})", std::io::Error::from(e)),
+            });
+            self.shared.notice(format!(
+                "there is no watch for some directories{why}: everything is looked at every {} s",
+                self.scan_interval().as_secs()
+            ));
+        }
+    }
+
+    /// The directories that a group takes out of the tree, before it is applied to the rows.
+    pub(super) fn leaving(&self, records: &[Record]) -> Result<Vec<Handle>, Fatal> {
+        let mut leaving = Vec::new();
+        if self.watch.dirs().is_none() {
+            return Ok(leaving);
+        }
+        let rows = self.rows();
+        for record in records {
+            let Change::Unlink { object, .. } = &record.change else {
+                continue;
+            };
+            let Some(found) = rows.object(*object)? else {
+                continue;
+            };
+            if !found.state.kind.is_dir() {
+                continue;
+            }
+            leaving.extend(found.local.handle);
+            let mut dirs = vec![*object];
+            while let Some(dir) = dirs.pop() {
+                let mut after: Option<Name> = None;
+                loop {
+                    let children = rows.scan(dir, after.as_ref(), ROWS)?;
+                    let Some(last) = children.last() else { break };
+                    after = Some(last.name.clone());
+                    for child in children {
+                        if child.object.state.kind.is_dir() {
+                            leaving.extend(child.object.local.handle);
+                            dirs.push(child.id);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(leaving)
+    }
+
+    /// After it was applied: those that did not stay elsewhere need no watch any more.
+    pub(super) fn left(&self, leaving: Vec<Handle>) -> Result<(), Fatal> {
+        let Some(dirs) = self.watch.dirs() else {
+            return Ok(());
+        };
+        let rows = self.rows();
+        for handle in leaving {
+            if rows.by_handle(&handle)?.is_none() {
+                dirs.remove(&handle);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a scan of everything: watches of directories that nobody came by and nobody knows.
+    pub(super) fn sweep_watches(&self) -> Result<(), Fatal> {
+        match self.watch.dirs() {
+            Some(dirs) => self.left(dirs.not_seen()),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers files that were seen with more links than the rows know names.
+    fn know_linked(&mut self) -> Result<(), Fatal> {
+        let Some(dirs) = self.watch.dirs() else {
+            return Ok(());
+        };
+        for (handle, links) in dirs.take_linked() {
+            let rows = self.rows();
+            let Some(id) = rows.by_handle(&handle)? else {
+                continue;
+            };
+            let names = rows.object(id)?.map_or(0, |object| object.names.len());
+            drop(rows);
+            if links as usize <= names {
+                self.unheard.linked.remove(&id);
+            } else if self.unheard.linked.len() < LINKED_MAX {
+                self.unheard.linked.insert(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks files with unknown names whether they changed: now and then, or (`now`) at once.
+    pub(super) fn look_at_linked(&mut self, now: bool) -> Result<(), Fatal> {
+        self.know_linked()?;
+        let due = self
+            .unheard
+            .asked
+            .is_none_or(|asked| asked.elapsed() >= LINKED_EVERY);
+        if self.unheard.linked.is_empty() || !(due || now) {
+            return Ok(());
+        }
+        self.unheard.asked = Some(Instant::now());
+        let ids: Vec<ObjectId> = self.unheard.linked.iter().copied().collect();
+        for id in ids {
+            match self.ask_linked(id)? {
+                Asked::Same => {}
+                Asked::Gone => {
+                    self.unheard.linked.remove(&id);
+                }
+                Asked::Changed(at) => {
+                    let now_ms = self.now_ms();
+                    let wrote = BTreeSet::from([id]);
+                    self.settle.hint(
+                        at,
+                        Dirty {
+                            wrote,
+                            ..Dirty::default()
+                        },
+                        Phase::Final,
+                        now_ms,
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ask_linked(&mut self, id: ObjectId) -> Result<Asked, Fatal> {
+        let index = self.index.clone();
+        let rows = index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(object) = rows.object(id)? else {
+            return Ok(Asked::Gone);
+        };
+        let Some(at) = object.names.first().cloned() else {
+            return Ok(Asked::Gone);
+        };
+        let Some(parent) = rows.object(at.parent)?.and_then(|dir| dir.local.handle) else {
+            return Ok(Asked::Gone);
+        };
+        let path = if self.tree.by_handle {
+            None
+        } else {
+            trail(&*rows, at.parent)?
+        };
+        drop(rows);
+        let Ok(dir) = self.source.walker.open(&Dir {
+            handle: &parent,
+            trail: path,
+        }) else {
+            return Ok(Asked::Same);
+        };
+        let Ok(found) = stat::statx(&dir, at.name.as_bytes()) else {
+            return Ok(Asked::Same);
+        };
+        if found.nlink as usize <= object.names.len() {
+            return Ok(Asked::Gone);
+        }
+        if found.ino == object.local.ino && found.ctime == object.local.ctime {
+            return Ok(Asked::Same);
+        }
+        Ok(Asked::Changed(at))
+    }
+}
+
+enum Asked {
+    Same,
+    /// Gone, or all of its names are known by now.
+    Gone,
+    Changed(At),
+}
