@@ -4,6 +4,7 @@
 
 pub mod cases;
 pub mod raw;
+pub mod session;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
