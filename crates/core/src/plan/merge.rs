@@ -68,6 +68,7 @@ struct Fold<'a, R> {
     mentioned: BTreeSet<At>,
     /// Directories removed; what is below them is still in `tree`.
     gone_dirs: BTreeSet<ObjectId>,
+    made_dirs: BTreeSet<ObjectId>,
     /// Where the wanted content of an object comes from, and whether it is void.
     contents: BTreeMap<ObjectId, Source>,
 }
@@ -114,6 +115,7 @@ impl<'a, R: Rows> Fold<'a, R> {
             touched: BTreeSet::new(),
             mentioned: BTreeSet::new(),
             gone_dirs: BTreeSet::new(),
+            made_dirs: BTreeSet::new(),
             contents,
         })
     }
@@ -164,6 +166,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                         names: vec![at.clone()],
                     };
                     self.touched.insert(*object);
+                    if state.kind.is_dir() {
+                        self.made_dirs.insert(*object);
+                    }
                     // An id that is this record's position can't be in rows of before it.
                     if ObjectId::at(record.position) == Some(*object) {
                         self.tree.put_new(*object, row)?;
@@ -185,21 +190,17 @@ impl<'a, R: Rows> Fold<'a, R> {
                     row.names.sort();
                     self.put(*object, row)?;
                 }
-                Change::Open { .. } => {
-                    if self.tree.object(ObjectId::ROOT)?.is_none() {
-                        let state = State {
-                            kind: Kind::Dir,
-                            meta: Meta::default(),
-                        };
-                        self.put(
-                            ObjectId::ROOT,
-                            Object {
-                                state,
-                                local: Local::default(),
-                                names: Vec::new(),
-                            },
-                        )?;
-                    }
+                Change::Open { .. } if self.tree.object(ObjectId::ROOT)?.is_none() => {
+                    let state = State {
+                        kind: Kind::Dir,
+                        meta: Meta::default(),
+                    };
+                    let root = Object {
+                        state,
+                        local: Local::default(),
+                        names: Vec::new(),
+                    };
+                    self.put(ObjectId::ROOT, root)?;
                 }
                 _ => {}
             }
@@ -322,9 +323,8 @@ impl<'a, R: Rows> Fold<'a, R> {
                     want = None;
                 }
             }
-            if old.is_none() && want.is_none() && !pending.contains_key(&id) {
-                continue;
-            }
+            let known = want.as_ref().or(old.as_ref());
+            let dir = known.map_or(self.made_dirs.contains(&id), |o| o.state.kind.is_dir());
             let source = self.contents.get(&id);
             merged.objects.insert(
                 id,
@@ -333,6 +333,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                     want,
                     place: source.and_then(|s| s.place),
                     void: source.is_some_and(|s| s.void),
+                    dir,
                 },
             );
         }

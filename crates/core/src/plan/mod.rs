@@ -38,7 +38,7 @@ pub struct Merged {
     pub mentioned: BTreeSet<At>,
 }
 
-/// What is to become of one object.
+/// What is to become of one object. Neither `old` nor `want`: it came and went, and a crash may have left it somewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     /// The row. `None`: the copy does not have it yet.
@@ -49,6 +49,8 @@ pub struct Target {
     pub place: Option<ContentRef>,
     /// The wanted content can't be had.
     pub void: bool,
+    /// It is, or was, a directory.
+    pub dir: bool,
 }
 
 /// What stands at a name.
@@ -144,8 +146,7 @@ impl Target {
         }
     }
     pub fn is_dir(&self) -> bool {
-        let object = self.want.as_ref().or(self.old.as_ref());
-        object.is_some_and(|o| o.state.kind.is_dir())
+        self.dir
     }
 }
 

@@ -534,18 +534,18 @@ impl<'a, R: Rows> Planner<'a, R> {
                 if dir == id {
                     break;
                 }
-                if self.is_misplaced(dir) && self.to_limbo(dir) {
+                if self.is_misplaced(dir) && self.send_to_limbo(dir) {
                     return Ok(true);
                 }
             }
-            if matches!(from, Place::Tree(_)) && self.to_limbo(id) {
+            if matches!(from, Place::Tree(_)) && self.send_to_limbo(id) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn to_limbo(&mut self, id: ObjectId) -> bool {
+    fn send_to_limbo(&mut self, id: ObjectId) -> bool {
         match self.dirs.get(&id).cloned() {
             Some(from @ Place::Tree(_)) => {
                 self.rename(id, from, Place::Limbo(id, id));

@@ -6,6 +6,7 @@
 //! STATE/staging/limbo/   inodes that are between two names; sorted out after a crash by what the rows know of them
 //! STATE/staging/aside/   new inodes about to trade places with something strange; after a crash moved to adopted
 //! STATE/adopted/EPOCH.SEQUENCE/N/NAME   what somebody made by hand in the tree and that stood in the way
+//! STATE/made            inodes made since the rows were last durable: see `journal`
 //! STATE/applying         the position that an unfinished batch leads to
 //! ```
 

@@ -9,6 +9,7 @@ use mirror_core::{At, Kind, Local, Meta, Object, ObjectId, Position, Rows, State
 
 use super::area::Area;
 use super::dirs::{DirError, Dirs};
+use super::journal::Journal;
 use super::meta::Rules;
 use super::staging::local_of;
 use super::{ApplyError, Contents, Counts, Failure, Options, Recorded, Staging, Store};
@@ -25,6 +26,7 @@ pub(super) struct Batch<'a, S: Store> {
     pub contents: &'a dyn Contents,
     pub options: &'a Options,
     pub merged: &'a Merged,
+    pub journal: &'a mut Journal,
     /// Where the batch leads.
     pub position: Option<Position>,
     /// After a crash or an error: the tree may show any mixture of before and after.

@@ -10,17 +10,12 @@ use mirror_core::{At, Kind, Name, ObjectId, State};
 use super::area::look;
 use super::batch::{Batch, StepError};
 use super::dirs::DirError;
+use super::journal::{Inode, digest_of, inode};
 use super::meta::same_type;
 use super::staging::local_of;
 use super::{Store, content, crash};
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{self, Errno, dir, open, target};
-
-type Inode = (u64, i64, u32);
-
-fn inode(stat: &Stat) -> Inode {
-    (stat.ino, stat.btime.seconds, stat.btime.nanos)
-}
 
 struct Look {
     seen: Seen,
@@ -194,6 +189,9 @@ impl<S: Store> Batch<'_, S> {
             };
             return self.recognise_known(id, target, fd, at.name.as_bytes(), stat);
         }
+        if let Some(occupant) = self.recognise_ours(state, fd, at.name.as_bytes(), stat) {
+            return Ok(occupant);
+        }
         let Some(id) = state.end.get(at).copied() else {
             return Ok(strange);
         };
@@ -235,6 +233,52 @@ impl<S: Store> Batch<'_, S> {
         state.claimed.insert(inode(stat), id);
         self.counts.adopted += 1;
         Ok(Occupant::Is(id))
+    }
+
+    /// Made by a process before this one, after the rows were durable for the last time.
+    fn recognise_ours(
+        &mut self,
+        state: &mut Look,
+        fd: &OwnedFd,
+        name: &[u8],
+        stat: &Stat,
+    ) -> Option<Occupant> {
+        let ours = *self.journal.before.get(&inode(stat))?;
+        let id = ours.object;
+        // Not part of this batch: then it is not a crash that we recover from.
+        let target = self.merged.objects.get(&id)?;
+        if target.dir != stat.is_dir() {
+            return None;
+        }
+        if stat.is_dir() {
+            if target.old.is_some() {
+                return None;
+            }
+            self.made.insert(id, local_of(stat));
+            state.claimed.insert(inode(stat), id);
+            if target.want.is_some() {
+                state.adopted.insert(id);
+            }
+            return Some(Occupant::Is(id));
+        }
+        let Some(want) = &target.want else {
+            return Some(Occupant::Old(id));
+        };
+        let (here, _) = self.rules.here(&want.state);
+        if !same_type(&here.kind, stat)
+            || digest_of(&here.kind) != ours.digest
+            || self.made.contains_key(&id)
+        {
+            return Some(Occupant::Old(id));
+        }
+        // Its bytes were complete before it got its name; only power may have taken them since.
+        let trusted = self.journal.trusted && stat.mtime == here.meta.mtime;
+        if !trusted && !same_content(&here.kind, fd, name, stat).unwrap_or(false) {
+            return Some(Occupant::Old(id));
+        }
+        self.made.insert(id, local_of(stat));
+        state.claimed.insert(inode(stat), id);
+        Some(Occupant::Is(id))
     }
 
     /// An inode of ours: is it as we left it?

@@ -11,6 +11,7 @@ mod content;
 pub mod crash;
 mod dirs;
 mod error;
+mod journal;
 mod look;
 mod meta;
 pub mod options;
@@ -36,6 +37,7 @@ use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
 use area::{Area, look};
 use batch::{Batch, StepError, ToFlush};
 use dirs::{Dirs, is_local};
+use journal::Journal;
 use look::Looked;
 use meta::Rules;
 use options::Trace;
@@ -154,6 +156,7 @@ pub struct Applier<S: Store> {
     options: Options,
     dirs: Dirs,
     pending: Pending,
+    journal: Journal,
     /// What a crash or a failure left in limbo.
     limbo: BTreeMap<Place, ObjectId>,
     /// The tree may show more than the rows say.
@@ -210,6 +213,12 @@ impl<S: Store> Applier<S> {
                 Pending::decode(&bytes).ok_or_else(damaged)?
             }
         };
+        let made = state_dir.join("made");
+        let journal = Journal::open(&made).map_err(|source| ApplyError::Io {
+            step: "open",
+            path: made,
+            source,
+        })?;
         let applying = area.applying();
         let replay_until =
             applying.filter(|position| store.position().is_none_or(|have| have < *position));
@@ -221,6 +230,7 @@ impl<S: Store> Applier<S> {
             rules,
             options,
             pending,
+            journal,
             limbo: BTreeMap::new(),
             replaying: true,
             replay_until,
@@ -344,6 +354,8 @@ impl<S: Store> Applier<S> {
         self.store.flush().map_err(store_error)?;
         crash::point("checkpointed");
         self.trace(Trace::FlushRows);
+        // A list that could not be shortened only names inodes that the rows know by now.
+        let _ = self.journal.restart();
         self.dirty = None;
         self.batches = 0;
         Ok(())
@@ -525,6 +537,7 @@ impl<S: Store> Applier<S> {
             rules: &self.rules,
             staging: &self.staging,
             contents,
+            journal: &mut self.journal,
             options: &self.options,
             merged,
             position,

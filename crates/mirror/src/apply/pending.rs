@@ -15,19 +15,10 @@ use super::Failure;
 pub const KEY: &str = "apply.pending";
 
 /// An object that an earlier batch could not bring to this state, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pending {
     pub wanted: BTreeMap<ObjectId, Wanted>,
     pub why: BTreeMap<ObjectId, Failure>,
-}
-
-impl Default for Pending {
-    fn default() -> Self {
-        Pending {
-            wanted: BTreeMap::new(),
-            why: BTreeMap::new(),
-        }
-    }
 }
 
 const STEPS: [&str; 20] = [

@@ -44,6 +44,7 @@ enum From {
     Empty,
 }
 
+#[allow(clippy::large_enum_variant)] // One a file, gone at once.
 enum Made {
     /// Open for the flush, if asked for.
     File(Stat, Option<OwnedFd>),
@@ -434,6 +435,7 @@ fn make_special(dir: &OwnedFd, name: &[u8], kind: &Kind) -> Result<(), Errno> {
     }
 }
 
+#[allow(clippy::result_large_err)] // The error is the answer, not an accident.
 fn make_file(
     job: &Job,
     rules: &Rules,

@@ -8,6 +8,7 @@ use mirror_core::{At, Object, ObjectId, Rows};
 
 use super::area::look;
 use super::batch::{Batch, StepError, ToFlush};
+use super::journal::digest_of;
 use super::meta::LATE_FLAGS;
 use super::options::{Flush, Trace};
 use super::staging::local_of;
@@ -113,6 +114,16 @@ impl<S: Store> Batch<'_, S> {
             | Step::Aside { .. } => false,
             _ => true,
         };
+        let made: Vec<_> = self
+            .made
+            .iter()
+            .map(|(id, local)| {
+                let kind = self.want(*id).map(|want| &want.state.kind);
+                (*id, local.clone(), kind.map_or([0; 16], digest_of))
+            })
+            .collect();
+        // Without it bytes are compared after a crash.
+        let _ = self.journal.add(&made);
         if let Some(position) = self.position
             && !plan.steps.iter().all(adds)
         {
@@ -731,6 +742,9 @@ impl<S: Store> Removing<'_, '_, S> {
             let old = self.batch.target(id).and_then(|t| t.old.as_ref());
             let ours = old.is_some_and(|old| super::dirs::is_local(&stat, &old.local));
             return Ok(ours.then_some(id));
+        }
+        if let Some(ours) = self.batch.journal.before.get(&super::journal::inode(&stat)) {
+            return Ok(Some(ours.object));
         }
         let Some(id) = self.batch.rows.name(&at).map_err(Batch::<S>::store_error)? else {
             return Ok(None);

@@ -428,6 +428,7 @@ mod killed {
                 .apply(&waiting, Digest([0; 32]), &source.contents)
                 .unwrap();
             assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+            assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
             waiting.clear();
         }
         applier.checkpoint().unwrap();
