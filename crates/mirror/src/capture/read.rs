@@ -1,9 +1,9 @@
 //! Reads one inode as one: attributes and bytes that belong together, by rule C of the change-detection facts.
 //!
-//! (1) lease probe; refused: write-protect the pages, so that the next store moves ctime. (2) stat, read and hash, stat;
-//! differing: again, a few times, then as read (*fuzzy*). (3) lease probe again; refused: the file is *busy* and
-//! goes on the hot list. Bytes are *proven* when both probes were granted, the stat stood still, and ctime is older than the
-//! clock's grain. A lease is never held; nothing here makes a writer wait.
+//! (1) lease probe; refused: the file is *busy* and goes on the hot list, and its pages are write-protected, so that the next
+//! store moves ctime. (2) stat, read and hash, stat; differing: again, a few times, then as read (*fuzzy*). Bytes are
+//! *proven* when the probe was granted, the stat stood still, and ctime is older than the clock's grain: whoever opens or
+//! maps the file after the probe moves ctime with the first byte. A lease is never held; nothing here makes a writer wait.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -267,8 +267,12 @@ impl Reader {
         let mut tries = 0;
         loop {
             tries += 1;
-            let writers = self.options.lease && lease::writable_by_anyone(fd).unwrap_or(false);
-            if writers {
+            // `None`: nobody can tell (no right to ask, or no leases here).
+            let writers = match self.options.lease {
+                true => lease::writable_by_anyone(fd).ok(),
+                false => None,
+            };
+            if writers == Some(true) {
                 // Not every file system can; then the hot list's last re-read is what counts.
                 let _ = lease::write_protect(fd);
                 before = stat::fstat(fd).map_err(at_step("stat"))?;
@@ -284,18 +288,14 @@ impl Reader {
                 *meta = meta_of(fd, b"", &after, true)?;
                 continue;
             }
-            let writers_after = self.options.lease && lease::writable_by_anyone(fd).unwrap_or(true);
+            // A writer that came after the probe moved ctime, be it by its first store through a mapping.
             content.fuzzy = !still;
-            content.proven = still
-                && self.options.lease
-                && !writers
-                && !writers_after
-                && self.settled(after.ctime);
+            content.proven = still && writers == Some(false) && self.settled(after.ctime);
             return Ok(Bytes {
                 content,
                 body,
                 stat: after,
-                busy: !still || writers || writers_after,
+                busy: !still || writers == Some(true),
             });
         }
     }

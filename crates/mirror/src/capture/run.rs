@@ -168,6 +168,7 @@ pub struct Capture {
     /// Of a scan of everything.
     last_scan_began: Option<Instant>,
     last_index_flush: Instant,
+    last_flush: Instant,
     time_ns: u64,
     unflushed: bool,
     index_dirty: bool,
@@ -258,6 +259,7 @@ impl Capture {
             root_dirty: true,
             last_scan: now,
             last_index_flush: now,
+            last_flush: now,
             time_ns: 0,
             unflushed: false,
             index_dirty: false,
@@ -308,7 +310,7 @@ impl Capture {
             self.look_at_linked(false)?;
             self.count_unwatched();
             self.retry_failed();
-            self.flush()?;
+            self.flush_in_turn()?;
             self.flush_index(false)?;
             self.answer_barriers()?;
             self.publish();
@@ -1062,7 +1064,6 @@ impl Capture {
                 let found = self.reconcile(dirty, &[], Some(batch))?;
                 self.corrected(found);
             }
-            self.flush_soon()?;
         }
         Ok(())
     }
@@ -1189,12 +1190,18 @@ impl Capture {
 
     fn flush(&mut self) -> Result<(), Fatal> {
         if std::mem::take(&mut self.unflushed) {
+            self.last_flush = Instant::now();
             self.log.flush()?;
         }
         Ok(())
     }
 
-    fn flush_soon(&mut self) -> Result<(), Fatal> {
+    /// While a scan fills the log, a flush every so often will do.
+    fn flush_in_turn(&mut self) -> Result<(), Fatal> {
+        const EVERY: Duration = Duration::from_millis(50);
+        if self.running.is_some() && self.last_flush.elapsed() < EVERY {
+            return Ok(());
+        }
         self.flush()
     }
 
@@ -1368,6 +1375,9 @@ impl Capture {
         }
         if let Some(due) = self.delayed.values().map(|(due, _)| *due).min() {
             timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+        }
+        if self.unflushed {
+            timeout = timeout.min(Duration::from_millis(20));
         }
         if self.index_dirty {
             timeout = timeout.min(

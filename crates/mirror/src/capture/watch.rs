@@ -149,8 +149,9 @@ impl Watch {
                 drop(heard);
                 if some {
                     let _ = watch.signal.try_send(());
-                    std::thread::sleep(WINDOW);
                 }
+                // Also when all of it was our own: else every file we write wakes us.
+                std::thread::sleep(WINDOW);
             }
         }))
     }

@@ -14,12 +14,17 @@ use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 use super::event::{Event, Ui};
 use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
-use crate::apply::{Applier, ApplyError, Contents, Counts, Difference, Outcome, Recorded, Store};
+use crate::apply::{
+    Applier, ApplyError, Contents, Counts, Difference, Flush, Outcome, Recorded, Store,
+};
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
 
 /// Records applied at once.
 const BATCH_RECORDS_MAX: usize = 16_384;
+/// While seeding a batch waits for so many records, but not longer than this.
+const SEEDING_RECORDS_MIN: usize = 8192;
+const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// First wait before what failed is tried again; doubled up to a minute.
 const RETRY_MS_MIN: u64 = 500;
 const RETRY_MS_MAX: u64 = 60_000;
@@ -87,6 +92,8 @@ pub enum ApplyOrder {
     Checkpoint(Sender<Result<(), String>>),
     /// Let a hold go on.
     Release,
+    /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
+    Seeded(Sender<Result<(), String>>),
 }
 
 pub struct ApplySetup {
@@ -98,7 +105,12 @@ pub struct ApplySetup {
     pub verbose: bool,
     /// An operator let a mass change go on: what is in the log now passes the guard.
     pub released: bool,
+    /// The copy was never equal yet: large batches, flushed together, until [`ApplyOrder::Seeded`].
+    pub seeding: bool,
 }
+
+/// Kept with the rows once the copy was equal for the first time.
+pub const SEEDED_KEY: &str = "seeded";
 
 pub struct ApplyLoop {
     pub applied: Arc<Applied>,
@@ -137,6 +149,7 @@ impl ApplyLoop {
                     window: Window::default(),
                     began: Instant::now(),
                     passes,
+                    seeding: setup.seeding,
                     retry_ms: RETRY_MS_MIN,
                     retry_at: None,
                     unsaved: None,
@@ -193,6 +206,7 @@ struct Running {
     unsaved: Option<Instant>,
     /// Records up to here pass the guard.
     passes: Option<Position>,
+    seeding: bool,
     /// Entries in first-level directories, as counted a moment ago.
     counted: BTreeMap<Name, (Instant, u64)>,
 }
@@ -203,6 +217,11 @@ impl Running {
     }
 
     fn run(&mut self) -> Result<(), String> {
+        if self.seeding {
+            self.applier
+                .set_flush(Flush::Checkpoint)
+                .map_err(|e| chain(&e))?;
+        }
         let after = self.applier.store().position();
         let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
         let mut batch: Vec<Record> = Vec::new();
@@ -269,17 +288,28 @@ impl Running {
         if !batch.is_empty() {
             return Ok(());
         }
+        let mut began = None;
         loop {
             let reached = batch.last().map(|record: &Record| record.position);
             let must = until.is_some_and(|until| reached.is_none_or(|reached| reached < until));
             if batch.len() >= BATCH_RECORDS_MAX && !must {
                 return Ok(());
             }
-            let Some(Group { records, end, .. }) = cursor.next_group()? else {
+            if let Some(Group { records, end, .. }) = cursor.next_group()? {
+                *head = Some(end.head);
+                batch.extend(records);
+                continue;
+            }
+            // A first copy is cheapest in large pieces; nobody waits for one file of it.
+            if !self.seeding || batch.is_empty() || batch.len() >= SEEDING_RECORDS_MIN {
                 return Ok(());
-            };
-            *head = Some(end.head);
-            batch.extend(records);
+            }
+            let began = *began.get_or_insert_with(Instant::now);
+            if began.elapsed() >= SEEDING_WAIT_MAX || self.stopped() || !self.orders.is_empty() {
+                return Ok(());
+            }
+            let deadline = Instant::now() + Duration::from_millis(20);
+            let _ = self.reader.tail().wait_past(cursor.position(), deadline);
         }
     }
 
@@ -339,8 +369,20 @@ impl Running {
                     let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
                 }
                 ApplyOrder::Release => self.release(),
+                ApplyOrder::Seeded(done) => {
+                    let _ = done.send(self.seeded().map_err(|e| chain(&e)));
+                }
             }
         }
+    }
+
+    fn seeded(&mut self) -> Result<(), ApplyError> {
+        if std::mem::take(&mut self.seeding) {
+            self.applier.set_flush(Flush::Batch)?;
+            let set = self.applier.store_mut().meta_put(SEEDED_KEY, b"1");
+            set.map_err(|e| ApplyError::Store(Box::new(e)))?;
+        }
+        self.applier.checkpoint()
     }
 
     fn release(&mut self) {

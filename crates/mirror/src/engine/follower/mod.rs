@@ -570,6 +570,7 @@ impl Session<'_> {
                 options.on_mass_change
             },
             ui: self.follower.ui.clone(),
+            seeding: false,
             released: self.follower.released,
             verbose: options.output.verbose,
         })

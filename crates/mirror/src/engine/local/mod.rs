@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain, hold_of};
+use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of};
 use super::control::{StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
@@ -316,6 +316,10 @@ impl Mirror {
             },
             ..apply::Options::default()
         };
+        let seeding = rows
+            .meta_get(SEEDED_KEY)
+            .map_err(|e| failed("cannot read the index", &e))?
+            .is_none();
         let applier = Applier::open(&place.dst, &place.state, rows, options)
             .map_err(|e| failed("cannot open DST", &e))?;
         let adopting = fresh && held;
@@ -375,6 +379,7 @@ impl Mirror {
             },
             ui: self.ui.clone(),
             released: released == Some(HoldReason::MassChange),
+            seeding,
             verbose: self.options.output.verbose,
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
@@ -621,6 +626,16 @@ impl Mirror {
                             show(&self.options.state_dir.join("adopted"))
                         )));
                     }
+                    let (done, answer) = crossbeam_channel::bounded(1);
+                    let _ = apply.orders.send(ApplyOrder::Seeded(done));
+                    match answer.recv_timeout(Duration::from_secs(600)) {
+                        Ok(Ok(())) => {}
+                        Ok(Err(text)) => return Ok(Some(End::Retry(text))),
+                        Err(_) => {
+                            let text = "the copy could not be made durable".into();
+                            return Ok(Some(End::Retry(text)));
+                        }
+                    }
                     let status = self.outer.refresh();
                     self.outer.equal();
                     self.ui.event(Event::Equal {
@@ -630,17 +645,6 @@ impl Mirror {
                         seconds: began.elapsed().as_secs_f64(),
                     });
                     if self.options.once {
-                        let (done, answer) = crossbeam_channel::bounded(1);
-                        let _ = apply.orders.send(ApplyOrder::Checkpoint(done));
-                        match answer.recv_timeout(Duration::from_secs(600)) {
-                            Ok(Ok(())) => {}
-                            Ok(Err(text)) => return Ok(Some(End::Retry(text))),
-                            Err(_) => {
-                                return Ok(Some(End::Retry(
-                                    "the copy's index could not be saved".into(),
-                                )));
-                            }
-                        }
                         let status = self.outer.refresh();
                         return Ok(Some(End::Done(RunEnd {
                             failed: status.failed_total,
