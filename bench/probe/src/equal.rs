@@ -35,6 +35,7 @@ pub fn wait(src: &Path, dst: &Path, limit: Duration, loose: bool) -> anyhow::Res
     loop {
         let begun = Instant::now();
         let pass = compare(src, dst, loose);
+        let took = begun.elapsed();
         let late = start.elapsed() >= limit;
         match &pass.different {
             // Equal twice with nothing changed in between.
@@ -50,7 +51,7 @@ pub fn wait(src: &Path, dst: &Path, limit: Duration, loose: bool) -> anyhow::Res
             }
         }
         // Looking takes at most an eighth of one processor.
-        std::thread::sleep((begun.elapsed() * 6).max(Duration::from_millis(20)));
+        std::thread::sleep((took * 6).max(Duration::from_millis(20)));
     }
 }
 
