@@ -17,7 +17,7 @@ class Copier:
 def copiers(fs_mirror):
     return [
         Copier("fs_mirror", lambda s, d: [fs_mirror, "mirror", s, d, "--once", "-q"], durable=True, needs=fs_mirror),
-        Copier("tar | tar", lambda s, d: ["bash", "-c", TAR, s, d], needs="tar"),
+        Copier("tar pipe", lambda s, d: ["bash", "-c", TAR, s, d], needs="tar"),
         Copier("rsync", lambda s, d: [*RSYNC, s + "/", d + "/"]),
         Copier("cp -a", lambda s, d: ["cp", "-a", s + "/.", d + "/"], needs="cp"),
     ]
@@ -29,7 +29,7 @@ def finder(src):
 
 
 class Follower:
-    """Keeps following. `loose`: does not keep the times of directories, so they don't count when waiting for it."""
+    """Keeps following. `loose`: times of directories and symlinks are not kept, so they don't count when waiting for it."""
 
     loose = False
 

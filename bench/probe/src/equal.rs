@@ -28,7 +28,7 @@ struct Pass {
     place: Place,
 }
 
-/// `loose`: times of directories don't count, for tools that don't keep them.
+/// `loose`: times of directories and symlinks don't count, for tools that don't keep them.
 pub fn wait(src: &Path, dst: &Path, limit: Duration, loose: bool) -> anyhow::Result<String> {
     let start = Instant::now();
     let mut before = None;
@@ -52,6 +52,21 @@ pub fn wait(src: &Path, dst: &Path, limit: Duration, loose: bool) -> anyhow::Res
         }
         // Looking takes at most an eighth of one processor.
         std::thread::sleep((took * 6).max(Duration::from_millis(20)));
+    }
+}
+
+/// Until nothing has this name.
+pub fn gone(path: &Path, limit: Duration) -> anyhow::Result<String> {
+    let start = Instant::now();
+    loop {
+        let gone = matches!(rustix::fs::lstat(path), Err(rustix::io::Errno::NOENT));
+        if gone || start.elapsed() >= limit {
+            return Ok(format!(
+                "{{\"gone\": {gone}, \"now\": {:.6}}}",
+                crate::now()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -210,7 +225,8 @@ fn same(a: &Stat, b: &Stat, loose: bool) -> bool {
     let facts = |s: &Stat| (s.st_mode, s.st_uid, s.st_gid);
     let time = |s: &Stat| (s.st_mtime, s.st_mtime_nsec);
     facts(a) == facts(b)
-        && (time(a) == time(b) || loose && kind(a) == FileType::Directory)
+        && (time(a) == time(b)
+            || loose && matches!(kind(a), FileType::Directory | FileType::Symlink))
         && match kind(a) {
             FileType::Directory => true,
             FileType::CharacterDevice | FileType::BlockDevice => a.st_rdev == b.st_rdev,

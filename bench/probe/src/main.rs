@@ -4,8 +4,8 @@
 //!   changes it at fixed times and tells how long each change took to be right at DST.
 //! - `probe load SRC RATE` changes small files, RATE a second, until it is killed; `probe rewrite DIR FILES` replaces
 //!   files as `git checkout` does.
-//! - `probe equal SRC DST SECONDS` waits until the trees look equal (`equal-loose`: but for the times of directories);
-//!   `probe newest DIR` tells its newest inode change.
+//! - `probe equal SRC DST SECONDS` waits until the trees look equal (`equal-loose`: but for the times of directories and
+//!   symlinks), `probe gone PATH SECONDS` until nothing is there; `probe newest DIR` tells its newest inode change.
 //! - `probe many DIR FILES` makes a tree of tiny files; `probe copy SRC DST` is the least a copy can cost;
 //!   `probe flush DIR` tells what one flush costs there.
 
@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 
 const USAGE: &str = "usage: probe latency prepare SRC ROUNDS | latency run SRC DST ROUNDS FIRST EVERY_MS | load SRC RATE | \
-     rewrite DIR FILES | equal[-loose] SRC DST SECONDS | newest DIR | many DIR FILES | copy SRC DST | flush DIR";
+     rewrite DIR FILES | equal[-loose] SRC DST SECONDS | gone PATH SECONDS | newest DIR | many DIR FILES | copy SRC DST | flush DIR";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -57,6 +57,9 @@ fn run(words: &[&str]) -> anyhow::Result<String> {
             Duration::from_secs(number(seconds)?),
             words[0] == "equal-loose",
         ),
+        ["gone", path, seconds] => {
+            equal::gone(Path::new(path), Duration::from_secs(number(seconds)?))
+        }
         ["newest", dir] => equal::newest(Path::new(dir)),
         ["many", dir, files] => many::make(Path::new(dir), number(files)?),
         ["copy", src, dst] => copy::copy(Path::new(src), Path::new(dst)),
