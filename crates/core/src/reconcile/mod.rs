@@ -553,7 +553,8 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         let (mut content, mut proven) = (None, None);
         let mut body = Body::None;
         if let (Some(Kind::File(new)), Kind::File(old)) = (reading.kind, &object.state.kind) {
-            if !new.same(old) {
+            // The same bytes, but known to be whole now: those who have them are told.
+            if !new.same(old) || (old.fuzzy && !new.fuzzy) {
                 content = Some(new);
                 body = reading.body;
             } else if new.proven != old.proven {

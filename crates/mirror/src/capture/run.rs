@@ -722,6 +722,23 @@ impl Capture {
         self.status_dirty = true;
     }
 
+    /// A writer that opened a file by a name that is gone now is heard of under that name only, which inotify ties to
+    /// no inode. Nobody new can come by it, so whoever may still write shows now: the hot list looks.
+    fn names_gone(&mut self, records: &[Record]) {
+        let now = self.now_ms();
+        for record in records {
+            let Change::Unlink { object, .. } = &record.change else {
+                continue;
+            };
+            let left = self.rows().object(*object);
+            if let Ok(Some(left)) = left
+                && matches!(left.state.kind, Kind::File(_))
+            {
+                self.hot.add(*object, true, now);
+            }
+        }
+    }
+
     fn path(&self, at: &At) -> Option<PathText> {
         let mut path = Vec::new();
         for name in trail(&*self.rows(), at.parent).ok()?? {
@@ -1348,7 +1365,17 @@ impl Capture {
             })
             .collect();
         let stats = self.rows().stats();
+        let fuzzy: Vec<ObjectId> = self.shared.lock().fuzzy.keys().copied().collect();
+        let rows = self.rows();
+        let gone: Vec<ObjectId> = fuzzy
+            .into_iter()
+            .filter(|id| matches!(rows.object(*id), Ok(None)))
+            .collect();
+        drop(rows);
         let mut status = self.shared.lock();
+        for id in gone {
+            status.fuzzy.remove(&id);
+        }
         status.failed_total = self.failing.len() as u64;
         status.failed = failed;
         status.entries = stats.entries;
