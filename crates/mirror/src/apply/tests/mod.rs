@@ -2,6 +2,8 @@
 
 mod faults;
 mod order;
+#[cfg(feature = "planted")]
+mod planted;
 mod same;
 mod source;
 

@@ -155,6 +155,26 @@ fn metadata_of_everything() {
 }
 
 #[test]
+fn extended_attributes() {
+    let mut pair = pair();
+    pair.write("file", b"x");
+    pair.mkdir("dir");
+    let fd = sys::open::dir_at_path(&pair.source.path).unwrap();
+    let xattr = |value: &[u8]| mirror_core::Xattr {
+        name: b"user.t"[..].into(),
+        value: value.into(),
+    };
+    if sys::xattr::set(&fd, b"file", &xattr(b"1")).is_err() {
+        testkit::skip!("no extended attributes here");
+    }
+    sys::xattr::set(&fd, b"dir", &xattr(b"2")).unwrap();
+    pair.sync();
+    sys::xattr::set(&fd, b"file", &xattr(b"3")).unwrap();
+    sys::xattr::remove(&fd, b"dir", b"user.t").unwrap();
+    pair.sync();
+}
+
+#[test]
 fn immutable_things_come_change_and_go() {
     if !testkit::is_root() {
         testkit::skip!("needs root: inode flags");
