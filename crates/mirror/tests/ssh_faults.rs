@@ -1,0 +1,160 @@
+//! The mirror over ssh under faults: each of the three processes killed at any moment, and a link that comes and goes.
+
+mod ssh_support;
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use ssh_support::*;
+use testkit::workload;
+
+fn churn(bed: &Bed, seed: u64) {
+    let params = workload::Params {
+        seed,
+        ops: 300,
+        existing: true,
+        ..workload::Params::default()
+    };
+    workload::run(&bed.src(), &params).unwrap();
+}
+
+#[test]
+fn the_follower_is_killed_at_any_moment() {
+    let bed = Bed::new();
+    bed.populate(600, 11);
+    for (n, ms) in [150, 400, 700, 1000, 1500].into_iter().enumerate() {
+        let mut follower = bed.mirror(&[]);
+        std::thread::sleep(Duration::from_millis(ms));
+        follower.kill().unwrap();
+        churn(&bed, n as u64);
+    }
+    let follower = bed.mirror(&[]);
+    bed.equal();
+    stop(follower);
+    assert_eq!(bed.daemons().len(), 1, "capture went on all the time");
+}
+
+#[test]
+fn the_link_is_killed_and_comes_back() {
+    let bed = Bed::new();
+    bed.populate(300, 12);
+    let mut follower = bed.mirror(&[]);
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    let daemon = bed.daemons();
+    for n in 0..3 {
+        kill9(bed.far_end());
+        churn(&bed, 20 + n);
+        bed.equal();
+    }
+    assert_eq!(bed.daemons(), daemon, "capture outlives the link");
+    let said = stop(follower);
+    assert!(
+        said.contains("disconnected: the link to far broke"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_link_is_killed_while_the_first_copy_runs() {
+    let bed = Bed::new();
+    bed.populate(1500, 13);
+    fs::write(bed.src().join("large"), vec![9u8; 20 << 20]).unwrap();
+    let mut follower = bed.mirror(&["--bwlimit", "8M"]);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(900));
+        kill9(bed.far_end());
+    }
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    bed.equal();
+    stop(follower);
+}
+
+#[test]
+fn the_worker_is_killed_and_captures_again() {
+    let bed = Bed::new();
+    bed.populate(400, 14);
+    let mut follower = bed.mirror(&[]);
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    for n in 0..3 {
+        let daemons = bed.daemons();
+        assert_eq!(daemons.len(), 1);
+        churn(&bed, 40 + n);
+        kill9(daemons[0]);
+        churn(&bed, 50 + n);
+        bed.equal();
+        bed.wait("another daemon", || {
+            let now = bed.daemons();
+            now.len() == 1 && now != daemons
+        });
+    }
+    stop(follower);
+}
+
+#[test]
+fn the_worker_is_killed_while_the_first_copy_runs() {
+    let bed = Bed::new();
+    bed.populate(1500, 15);
+    let mut follower = bed.mirror(&[]);
+    for _ in 0..2 {
+        bed.wait("a daemon", || !bed.daemons().is_empty());
+        std::thread::sleep(Duration::from_millis(500));
+        for pid in bed.daemons() {
+            kill9(pid);
+        }
+    }
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    bed.equal();
+    stop(follower);
+}
+
+#[test]
+fn a_link_that_falls_silent_is_dead_after_the_timeout() {
+    let bed = Bed::new();
+    fs::write(bed.src().join("a"), "1").unwrap();
+    let mut follower = bed.mirror(&["--timeout", "2s"]);
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    let frozen = bed.far_end();
+    signal(frozen, Signal::STOP);
+    fs::write(bed.src().join("b"), "2").unwrap();
+    follower
+        .wait_stderr("said nothing for 2 s", Duration::from_secs(20))
+        .unwrap();
+    bed.equal();
+    kill9(frozen);
+    stop(follower);
+}
+
+#[test]
+fn a_random_workload_of_two_processes_ends_equal() {
+    let bed = Bed::new();
+    bed.populate(200, 16);
+    let mut follower = bed.mirror(&[]);
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    let seed = 77;
+    eprintln!("seed {seed}");
+    let params = workload::Params {
+        seed,
+        ops: 3000,
+        existing: true,
+        ..workload::Params::default()
+    };
+    std::thread::scope(|scope| {
+        for n in 0..2 {
+            let (bed, params) = (
+                &bed,
+                workload::Params {
+                    seed: seed + n,
+                    ..params.clone()
+                },
+            );
+            scope.spawn(move || {
+                let _ = workload::run(&bed.src(), &params);
+            });
+        }
+    });
+    let (code, said) = bed.command(&["wait", "--idle", "--timeout", "60s"]);
+    assert!(code == 0 || code == 3, "{said}");
+    bed.equal();
+    stop(follower);
+}
