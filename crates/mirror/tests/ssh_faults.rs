@@ -9,6 +9,9 @@ use rustix::process::Signal;
 use ssh_support::*;
 use testkit::workload;
 
+/// Random work removes much of a small tree at once.
+const FOLLOW: [&str; 2] = ["--on-mass-change", "follow"];
+
 fn churn(bed: &Bed, seed: u64) {
     let params = workload::Params {
         seed,
@@ -24,12 +27,12 @@ fn the_follower_is_killed_at_any_moment() {
     let bed = Bed::new();
     bed.populate(600, 11);
     for (n, ms) in [150, 400, 700, 1000, 1500].into_iter().enumerate() {
-        let mut follower = bed.mirror(&[]);
+        let mut follower = bed.mirror(&FOLLOW);
         std::thread::sleep(Duration::from_millis(ms));
         follower.kill().unwrap();
         churn(&bed, n as u64);
     }
-    let follower = bed.mirror(&[]);
+    let follower = bed.mirror(&FOLLOW);
     bed.equal();
     stop(follower);
     assert_eq!(bed.daemons().len(), 1, "capture went on all the time");
@@ -39,7 +42,7 @@ fn the_follower_is_killed_at_any_moment() {
 fn the_link_is_killed_and_comes_back() {
     let bed = Bed::new();
     bed.populate(300, 12);
-    let mut follower = bed.mirror(&[]);
+    let mut follower = bed.mirror(&FOLLOW);
     follower.wait_stderr("equal: ", LONG).unwrap();
     let daemon = bed.daemons();
     for n in 0..3 {
@@ -60,7 +63,7 @@ fn the_link_is_killed_while_the_first_copy_runs() {
     let bed = Bed::new();
     bed.populate(1500, 13);
     fs::write(bed.src().join("large"), vec![9u8; 20 << 20]).unwrap();
-    let mut follower = bed.mirror(&["--bwlimit", "8M"]);
+    let mut follower = bed.mirror(&["--bwlimit", "8M", "--on-mass-change", "follow"]);
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(900));
         kill9(bed.far_end());
@@ -74,7 +77,7 @@ fn the_link_is_killed_while_the_first_copy_runs() {
 fn the_worker_is_killed_and_captures_again() {
     let bed = Bed::new();
     bed.populate(400, 14);
-    let mut follower = bed.mirror(&[]);
+    let mut follower = bed.mirror(&FOLLOW);
     follower.wait_stderr("equal: ", LONG).unwrap();
     for n in 0..3 {
         let daemons = bed.daemons();
@@ -95,7 +98,7 @@ fn the_worker_is_killed_and_captures_again() {
 fn the_worker_is_killed_while_the_first_copy_runs() {
     let bed = Bed::new();
     bed.populate(1500, 15);
-    let mut follower = bed.mirror(&[]);
+    let mut follower = bed.mirror(&FOLLOW);
     for _ in 0..2 {
         bed.wait("a daemon", || !bed.daemons().is_empty());
         std::thread::sleep(Duration::from_millis(500));
@@ -129,7 +132,7 @@ fn a_link_that_falls_silent_is_dead_after_the_timeout() {
 fn a_random_workload_of_two_processes_ends_equal() {
     let bed = Bed::new();
     bed.populate(200, 16);
-    let mut follower = bed.mirror(&[]);
+    let mut follower = bed.mirror(&FOLLOW);
     follower.wait_stderr("equal: ", LONG).unwrap();
     let seed = 77;
     eprintln!("seed {seed}");

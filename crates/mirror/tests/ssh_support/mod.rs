@@ -28,7 +28,7 @@ impl Bed {
     /// ssh is played by a script that runs the command here, as itself.
     pub fn new() -> Bed {
         let bed = Bed::empty();
-        let body = "for last; do :; done\nexec sh -c \"$last\"";
+        let body = "for last; do :; done\nexec sh -c \"exec $last\"";
         bed.script(body);
         bed
     }
@@ -139,8 +139,23 @@ impl Bed {
     #[track_caller]
     pub fn equal_to(&self, dst: &Path) {
         if let Err(differences) = wait_equal(&self.src(), dst, &Options::default(), LONG) {
-            let lines: Vec<String> = differences.iter().take(20).map(|d| d.to_string()).collect();
-            panic!("not equal after {LONG:?}:\n  {}", lines.join("\n  "));
+            let lines: Vec<String> = differences
+                .iter()
+                .take(20)
+                .map(|d| d.to_string().replace(&"n".repeat(255), "LONG"))
+                .collect();
+            let (_, status) = self.command(&["status"]);
+            let logs: Vec<String> = fs::read_dir(self.states())
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| fs::read_to_string(entry.path().join("daemon.log")).ok())
+                .collect();
+            panic!(
+                "not equal after {LONG:?}:\n  {}\n{status}\n{}",
+                lines.join("\n  "),
+                logs.join("\n")
+            );
         }
     }
 
