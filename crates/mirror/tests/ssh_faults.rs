@@ -3,6 +3,8 @@
 mod ssh_support;
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -12,14 +14,38 @@ use testkit::workload;
 /// Random work removes much of a small tree at once.
 const FOLLOW: [&str; 2] = ["--on-mass-change", "follow"];
 
+/// Everyday changes of all kinds, the same for the same seed.
 fn churn(bed: &Bed, seed: u64) {
-    let params = workload::Params {
-        seed,
-        ops: 300,
-        existing: true,
-        ..workload::Params::default()
+    let live = bed.src().join("live");
+    fs::create_dir_all(&live).unwrap();
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = |below: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
     };
-    workload::run(&bed.src(), &params).unwrap();
+    for _ in 0..250 {
+        let dir = live.join(format!("d{}", random(6)));
+        let file = dir.join(format!("f{}", random(12)));
+        let other = live.join(format!("d{}/f{}", random(6), random(12)));
+        let _ = fs::create_dir(&dir);
+        let bytes = vec![random(256) as u8; random(3) as usize * 40_000 + random(5000) as usize];
+        // What can't be done just now is not done.
+        let _ = match random(12) {
+            0..=3 => fs::write(&file, &bytes),
+            4 => fs::OpenOptions::new()
+                .append(true)
+                .open(&file)
+                .and_then(|mut to| to.write_all(&bytes)),
+            5 | 6 => fs::rename(&file, &other),
+            7 => fs::remove_file(&file),
+            8 => fs::rename(&dir, live.join(format!("d{}", random(6)))),
+            9 => fs::hard_link(&file, &other),
+            10 => symlink("../somewhere", &file),
+            _ => fs::set_permissions(&file, fs::Permissions::from_mode(0o600 + random(64) as u32)),
+        };
+    }
 }
 
 #[test]

@@ -101,11 +101,10 @@ impl Bed {
 
     pub fn mirror_from(&self, source: &str, dst: &Path, more: &[&str]) -> Program {
         let mut command = Command::new(FS_MIRROR);
-        command
-            .args(["mirror", source])
-            .arg(dst)
-            .args(["--remote-command", &self.remote])
-            .args(more);
+        command.args(["mirror", source]).arg(dst).args(more);
+        if !more.contains(&"--remote-command") {
+            command.args(["--remote-command", &self.remote]);
+        }
         self.env(&mut command);
         Program::start(&mut command).unwrap()
     }
@@ -176,8 +175,13 @@ impl Bed {
 
     /// The far end of the link that is there now.
     pub fn far_end(&self) -> u32 {
-        let text = fs::read_to_string(self.path("ssh.pid")).unwrap();
-        text.trim().parse().unwrap()
+        let mut pid = None;
+        self.wait("ssh runs", || {
+            let text = fs::read_to_string(self.path("ssh.pid")).unwrap_or_default();
+            pid = text.trim().parse().ok();
+            pid.is_some()
+        });
+        pid.unwrap()
     }
 
     pub fn wait(&self, what: &str, is_so: impl FnMut() -> bool) {
