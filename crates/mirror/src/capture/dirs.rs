@@ -88,7 +88,7 @@ impl DirWatches {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.lock().by_watch.len()
     }
 
@@ -283,9 +283,9 @@ mod tests {
         assert_eq!(watches.not_seen(), [handle(1)]);
         fs::remove_dir(at("a")).unwrap();
         heard(&watches);
-        assert_eq!(watches.len(), 1);
+        assert_eq!(watches.count(), 1);
         watches.remove(&handle(1));
-        assert_eq!(watches.len(), 0);
+        assert_eq!(watches.count(), 0);
         fs::write(at("b/f"), "").unwrap();
         assert!(heard(&watches).is_empty());
     }

@@ -67,10 +67,12 @@ pub fn read_one(
 }
 
 impl KernelSource {
-    fn open(&mut self, dir: &Dir<'_>) -> Result<Arc<OwnedFd>, Look> {
-        self.walker.open(dir).map_err(|closed| match closed {
-            Closed::Stale => Look::Stale,
-            Closed::Failed(e) => Look::Failed(failure("open the directory of", e)),
+    fn open(&mut self, dir: &Dir<'_>) -> Result<Arc<OwnedFd>, Box<Look>> {
+        self.walker.open(dir).map_err(|closed| {
+            Box::new(match closed {
+                Closed::Stale => Look::Stale,
+                Closed::Failed(e) => Look::Failed(failure("open the directory of", e)),
+            })
         })
     }
 
@@ -104,7 +106,7 @@ impl Source for KernelSource {
         }
         let fd = match self.open(dir) {
             Ok(fd) => fd,
-            Err(look) => return look,
+            Err(look) => return *look,
         };
         let found = look(self.walker.tree(), dir.handle, &fd, name);
         match &found {
@@ -128,7 +130,7 @@ impl Source for KernelSource {
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
         let fd = match self.open(dir) {
             Ok(fd) => fd,
-            Err(look) => return look,
+            Err(look) => return *look,
         };
         match stat::fstat(fd.as_fd()) {
             Ok(found) if found.nlink == 0 => {
@@ -143,8 +145,10 @@ impl Source for KernelSource {
     fn list(&mut self, wanted: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure> {
         let fd = match self.open(wanted) {
             Ok(fd) => fd,
-            Err(Look::Failed(failure)) => return Err(failure),
-            Err(_) => return Ok(Some(Vec::new())),
+            Err(look) => match *look {
+                Look::Failed(failure) => return Err(failure),
+                _ => return Ok(Some(Vec::new())),
+            },
         };
         self.watch.add_dir(&fd, wanted.handle);
         // A descriptor of its own: the position in a directory belongs to the open file.
@@ -167,8 +171,10 @@ impl Source for KernelSource {
     fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd {
         let fd = match self.open(dir) {
             Ok(fd) => fd,
-            Err(Look::Failed(failure)) => return ReadEnd::Failed(failure),
-            Err(_) => return ReadEnd::Moved,
+            Err(look) => match *look {
+                Look::Failed(failure) => return ReadEnd::Failed(failure),
+                _ => return ReadEnd::Moved,
+            },
         };
         let into = Into::Sink(&*self.sink);
         match name {

@@ -36,7 +36,7 @@ impl PreparedDir {
     pub fn names(&self) -> impl Iterator<Item = &Name> {
         self.entries.keys().chain(&self.others)
     }
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.entries.len() + self.others.len() + usize::from(self.own.is_some())
     }
 }

@@ -936,13 +936,9 @@ impl Capture {
     fn scan_found(&mut self) -> Result<(), Fatal> {
         let until = Instant::now() + Duration::from_millis(20);
         let mut ended = false;
-        loop {
-            let Some(running) = &mut self.running else {
-                break;
-            };
-            let Ok(found) = running.scan.found.try_recv() else {
-                break;
-            };
+        while let Some(running) = &mut self.running
+            && let Ok(found) = running.scan.found.try_recv()
+        {
             match found {
                 Found::End => ended = true,
                 Found::Missing(names) => {
@@ -973,8 +969,8 @@ impl Capture {
                 }
                 Found::Broken(text) => running.broken = Some(text),
                 Found::Ahead(prepared) => {
-                    self.ahead.push_back(prepared);
-                    let entries: usize = self.ahead.iter().map(PreparedDir::len).sum();
+                    self.ahead.push_back(*prepared);
+                    let entries: usize = self.ahead.iter().map(PreparedDir::count).sum();
                     if entries >= AHEAD_ENTRIES_MAX {
                         self.take_ahead()?;
                     }
@@ -1019,12 +1015,12 @@ impl Capture {
             while let Some(mut dir) = self.ahead.pop_front() {
                 // A directory comes once in a batch, so that its parts do not hide each other.
                 if handles.contains(&dir.handle)
-                    || (entries > 0 && entries + dir.len() > 2 * AHEAD_ENTRIES_MAX)
+                    || (entries > 0 && entries + dir.count() > 2 * AHEAD_ENTRIES_MAX)
                 {
                     self.ahead.push_front(dir);
                     break;
                 }
-                entries += dir.len();
+                entries += dir.count();
                 let changed = |name: &Name, parent| {
                     (
                         At {

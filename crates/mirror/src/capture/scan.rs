@@ -36,7 +36,7 @@ const ROWS: usize = 1024;
 /// What a worker tells the capture loop.
 pub enum Found {
     /// A new directory (or more of one), read ahead.
-    Ahead(PreparedDir),
+    Ahead(Box<PreparedDir>),
     /// These differ from the index, or can't be told apart from what does.
     Differ(Vec<(At, Dirty)>),
     /// In the index, not in the tree.
@@ -410,6 +410,10 @@ impl Worker<'_> {
         self.flush_if(id, item, fd, &mut work, &mut unread, 0)
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one name of one directory, taken apart"
+    )]
     fn compare_one(
         &mut self,
         dir: ObjectId,
@@ -563,7 +567,7 @@ impl Worker<'_> {
         }
         if !unread.names.is_empty() {
             let prepared = self.read_ahead(item, fd, std::mem::take(&mut unread.names), None)?;
-            self.send(Found::Ahead(prepared))?;
+            self.send(Found::Ahead(Box::new(prepared)))?;
         }
         if !work.dirty.is_empty() {
             self.send(Found::Differ(std::mem::take(&mut work.dirty)))?;
@@ -646,7 +650,7 @@ impl Worker<'_> {
                 if work.dirs.len() >= CHUNK {
                     let (files, own) = (std::mem::take(&mut files), own.take());
                     let prepared = self.read_some(item, fd, files, own)?;
-                    self.send(Found::Ahead(prepared))?;
+                    self.send(Found::Ahead(Box::new(prepared)))?;
                     self.shared.push(item, std::mem::take(&mut work.dirs));
                 }
                 continue;
@@ -654,12 +658,12 @@ impl Worker<'_> {
             files.push((name, Some(found)));
             if files.len() >= CHUNK {
                 let prepared = self.read_some(item, fd, std::mem::take(&mut files), own.take())?;
-                self.send(Found::Ahead(prepared))?;
+                self.send(Found::Ahead(Box::new(prepared)))?;
             }
         }
         if own.is_some() || !files.is_empty() {
             let prepared = self.read_some(item, fd, files, own.take())?;
-            self.send(Found::Ahead(prepared))?;
+            self.send(Found::Ahead(Box::new(prepared)))?;
         }
         if !work.foreign.is_empty() {
             self.send(Found::Foreign(work.foreign))?;

@@ -116,7 +116,7 @@ impl SinkDir for StagedDir {
     }
     fn finish(self: Box<Self>) {
         // What could not be finished is not bound, and asked for again by apply.
-        let _ = StagedDir::finish(*self);
+        StagedDir::finish(*self);
     }
 }
 
