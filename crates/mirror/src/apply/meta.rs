@@ -170,8 +170,9 @@ impl Rules {
     }
 
     /// The mode `openat` must be asked for so that `mode` results; `None`: it needs a chmod.
-    pub fn creation_mode(&self, mode: u16) -> Option<u16> {
-        (mode & (self.umask | 0o7000) == 0).then_some(mode)
+    pub fn creation_mode(&self, meta: &Meta) -> Option<u16> {
+        let plain = meta.mode & (self.umask | 0o7000) == 0;
+        (plain && (self.uid == 0 || meta.xattrs.is_empty())).then_some(meta.mode)
     }
 
     /// All metadata but late flags of a new inode of ours, made without inheriting anything; `meta` is from
@@ -187,13 +188,13 @@ impl Rules {
         if (meta.uid, meta.gid) != (self.uid, self.gid) {
             target::set_owner(&dir, name, meta.uid, meta.gid)?;
         }
-        if !moded && !matches!(kind, Kind::Symlink(_)) {
-            target::set_mode(&dir, name, meta.mode)?;
-        }
-        if !crash::planted("forget_xattr") {
-            for xattr in &meta.xattrs {
-                xattr::set(&dir, name, xattr)?;
-            }
+        // Without privilege attributes and flags need the permission to write, so the mode comes after them.
+        let (after, before): (Vec<&Xattr>, Vec<&Xattr>) = match crash::planted("forget_xattr") {
+            true => Default::default(),
+            false => meta.xattrs.iter().partition(|xattr| goes_with_mode(xattr)),
+        };
+        for xattr in before {
+            xattr::set(&dir, name, xattr)?;
         }
         let flagged = matches!(kind, Kind::Dir | Kind::File(_));
         if flagged && (meta.project != 0 || meta.flags & !LATE_FLAGS != 0) {
@@ -208,6 +209,12 @@ impl Rules {
                     Ok(())
                 }
             })?;
+        }
+        if !moded && !matches!(kind, Kind::Symlink(_)) {
+            target::set_mode(&dir, name, meta.mode)?;
+        }
+        for xattr in after {
+            xattr::set(&dir, name, xattr)?;
         }
         if !crash::planted("lose_mtime") {
             target::set_mtime(&dir, name, meta.mtime)?;
@@ -249,18 +256,24 @@ impl Rules {
             if chown {
                 target::set_owner(&dir, name, want.uid, want.gid)?;
             }
-            if (chown || have.mode != want.mode) && !stat.file_type().is_symlink() {
-                target::set_mode(&dir, name, want.mode)?;
+            let symlink = stat.file_type().is_symlink();
+            let others = have.xattrs != want.xattrs
+                || have.flags != want.flags
+                || have.project != want.project;
+            // As in `make`: these need the permission to write.
+            let opened = others && self.uid != 0 && !symlink && have.mode & 0o600 != 0o600;
+            if opened {
+                target::set_mode(&dir, name, have.mode | 0o600)?;
             }
             for xattr in &have.xattrs {
                 if !want.xattrs.iter().any(|x| x.name == xattr.name) {
                     xattr::remove(&dir, name, &xattr.name)?;
                 }
             }
-            for xattr in &want.xattrs {
-                let lost = chown && *xattr.name == *CAPABILITY;
-                let acl = &*xattr.name == ACL_ACCESS;
-                if lost || acl || !have.xattrs.contains(xattr) {
+            let (after, before): (Vec<&Xattr>, Vec<&Xattr>) =
+                want.xattrs.iter().partition(|xattr| goes_with_mode(xattr));
+            for xattr in before {
+                if !have.xattrs.contains(xattr) {
                     xattr::set(&dir, name, xattr)?;
                 }
             }
@@ -273,6 +286,14 @@ impl Rules {
                     }
                     flags::set_flags(fd, want.flags, flags_known & !LATE_FLAGS).map(drop)
                 })?;
+            }
+            if (chown || opened || have.mode != want.mode) && !symlink {
+                target::set_mode(&dir, name, want.mode)?;
+            }
+            for xattr in after {
+                if chown || *xattr.name == *ACL_ACCESS || !have.xattrs.contains(xattr) {
+                    xattr::set(&dir, name, xattr)?;
+                }
             }
             target::set_mtime(&dir, name, want.mtime)?;
         }
@@ -327,6 +348,11 @@ fn is_label(name: &[u8]) -> bool {
         name,
         b"security.selinux" | b"security.ima" | b"security.evm"
     )
+}
+
+/// What chown and chmod change or take away, so that it must come after them.
+fn goes_with_mode(xattr: &Xattr) -> bool {
+    *xattr.name == *CAPABILITY || *xattr.name == *ACL_ACCESS
 }
 
 /// The kind of an inode without its content, device number or target.

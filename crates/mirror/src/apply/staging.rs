@@ -390,7 +390,7 @@ impl StagedDir {
     ) -> io::Result<()> {
         let rules = &self.staging.rules;
         let special = meta.flags & sys::flags::NOCOW != 0;
-        let mode = rules.creation_mode(meta.mode).filter(|_| !special);
+        let mode = rules.creation_mode(meta).filter(|_| !special);
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let created = Mode::from_raw_mode(mode.unwrap_or(0o600).into());

@@ -369,7 +369,7 @@ impl Random {
             10 => symlink(format!("to {n}"), &a),
             11 => std::fs::set_permissions(
                 &a,
-                std::fs::Permissions::from_mode(0o600 + (n as u32 & 0o177)),
+                std::fs::Permissions::from_mode(0o700 + (n as u32 & 0o77)),
             ),
             12 => rustix::fs::renameat_with(
                 rustix::fs::CWD,
