@@ -9,7 +9,7 @@ use mirror_core::{MemRows, Position};
 
 use crate::capture::{Capture, Weakness};
 use crate::check::differences;
-use crate::copy::{Applied, Copy};
+use crate::copy::{Applied, Copy, Local};
 use crate::index_run::{Case, rest};
 use crate::journal::{Journal, Stop};
 use crate::script::{Setup, Step};
@@ -23,6 +23,7 @@ pub struct EngineStats {
     pub batches: u64,
     pub records: u64,
     pub overflows: u64,
+    pub adopted: u64,
     /// Of everything that was recorded and applied, in order: equal runs have equal ones.
     pub trace: u64,
 }
@@ -203,7 +204,7 @@ impl<C: Copy> Engine<C> {
             return Ok(());
         };
         let reader = log.reader();
-        let contents = log.content();
+        let store = log.content();
         let mut cursor = match reader.cursor(position) {
             Ok(cursor) => cursor,
             Err(error) if is_io(&error) => return Err(error.into()),
@@ -227,6 +228,14 @@ impl<C: Copy> Engine<C> {
             groups += 1;
         }
         let Some(head) = head else { return Ok(()) };
+        let Some(capture) = &self.capture else {
+            return Ok(());
+        };
+        let contents = Local {
+            store,
+            rows: &capture.rows,
+            tree: &self.world.tree,
+        };
         let applied = self.copy.apply(&records, head, &contents, kill);
         self.stats.batches += 1;
         self.note(&format!("{:?} {head:?} {applied:?}", self.copy.position()));
@@ -262,13 +271,22 @@ impl<C: Copy> Engine<C> {
             return Err(Stop::Wrong(format!("index: {}", found.join("\n"))));
         }
         self.apply(usize::MAX, None)?;
-        let contents = match self.capture()?.journal.log() {
+        let store = match self.capture()?.journal.log() {
             Some(log) => log.content(),
             None => return Ok(()),
+        };
+        let Some(capture) = &self.capture else {
+            return Ok(());
+        };
+        let contents = Local {
+            store,
+            rows: &capture.rows,
+            tree: &self.world.tree,
         };
         if let Some(failure) = self.copy.retry(&contents)? {
             return Err(Stop::Wrong(format!("still failing: {failure}")));
         }
+        self.stats.adopted = self.copy.adopted();
         let found = self.copy.differences(&self.world.tree);
         if !found.is_empty() {
             return Err(Stop::Wrong(found.join("\n")));

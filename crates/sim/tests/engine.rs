@@ -25,7 +25,7 @@ fn the_copy_becomes_the_tree() {
         Some(seed) => seed..seed + 1,
         None => 0..number("SEEDS").unwrap_or(60),
     };
-    let mut total = [0u64; 6];
+    let mut total = [0u64; 7];
     for seed in seeds {
         let case = Case::random_engine(seed);
         match run_real(&case) {
@@ -37,6 +37,7 @@ fn the_copy_becomes_the_tree() {
                     stats.batches,
                     stats.records,
                     stats.overflows,
+                    stats.adopted,
                 ]) {
                     *sum += n;
                 }
@@ -47,5 +48,5 @@ fn the_copy_becomes_the_tree() {
             ),
         }
     }
-    println!("crashes, kills, log failures, batches, records, overflows: {total:?}");
+    println!("crashes, kills, log failures, batches, records, overflows, adopted: {total:?}");
 }

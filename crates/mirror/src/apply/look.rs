@@ -28,6 +28,8 @@ struct Look {
     /// Inodes that were taken for new objects.
     claimed: HashMap<Inode, ObjectId>,
     todo: Vec<At>,
+    /// Names in directories that are not where the rows say: looked at once those are found.
+    later: Vec<(ObjectId, At)>,
     /// Nobody but a look can know what is in these.
     adopted: BTreeSet<ObjectId>,
     /// Directories that are not where the rows say.
@@ -54,6 +56,7 @@ impl<S: Store> Batch<'_, S> {
             known: HashMap::new(),
             claimed: HashMap::new(),
             todo: Vec::new(),
+            later: Vec::new(),
             adopted: BTreeSet::new(),
             lost: BTreeSet::new(),
         };
@@ -103,11 +106,24 @@ impl<S: Store> Batch<'_, S> {
             if merged.objects.contains_key(id) {
                 state.seen.limbo.insert(place.clone(), *id);
             }
+            if self.row(*id)?.is_some_and(|row| row.state.kind.is_dir()) {
+                self.dirs.elsewhere.insert(*id, place.clone());
+            }
         }
         state.todo = names.into_iter().rev().collect();
-        while let Some(at) = state.todo.pop() {
-            self.look_at(&mut state, at)?;
+        loop {
+            while let Some(at) = state.todo.pop() {
+                self.look_at(&mut state, at)?;
+            }
+            let later = std::mem::take(&mut state.later);
+            for (_, at) in &later {
+                self.look_at(&mut state, at.clone())?;
+            }
+            if state.later.len() == later.len() && state.todo.is_empty() {
+                break;
+            }
         }
+        state.lost = state.later.iter().map(|(dir, _)| *dir).collect();
         for (id, target) in &merged.objects {
             if !target.is_dir()
                 || target.old.is_none()
@@ -137,7 +153,7 @@ impl<S: Store> Batch<'_, S> {
             Ok(fd) => fd,
             Err(DirError::Store(e)) => return Err(DirError::Store(e).into()),
             Err(DirError::Changed(id)) => {
-                state.lost.insert(id);
+                state.later.push((id, at));
                 return Ok(());
             }
             // The steps there will fail, and say so.
@@ -158,6 +174,14 @@ impl<S: Store> Batch<'_, S> {
             }
         };
         let occupant = self.recognise(state, &at, &fd, &stat)?;
+        if let Occupant::Is(id) = occupant
+            && stat.is_dir()
+            && state.known.get(&inode(&stat)) == Some(&id)
+        {
+            // Perhaps it moved before a crash; what is below it is reached here.
+            let place = mirror_core::plan::Place::Tree(at.clone());
+            self.dirs.elsewhere.insert(id, place);
+        }
         self.stats.insert(at.clone(), stat);
         state.seen.slots.insert(at.clone(), Some(occupant));
         if let Occupant::Is(id) = occupant

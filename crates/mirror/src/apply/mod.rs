@@ -593,7 +593,8 @@ impl<S: Store> Applier<S> {
             recorded,
             ..Outcome::default()
         };
-        let changes = rows.into_changes();
+        let mut changes = rows.into_changes();
+        drop_unreachable(&mut changes, &in_limbo);
         let settled = |id: &ObjectId, row: &Option<mirror_core::Object>| match (
             &merged.objects[id].want,
             row,
@@ -720,6 +721,34 @@ impl<S: Store> Applier<S> {
             self.area.moved_aside.push(shown);
         }
         Ok(())
+    }
+}
+
+/// A directory that did not get its name takes down what was staged in it: no row may say that it is there.
+fn drop_unreachable(
+    changes: &mut BTreeMap<ObjectId, Option<mirror_core::Object>>,
+    in_limbo: &BTreeSet<ObjectId>,
+) {
+    loop {
+        let nameless = |id: &ObjectId, row: &Option<mirror_core::Object>| {
+            *id != ObjectId::ROOT
+                && !in_limbo.contains(id)
+                && row.as_ref().is_none_or(|row| row.names.is_empty())
+        };
+        let gone: BTreeSet<ObjectId> = changes
+            .iter()
+            .filter(|(id, row)| nameless(id, row))
+            .map(|(id, _)| *id)
+            .collect();
+        let mut changed = false;
+        for row in changes.values_mut().flatten() {
+            let names = row.names.len();
+            row.names.retain(|at| !gone.contains(&at.parent));
+            changed |= row.names.len() != names;
+        }
+        if !changed {
+            return;
+        }
     }
 }
 

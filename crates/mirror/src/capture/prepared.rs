@@ -3,7 +3,8 @@
 //!
 //! A hint that came after the worker read, and before its reading became rows, may have found nothing to call dirty:
 //! the object was in no row yet. So every look is a new one, and what was read counts only where that look still shows
-//! the same inode in the same state.
+//! the same inode in the same state, and nobody could write it while it was read: a write that was under way had
+//! stamped its times already.
 
 use std::collections::HashMap;
 
@@ -117,7 +118,7 @@ impl<S: Source> Source for Prepared<'_, S> {
             && prepared
                 .entries
                 .get(name)
-                .is_some_and(|reading| unchanged(&reading.seen, seen))
+                .is_some_and(|reading| unchanged(&reading.seen, seen) && !reading.busy)
             && let Some(reading) = prepared.entries.remove(name)
         {
             return ReadEnd::Done(reading);

@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use mirror::apply::{Applier, Contents, Fetched, Options, Store};
-use mirror::log::ContentStore;
-use mirror_core::{Content, ContentRef, Digest, Kind, ObjectId, Position, Record, escape};
+use mirror::apply::{Applier, Contents, Options, Store};
+use mirror_core::{Digest, Kind, Position, Record, escape};
 
 use super::{Applied, Copy, SimStore};
 use crate::tree::{Ino, SimTree};
@@ -25,18 +24,6 @@ pub struct RealCopy {
     applier: Option<Applier<SimStore>>,
     /// Things done to the tree until the kill; `u32::MAX`: never.
     until_kill: Arc<AtomicU32>,
-}
-
-struct FromLog<'a>(&'a ContentStore);
-
-impl Contents for FromLog<'_> {
-    fn fetch(&self, _: ObjectId, _: &Content, place: Option<ContentRef>) -> Fetched {
-        match place.map(|place| self.0.get(place)) {
-            Some(Ok(bytes)) => Fetched::Bytes(bytes),
-            Some(Err(error)) => Fetched::Failed(format!("{error:?}")),
-            None => Fetched::Gone,
-        }
-    }
 }
 
 impl RealCopy {
@@ -113,7 +100,7 @@ impl Copy for RealCopy {
         &mut self,
         groups: &[Record],
         head: Digest,
-        contents: &ContentStore,
+        contents: &dyn Contents,
         kill: Option<u32>,
     ) -> Applied {
         self.until_kill
@@ -121,9 +108,7 @@ impl Copy for RealCopy {
         let Some(applier) = &mut self.applier else {
             return Applied::Failed("the applier is down".into());
         };
-        let done = catch_unwind(AssertUnwindSafe(|| {
-            applier.apply(groups, head, &FromLog(contents))
-        }));
+        let done = catch_unwind(AssertUnwindSafe(|| applier.apply(groups, head, contents)));
         self.until_kill.store(u32::MAX, Ordering::Relaxed);
         match done {
             Ok(Ok(_)) => Applied::Done,
@@ -145,10 +130,10 @@ impl Copy for RealCopy {
             .map_err(|error| format!("{error:?}"))
     }
 
-    fn retry(&mut self, contents: &ContentStore) -> Result<Option<String>, String> {
+    fn retry(&mut self, contents: &dyn Contents) -> Result<Option<String>, String> {
         let applier = self.applier()?;
         applier
-            .retry(&FromLog(contents))
+            .retry(contents)
             .map_err(|error| format!("{error:?}"))?;
         Ok(applier
             .failed()
@@ -159,6 +144,11 @@ impl Copy for RealCopy {
     fn crash(&mut self) -> Result<(), String> {
         self.applier = None;
         self.open()
+    }
+
+    fn adopted(&self) -> u64 {
+        let adopted = self.dir.path().join("state/adopted");
+        std::fs::read_dir(adopted).map_or(0, |listed| listed.count() as u64)
     }
 
     fn differences(&mut self, tree: &SimTree) -> Vec<String> {

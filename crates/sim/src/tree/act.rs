@@ -43,9 +43,12 @@ impl SimTree {
                 Some(())
             }
             Op::Mkdir(path) => self.create(actor, path, dir_node(None), 0o755),
-            Op::Symlink(path, target) => {
-                self.create(actor, path, Node::Symlink([b't', *target].into()), 0o777)
-            }
+            Op::Symlink(path, target) => self.create(
+                actor,
+                path,
+                Node::Symlink(format!("to {target}").into_bytes().into()),
+                0o777,
+            ),
             Op::Special(path, which) => {
                 let node = match which % 4 {
                     0 => Node::Fifo,

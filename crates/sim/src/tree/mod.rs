@@ -15,6 +15,7 @@ use mirror_core::{Handle, Name, Time};
 pub use node::{Ino, Inode, Node, parts};
 pub use op::{Base, NAMES, Op, Path, SLOTS, name};
 pub use queue::{Event, Queue};
+pub use view::digest;
 
 /// Processes that change the tree.
 pub const ACTORS: usize = 2;
