@@ -27,6 +27,7 @@ use super::sink::Sink;
 use super::state::{Barrier, Ended, Order, Shared};
 use super::tree::{SourceTree, Walker};
 use super::watch::Watch;
+use crate::engine::options::Detector;
 use crate::engine::status::{FAILED_MAX, Failed, LastChange, PathText, Stamp};
 use crate::filter::Filter;
 use crate::index::{Index, IndexError};
@@ -664,6 +665,9 @@ impl Capture {
         let mut fuzzy = Vec::new();
         let mut proven = 0;
         let mut large = Vec::new();
+        if self.watch.detector == Detector::Inotify {
+            self.names_gone(records);
+        }
         for record in records {
             let at = match &record.change {
                 Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => {

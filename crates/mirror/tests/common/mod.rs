@@ -187,12 +187,13 @@ impl Mirror {
         let found = compare(src, dst, options);
         assert!(
             found.is_empty(),
-            "{} and {} differ in {} things:\n  {}\nstatus: {}\nstderr:\n{}",
+            "{} and {} differ in {} things:\n  {}\nstatus: {}\nverify: {}\nstderr:\n{}",
             src.display(),
             dst.display(),
             found.len(),
             lines(&found),
             self.ask(&["status", "-v"]).stdout,
+            self.ask(&["verify", "--against", "index"]).stdout,
             self.program.stderr()
         );
     }
