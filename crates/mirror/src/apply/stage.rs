@@ -251,6 +251,10 @@ impl<S: Store> Batch<'_, S> {
         else {
             return Ok(false);
         };
+        if matches!(lies, Lies::At(..)) {
+            // Read once more after it was read ahead: what lies under its name is the older reading.
+            self.make_way(place, dir)?;
+        }
         if !same {
             let _ = match &lies {
                 Lies::InPlace => target::unlink(dir, name),
