@@ -1348,6 +1348,12 @@ impl Capture {
         if !std::mem::take(&mut self.status_dirty) {
             return;
         }
+        // What lay in a directory that is gone can't fail any more.
+        let index = self.index.clone();
+        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+        self.failing
+            .retain(|at, _| !matches!(rows.object(at.parent), Ok(None)));
+        drop(rows);
         let failed: Vec<Failed> = self
             .failing
             .iter()
