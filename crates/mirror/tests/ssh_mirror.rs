@@ -327,6 +327,45 @@ fn what_is_ignored_is_not_sent_and_is_a_capture_of_its_own() {
 }
 
 #[test]
+fn a_dry_run_tells_and_does_nothing() {
+    let bed = Bed::new();
+    fs::write(bed.src().join("a"), "1").unwrap();
+    fs::create_dir(bed.src().join("d")).unwrap();
+    fs::write(bed.src().join("d/b"), vec![1; 300_000]).unwrap();
+    let (code, said) = would(&bed);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        ["a", "d", "d/b"]
+            .iter()
+            .all(|path| said.contains(&format!("new {path}"))),
+        "{said}"
+    );
+    assert!(!bed.dst().exists() && !bed.path("dst.fs_mirror").exists());
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = would(&bed);
+    assert!(code == 0 && !said.contains("new"), "{said}");
+    fs::write(bed.src().join("a"), "22").unwrap();
+    fs::remove_file(bed.src().join("d/b")).unwrap();
+    let (code, said) = would(&bed);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("changed a") && said.contains("removed d/b"),
+        "{said}"
+    );
+    assert!(bed.dst().join("d/b").exists());
+}
+
+/// What a dry run prints, blanks made single.
+fn would(bed: &Bed) -> (i32, String) {
+    let mut program = bed.mirror(&["--dry-run"]);
+    let status = program.wait(LONG).unwrap();
+    let said = format!("{}{}", program.stdout(), program.stderr());
+    let words: Vec<&str> = said.split_whitespace().collect();
+    (status.code().unwrap_or(-1), words.join(" "))
+}
+
+#[test]
 fn odd_paths_arrive_whole() {
     let mut bed = Bed::new();
     let odd = bed.path("src/it's $(odd) \\ \"dir\"");

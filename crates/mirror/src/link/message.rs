@@ -113,7 +113,7 @@ pub struct Hello {
     pub name: String,
     /// Mounts below the tree that belong to it, relative.
     #[n(10)]
-    pub cross: Vec<String>,
+    pub cross: Vec<minicbor::bytes::ByteVec>,
 }
 
 /// W: the answer to `Hello`.
@@ -198,6 +198,9 @@ pub struct Follow {
     /// Bytes a second of records and contents; 0: no limit.
     #[n(1)]
     pub bwlimit: u64,
+    /// No contents, please.
+    #[n(2)]
+    pub records_only: bool,
 }
 
 /// One small content.

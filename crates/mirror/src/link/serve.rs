@@ -4,6 +4,7 @@
 //! This module knows capture only as [`Served`].
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -159,6 +160,7 @@ pub fn serve(
         outgoing,
         cancelled: Mutex::default(),
         tree: OnceLock::new(),
+        records_only: AtomicBool::new(false),
     };
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -195,6 +197,7 @@ struct Connection<'a> {
     cancelled: Mutex<HashSet<u64>>,
     /// What the follower was told that it follows.
     tree: OnceLock<[u8; 16]>,
+    records_only: AtomicBool,
 }
 
 impl<'a> Connection<'a> {
@@ -253,6 +256,8 @@ impl<'a> Connection<'a> {
                     self.outgoing
                         .bucket
                         .limit((follow.bwlimit > 0).then_some(follow.bwlimit));
+                    self.records_only
+                        .store(follow.records_only, Ordering::Relaxed);
                     let after = follow.after.map(End::from);
                     match self.begin(after) {
                         Ok(from) => {
@@ -443,6 +448,7 @@ impl<'a> Connection<'a> {
         batch: &mut Batch,
     ) -> Result<bool, LogError> {
         let store = reader.content();
+        let records_only = self.records_only.load(Ordering::Relaxed);
         while batch.frames.len() < BATCH_BYTES
             && batch.content_bytes < BATCH_CONTENT_BYTES
             && !self.outgoing.is_closed()
@@ -454,7 +460,7 @@ impl<'a> Connection<'a> {
                 let Some(content) = record.change.content() else {
                     continue;
                 };
-                if content.bytes == 0 || batch.sent.contains(&content.digest) {
+                if content.bytes == 0 || records_only || batch.sent.contains(&content.digest) {
                     continue;
                 }
                 if let Some(place) = record.content

@@ -4,6 +4,7 @@
 //! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
 
 mod contents;
+mod dry_run;
 mod hub;
 mod receive;
 mod ssh;
@@ -60,10 +61,7 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         return Err(RunError::Usage("this is not a source over ssh".into()));
     };
     if options.dry_run {
-        return Err(RunError::Usage(
-            "--dry-run over ssh is not built yet: run `fs_mirror mirror --dry-run` on a local tree"
-                .into(),
-        ));
+        return dry_run::run(&options, &far, &*ui);
     }
     std::fs::create_dir_all(&options.state_dir).map_err(|e| {
         RunError::Failed(anyhow::anyhow!(
@@ -250,7 +248,7 @@ impl Follower {
         std::fs::create_dir_all(&base).map_err(failed)?;
         let aside = base.join(Stamp::now().to_string());
         std::fs::create_dir(&aside).map_err(failed)?;
-        for name in ["index", "content", "log"] {
+        for name in ["index", "applying", "content", "log"] {
             match std::fs::rename(self.options.state_dir.join(name), aside.join(name)) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

@@ -1,6 +1,7 @@
 //! The receiving thread: connects, shakes hands, and writes what comes into the log; again and again.
 
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,9 +24,11 @@ use crate::link::{LinkError, Outgoing, Pulse};
 use crate::log::{GROUP_BYTES_MAX, Log, LogError, LogOptions};
 
 /// Records that came and are not whole groups yet. A worker gathers little more than one group.
-const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
+pub const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
 /// Contents that came and whose records did not, by number: their bytes lie in memory or in the log's segments.
 const PENDING_MAX: usize = 1 << 20;
+/// How long a person may take to type a password or to check a key.
+const TYPING: Duration = Duration::from_secs(180);
 /// With `--once` a link that broke is tried again for so long.
 const ONCE_TRIES: Duration = Duration::from_secs(60);
 
@@ -179,6 +182,10 @@ impl Receiver {
             Ok(pulse) => pulse,
             Err(_) => return Broken::Link(LinkError::Closed),
         };
+        if self.far.terminal {
+            // Somebody may be typing a password.
+            pulse.agree(TYPING);
+        }
         let broken = match self.shake_hands(outgoing, &mut incoming, &pulse) {
             Ok(link) => {
                 let broken = self.follow(&link, &mut incoming);
@@ -198,32 +205,7 @@ impl Receiver {
         incoming: &mut Incoming,
         pulse: &Pulse,
     ) -> Result<Arc<Link>, Broken> {
-        let timeout_ms = self.options.timeout.map_or(0, |timeout| {
-            u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
-        });
-        let detector = self.options.detector.map(|d| d.to_string());
-        outgoing.send(say::Hello {
-            protocol: PROTOCOL,
-            protocol_min: PROTOCOL_MIN,
-            features: 0,
-            role: "follower".into(),
-            program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
-            tree: self.far.path.clone(),
-            timeout_ms,
-            ignore: self.options.ignore.clone(),
-            detector: detector.unwrap_or_default(),
-            name: format!(
-                "{}:{}",
-                hostname(),
-                crate::engine::session::show(&self.options.dst)
-            ),
-            cross: self
-                .options
-                .cross
-                .iter()
-                .map(|path| path.to_string_lossy().into_owned())
-                .collect(),
-        })?;
+        outgoing.send(hello(&self.options, &self.far))?;
         let welcome = loop {
             match incoming.next_message()? {
                 Message::Welcome(welcome) => break welcome,
@@ -235,7 +217,7 @@ impl Receiver {
                 other => return Err(nonsense(&other)),
             }
         };
-        pulse.agree(silence(timeout_ms));
+        pulse.agree(silence(timeout_ms(&self.options)));
         if !(PROTOCOL_MIN..=PROTOCOL).contains(&welcome.protocol) {
             return Err(Broken::Ended(Ended::Fatal(RunError::Failed(
                 anyhow::anyhow!(
@@ -250,6 +232,7 @@ impl Receiver {
         outgoing.send(say::Follow {
             after: after.map(say::At::from),
             bwlimit: self.options.bwlimit.unwrap_or(0),
+            records_only: false,
         })?;
         let link = Arc::new(Link::new(outgoing.clone()));
         self.ever = true;
@@ -416,6 +399,37 @@ impl Receiver {
             applied: applied.map(say::Place::from),
         })?;
         Ok(())
+    }
+}
+
+pub fn timeout_ms(options: &MirrorOptions) -> u64 {
+    options.timeout.map_or(0, |timeout| {
+        u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
+/// What we are and want.
+pub fn hello(options: &MirrorOptions, far: &Far) -> say::Hello {
+    say::Hello {
+        protocol: PROTOCOL,
+        protocol_min: PROTOCOL_MIN,
+        features: 0,
+        role: "follower".into(),
+        program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
+        tree: far.path.clone(),
+        timeout_ms: timeout_ms(options),
+        ignore: options.ignore.clone(),
+        detector: options.detector.map(|d| d.to_string()).unwrap_or_default(),
+        name: format!(
+            "{}:{}",
+            hostname(),
+            crate::engine::session::show(&options.dst)
+        ),
+        cross: options
+            .cross
+            .iter()
+            .map(|path| path.as_os_str().as_bytes().to_vec().into())
+            .collect(),
     }
 }
 

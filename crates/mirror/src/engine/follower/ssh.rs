@@ -34,7 +34,7 @@ pub struct Far {
     /// What runs there.
     command: String,
     /// Somebody can be asked for a password or a host key.
-    terminal: bool,
+    pub terminal: bool,
     timeout: Option<Duration>,
 }
 

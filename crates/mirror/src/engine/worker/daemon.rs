@@ -4,7 +4,9 @@
 //! thread for each follower serves the log. State, socket and lock are in the state directory.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::net::Shutdown;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -50,11 +52,12 @@ const LINGER_FAILED: Duration = Duration::from_secs(10);
 const NOTICES_MAX: usize = 100;
 
 /// What the daemon is to do.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Config {
     pub tree: PathBuf,
     pub state_dir: PathBuf,
     pub ignore: Vec<String>,
+    pub cross: Vec<PathBuf>,
     pub detector: Option<Detector>,
     pub linger: Duration,
 }
@@ -64,6 +67,7 @@ pub struct Config {
 struct Written {
     tree: Vec<u8>,
     ignore: Vec<String>,
+    cross: Vec<Vec<u8>>,
     detector: Option<Detector>,
     linger_ms: u64,
 }
@@ -73,6 +77,7 @@ pub fn write_config(config: &Config) -> std::io::Result<()> {
     let written = Written {
         tree: path_bytes(&config.tree),
         ignore: config.ignore.clone(),
+        cross: config.cross.iter().map(|path| path_bytes(path)).collect(),
         detector: config.detector,
         linger_ms: u64::try_from(config.linger.as_millis()).unwrap_or(u64::MAX),
     };
@@ -94,11 +99,14 @@ pub fn asked() -> Result<Option<Config>, RunError> {
     let bytes = read_file(&disk, CONFIG, CONFIG_BYTES_MAX).map_err(|e| failed(e.to_string()))?;
     let written: Written = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
     Ok(Some(Config {
-        tree: PathBuf::from(
-            <std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(written.tree),
-        ),
+        tree: PathBuf::from(OsString::from_vec(written.tree)),
         state_dir: state_dir.clone(),
         ignore: written.ignore,
+        cross: written
+            .cross
+            .into_iter()
+            .map(|path| PathBuf::from(OsString::from_vec(path)))
+            .collect(),
         detector: written.detector,
         linger: Duration::from_millis(written.linger_ms),
     }))
@@ -361,7 +369,7 @@ impl Host {
             }
             now.root.clone()
         };
-        let Ok(tree) = SourceTree::open(&self.config.tree) else {
+        let Ok(tree) = SourceTree::open_with(&self.config.tree, &self.config.cross) else {
             return false;
         };
         root.is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
@@ -381,7 +389,7 @@ impl Host {
         let live = Live::new(
             &session,
             path_bytes(&self.config.tree),
-            below(&self.config.tree, &[]),
+            below(&self.config.tree, &self.config.cross),
         );
         {
             let mut now = lock(&self.now);
@@ -417,6 +425,9 @@ impl Host {
                 format!("cannot open {}: {e}", show(&self.config.state_dir)),
             )
         })?;
+        let begun = !first
+            || std::fs::read_dir(self.config.state_dir.join("log"))
+                .is_ok_and(|mut entries| entries.next().is_some());
         let released = lock(&self.want).released.take();
         let setup = SessionSetup {
             source: self.config.tree.clone(),
@@ -428,7 +439,10 @@ impl Host {
             sink: Arc::new(CacheSink(self.cache.clone())),
             detector: self.config.detector,
             released,
-            capture: CaptureOptions::default(),
+            capture: CaptureOptions {
+                cross: self.config.cross.clone(),
+                ..CaptureOptions::default()
+            },
         };
         Session::open(setup).map_err(|error| match error {
             SessionError::OtherRoot(text) => End::Held(hold(HoldReason::RootReplaced, text)),
@@ -440,6 +454,13 @@ impl Host {
                 HoldReason::RootGone,
                 format!("{} is gone", show(path)),
             )),
+            SessionError::NotCrossed(text) => End::Held(hold(HoldReason::Unexplained, text)),
+            SessionError::Tree(error @ TreeError::NotMounted { .. }) if begun => {
+                End::Held(hold(HoldReason::RootGone, error.to_string()))
+            }
+            SessionError::Tree(
+                error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
+            ) => fail(Cause::Usage, error.to_string()),
             SessionError::Detector(text) => fail(Cause::Usage, text),
             error => fail(Cause::Failed, chain(&error)),
         })

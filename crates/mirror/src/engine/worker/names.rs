@@ -14,6 +14,8 @@ use super::super::session::show;
 pub struct Variant {
     /// gitignore patterns, in their order.
     pub ignore: Vec<String>,
+    /// Mounts that are part of the tree, relative to it.
+    pub cross: Vec<PathBuf>,
 }
 
 /// The directory with all states: what was asked for, `MIRRORD_STATE`, or the usual place.
@@ -62,6 +64,10 @@ fn name(tree: &Path, variant: &Variant) -> String {
     for pattern in &variant.ignore {
         hasher.update(b"\0ignore\0");
         hasher.update(pattern.as_bytes());
+    }
+    for path in &variant.cross {
+        hasher.update(b"\0cross\0");
+        hasher.update(path.as_os_str().as_bytes());
     }
     let hex = hasher.finalize().to_hex();
     format!("{readable}-{}", hex.get(..12).unwrap_or_default())
@@ -136,10 +142,18 @@ mod tests {
             Path::new("/srv/www"),
             &Variant {
                 ignore: vec!["*.log".into()],
+                ..Variant::default()
             },
         );
         assert!(a.starts_with("www-") && b.starts_with("www-") && c.starts_with("www-"));
-        assert!(a != b && b != c && a != c);
+        let d = name(
+            Path::new("/srv/www"),
+            &Variant {
+                cross: vec!["*.log".into()],
+                ..Variant::default()
+            },
+        );
+        assert!(a != b && b != c && a != c && d != c);
         assert!(name(Path::new("/"), &plain).starts_with("root-"));
         let odd = name(Path::new(OsStr::from_bytes(b"/x/\xff a\n")), &plain);
         assert!(odd.starts_with("__a_-"), "{odd}");

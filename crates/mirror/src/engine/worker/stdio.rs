@@ -16,6 +16,7 @@ use super::super::event::RunError;
 use super::super::session::show;
 use super::daemon::{self, Config};
 use super::{StdioOptions, names, socket};
+use crate::cli::config::is_plain_relative;
 use crate::filter::Filter;
 use crate::link::conn::HANDSHAKE_S_MAX;
 use crate::link::message::{self as say, Cause, Message};
@@ -136,10 +137,16 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
     if let Some(asked) = asked_of_ssh() {
         allowed(&tree, &asked)?;
     }
-    if !hello.cross.is_empty() {
-        return Err(RunError::Usage(
-            "--cross is not built yet: mirror the mount below the tree to a DST of its own".into(),
-        )
+    let cross: Vec<PathBuf> = hello
+        .cross
+        .iter()
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
+        .collect();
+    if let Some(odd) = cross.iter().find(|path| !is_plain_relative(path)) {
+        return Err(RunError::Usage(format!(
+            "{} can't be crossed: name a path below the tree",
+            show(odd)
+        ))
         .into());
     }
     Filter::new(&hello.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
@@ -158,6 +165,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
     };
     let variant = names::Variant {
         ignore: hello.ignore.clone(),
+        cross,
     };
     let state_dir = names::of(options.state.as_deref(), &tree, &variant)?;
     names::make(&state_dir, &tree)?;
@@ -165,6 +173,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
         tree,
         state_dir: state_dir.clone(),
         ignore: variant.ignore,
+        cross: variant.cross,
         detector,
         linger: options.linger,
     };

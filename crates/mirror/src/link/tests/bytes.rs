@@ -66,11 +66,16 @@ fn message() -> impl Strategy<Value = Message> {
             .into()
         }),
         (any::<u8>(), ".*").prop_map(|(cause, reason)| say::Refused { cause, reason }.into()),
-        (proptest::option::of(at()), any::<u64>()).prop_map(|(after, bwlimit)| say::Follow {
-            after,
-            bwlimit
-        }
-        .into()),
+        (proptest::option::of(at()), any::<u64>(), any::<bool>()).prop_map(
+            |(after, bwlimit, records_only)| {
+                say::Follow {
+                    after,
+                    bwlimit,
+                    records_only,
+                }
+                .into()
+            }
+        ),
         (any::<bool>(), vec((any::<[u8; 32]>(), bytes()), 0..4)).prop_map(|(kept, blocks)| {
             let blocks = blocks
                 .into_iter()

@@ -208,7 +208,13 @@ impl Hand {
 
     fn follow(&mut self, after: Option<End>) {
         let after = after.map(say::At::from);
-        self.out.send(say::Follow { after, bwlimit: 0 }).unwrap();
+        self.out
+            .send(say::Follow {
+                after,
+                bwlimit: 0,
+                records_only: false,
+            })
+            .unwrap();
     }
 
     /// The next message that is neither heartbeat nor report.
@@ -506,6 +512,7 @@ fn bandwidth_is_kept() {
         .send(say::Follow {
             after: None,
             bwlimit,
+            records_only: false,
         })
         .unwrap();
     let before = Instant::now();
