@@ -267,8 +267,8 @@ fn case_29_truncate_and_fallocate(ctx: &mut Ctx<'_>) {
     let truncate = |size: u64| {
         // By path: nothing is ever closed.
         let path = raw::cstring(&path);
-        // SAFETY: a C string.
         assert_eq!(
+            // SAFETY: a C string.
             unsafe { libc::truncate(path.as_ptr(), size as libc::off_t) },
             0
         );

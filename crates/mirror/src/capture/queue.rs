@@ -284,7 +284,7 @@ mod tests {
                     let mut brood = Brood::default();
                     for n in 0..4 {
                         let n = part * 4 + n;
-                        let known = (n % 2 == 0).then_some(ObjectId(7 + u64::from(n)));
+                        let known = (n.is_multiple_of(2)).then_some(ObjectId(7 + u64::from(n)));
                         brood.push(&name(n), &handle(n), known);
                     }
                     queue.push(&item, brood);
@@ -293,7 +293,7 @@ mod tests {
             if let Some(last) = trail.last() {
                 let n: u32 = last.to_string().parse().unwrap();
                 assert_eq!(item.handle, handle(n));
-                assert_eq!(item.known.is_ok(), n % 2 == 0);
+                assert_eq!(item.known.is_ok(), n.is_multiple_of(2));
             }
             seen.push(trail);
         }

@@ -110,6 +110,7 @@ pub fn aio_write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     // SAFETY: one control block, one event, both alive until the event came.
     let result = done(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_mut_ptr()) })
         .and_then(|_| {
+            // SAFETY: as above.
             done(unsafe {
                 libc::syscall(
                     libc::SYS_io_getevents,
@@ -237,8 +238,8 @@ impl FileHandle {
         let mut buffer = [0u64; 18];
         buffer[0] = 128;
         let mut mount = 0;
-        // SAFETY: the header says how much room there is.
         done(
+            // SAFETY: the header says how much room there is.
             unsafe {
                 libc::name_to_handle_at(
                     libc::AT_FDCWD,
