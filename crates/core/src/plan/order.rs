@@ -107,11 +107,13 @@ impl<'a, R: Rows> Planner<'a, R> {
         for at in going {
             planner.now.remove(&at);
         }
-        for (at, occupant) in planner.now.clone() {
+        let now = core::mem::take(&mut planner.now);
+        for (at, occupant) in &now {
             if let Occupant::Is(id) = occupant {
-                planner.arrives(id, Place::Tree(at));
+                planner.arrives(*id, Place::Tree(at.clone()));
             }
         }
+        planner.now = now;
         for (place, id) in &seen.limbo {
             if planner.is_dir(*id) {
                 planner.dirs.entry(*id).or_insert(place.clone());
@@ -236,13 +238,13 @@ impl<'a, R: Rows> Planner<'a, R> {
             }
         }
         // Further links in new directories, of old inodes too.
-        for (at, id) in self.end.clone() {
-            if !self.staged_dirs.contains(&at.parent)
-                || self.now.contains_key(&at)
-                || self.is_dir(id)
-            {
-                continue;
-            }
+        let open = self.end.iter().filter(|(at, id)| {
+            self.staged_dirs.contains(&at.parent)
+                && !self.now.contains_key(at)
+                && !self.is_dir(**id)
+        });
+        let open: Vec<(At, ObjectId)> = open.map(|(at, id)| (at.clone(), *id)).collect();
+        for (at, id) in open {
             if let Some(from) = self
                 .good
                 .get(&id)
@@ -354,26 +356,29 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     /// A file that moves away from names which others will get: keep a link of it where nobody else comes.
     fn pin(&mut self) {
-        for (id, places) in self.good.clone() {
-            let Some(want) = self.want(id) else { continue };
-            let owes = want
+        let in_danger = |(id, places): (&ObjectId, &BTreeSet<Place>)| {
+            let is = Some(&Occupant::Is(*id));
+            let owes = self
+                .want(*id)?
                 .names
                 .iter()
-                .any(|at| self.now.get(at) != Some(&Occupant::Is(id)));
+                .any(|at| self.now.get(at) != is);
             let safe = places
                 .iter()
-                .any(|place| self.ends_as(place).is_none_or(|end| end == id));
-            if let Some(from) = places.first()
-                && owes
-                && !safe
-            {
-                self.link(id, from.clone(), Place::Limbo(id, id));
-            }
+                .any(|place| self.ends_as(place).is_none_or(|end| end == *id));
+            let from = places.first().filter(|_| owes && !safe)?;
+            Some((*id, from.clone()))
+        };
+        let pins: Vec<(ObjectId, Place)> = self.good.iter().filter_map(in_danger).collect();
+        for (id, from) in pins {
+            self.link(id, from, Place::Limbo(id, id));
         }
     }
 
     fn place_all(&mut self) -> Result<(), R::Error> {
-        let mut open: Vec<At> = self.end.keys().cloned().collect();
+        let wrong = |(at, id): &(&At, &ObjectId)| self.now.get(at) != Some(&Occupant::Is(**id));
+        let open = self.end.iter().filter(wrong);
+        let mut open: Vec<At> = open.map(|(at, _)| at.clone()).collect();
         let mut forced = 0;
         let forced_max = 4 * open.len() + 16;
         loop {
@@ -613,10 +618,10 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     fn deletes(&mut self) {
         let mut removes = Vec::new();
-        for (at, occupant) in self.now.clone() {
-            if self.end.contains_key(&at) {
-                continue;
-            }
+        let over = self.now.iter().filter(|(at, _)| !self.end.contains_key(at));
+        let over: Vec<(At, Occupant)> =
+            over.map(|(at, occupant)| (at.clone(), *occupant)).collect();
+        for (at, occupant) in over {
             let place = Place::Tree(at.clone());
             match occupant {
                 Occupant::Strange { .. } => self.step(Step::Aside { place }),
@@ -631,20 +636,22 @@ impl<'a, R: Rows> Planner<'a, R> {
             }
             self.changed.insert(at.parent);
         }
-        for (id, place) in self.dirs.clone() {
-            let queued = removes.iter().any(|(other, _)| *other == id);
-            if self.want(id).is_none() && !matches!(place, Place::Tree(_)) && !queued {
-                removes.push((id, place));
+        let queued: BTreeSet<ObjectId> = removes.iter().map(|(id, _)| *id).collect();
+        for (id, place) in &self.dirs {
+            let outside = !matches!(place, Place::Tree(_));
+            if outside && self.want(*id).is_none() && !queued.contains(id) {
+                removes.push((*id, place.clone()));
             }
         }
-        for (id, places) in self.good.clone() {
-            for place in places {
-                if !matches!(place, Place::Tree(_)) {
-                    self.step(Step::Unlink {
-                        place,
-                        occupant: Occupant::Is(id),
-                    });
-                }
+        for (id, places) in &self.good {
+            for place in places
+                .iter()
+                .filter(|place| !matches!(place, Place::Tree(_)))
+            {
+                self.plan.steps.push(Step::Unlink {
+                    place: place.clone(),
+                    occupant: Occupant::Is(*id),
+                });
             }
         }
         for (place, occupant) in self.leftover.clone() {

@@ -35,6 +35,10 @@ impl<'a, R: Rows> Overlay<'a, R> {
     pub fn into_changes(self) -> BTreeMap<ObjectId, Option<Object>> {
         self.objects
     }
+    /// Says that `base` does not have this object.
+    pub fn mark_new(&mut self, id: ObjectId) {
+        self.new.insert(id);
+    }
     /// Whether the object was put by [`Overlay::put_new`].
     pub fn is_new(&self, id: ObjectId) -> bool {
         self.new.contains(&id)

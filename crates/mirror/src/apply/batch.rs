@@ -262,7 +262,9 @@ impl<S: Store> Batch<'_, S> {
             return Ok(());
         };
         self.complete.insert(id);
-        if let Some(mut row) = self.row(id)? {
+        if let Some(mut row) = self.row(id)?
+            && row.state != state
+        {
             row.state = state;
             self.put(id, row)?;
         }

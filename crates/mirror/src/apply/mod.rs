@@ -530,8 +530,11 @@ impl<S: Store> Applier<S> {
         position: Option<Position>,
         contents: &dyn Contents,
     ) -> Result<Executed, ApplyError> {
+        let mut rows = Overlay::new(&self.store);
+        let new = merged.objects.iter().filter(|(_, t)| t.old.is_none());
+        new.for_each(|(id, _)| rows.mark_new(*id));
         let mut batch = Batch {
-            rows: Overlay::new(&self.store),
+            rows,
             area: &mut self.area,
             dirs: &mut self.dirs,
             rules: &self.rules,
@@ -666,11 +669,19 @@ impl<S: Store> Applier<S> {
             });
         }
         crash::point("rows");
+        let mut new = Vec::new();
         for (id, row) in changes {
+            let known = merged.objects.get(&id).is_none_or(|t| t.old.is_some());
             match row.filter(|row| kept(&id, row)) {
-                Some(row) => self.store.put(id, row).map_err(store_error)?,
-                None => self.store.remove(id).map_err(store_error)?,
+                Some(row) if known => self.store.put(id, row).map_err(store_error)?,
+                Some(row) => new.push((id, row)),
+                None if known => self.store.remove(id).map_err(store_error)?,
+                None => {}
             }
+        }
+        // When what had their names before has let go of them.
+        for (id, row) in new {
+            self.store.put_new(id, row).map_err(store_error)?;
         }
         self.pending = pending;
         self.limbo.retain(|_, id| !merged.objects.contains_key(id));

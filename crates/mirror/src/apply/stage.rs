@@ -169,7 +169,9 @@ impl<S: Store> Batch<'_, S> {
             false => self.counts.content += 1,
         }
         self.made.insert(object, local_of(stat));
+        self.complete.insert(object);
         self.stage_row(object, place)?;
+        // An inode that takes an older row over.
         self.settled(object)
     }
 

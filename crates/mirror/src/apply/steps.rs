@@ -23,25 +23,8 @@ impl<S: Store> Batch<'_, S> {
             self.fail(*id, "order", "the records contradict each other".into());
         }
         self.stage(&plan.steps)?;
-        let mut moves = plan.steps.clone();
-        if crash::planted("reorder_renames") {
-            let renames: Vec<usize> = (0..moves.len())
-                .filter(|i| {
-                    matches!(
-                        moves.get(*i),
-                        Some(Step::Rename { .. } | Step::Exchange { .. })
-                    )
-                })
-                .collect();
-            for (a, b) in renames
-                .iter()
-                .zip(renames.iter().rev())
-                .take(renames.len() / 2)
-            {
-                moves.swap(*a, *b);
-            }
-        }
-        for step in &moves {
+        let mixed = crash::planted("reorder_renames").then(|| mixed_up(&plan.steps));
+        for step in mixed.as_deref().unwrap_or(&plan.steps) {
             let (object, done) = match step {
                 Step::Stage { .. } => continue,
                 Step::Finish { object } => (*object, self.finish(*object)),
@@ -684,6 +667,27 @@ impl<S: Store> Batch<'_, S> {
         }
         Ok(())
     }
+}
+
+/// A planted defect: the first rename trades places with the last one, and so on.
+fn mixed_up(steps: &[Step]) -> Vec<Step> {
+    let mut steps = steps.to_vec();
+    let renames: Vec<usize> = (0..steps.len())
+        .filter(|i| {
+            matches!(
+                steps.get(*i),
+                Some(Step::Rename { .. } | Step::Exchange { .. })
+            )
+        })
+        .collect();
+    for (a, b) in renames
+        .iter()
+        .zip(renames.iter().rev())
+        .take(renames.len() / 2)
+    {
+        steps.swap(*a, *b);
+    }
+    steps
 }
 
 fn object_of(occupant: Occupant) -> ObjectId {

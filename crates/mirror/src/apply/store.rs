@@ -1,6 +1,6 @@
 //! The rows of the copy with the position they stand for: what the applier needs of an index.
 
-use mirror_core::{Digest, Position, Rows};
+use mirror_core::{Digest, Object, ObjectId, Position, Rows};
 
 use crate::index::{Index, IndexError};
 
@@ -9,6 +9,10 @@ use crate::index::{Index, IndexError};
 pub trait Store: Rows<Error: std::error::Error + Send + Sync + 'static> {
     fn position(&self) -> Option<Position>;
     fn advance(&mut self, position: Position, head: Digest);
+    /// [`Rows::put`] of an object that is not there, under names that no other object has.
+    fn put_new(&mut self, id: ObjectId, object: Object) -> Result<(), Self::Error> {
+        self.put(id, object)
+    }
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Self::Error>;
     /// `None` removes.
     fn set(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), Self::Error>;
@@ -21,6 +25,9 @@ impl Store for Index {
     }
     fn advance(&mut self, position: Position, head: Digest) {
         self.set_position(position, head);
+    }
+    fn put_new(&mut self, id: ObjectId, object: Object) -> Result<(), IndexError> {
+        Index::put_new(self, id, object)
     }
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, IndexError> {
         self.meta_get(key)
