@@ -451,7 +451,10 @@ impl<S: Store> Batch<'_, S> {
             Err(e) => return Err(e.into()),
         };
         let (here, recorded) = self.rules.here(&state);
-        let full = wanted || self.dirs.lifted.contains(&object) || self.late.contains(&object);
+        let full = wanted
+            || self.replaying
+            || self.dirs.lifted.contains(&object)
+            || self.late.contains(&object);
         // A root without a record yet is as it was made.
         if object == ObjectId::ROOT && state.meta == mirror_core::Meta::default() {
             return self.settled(object);
@@ -486,7 +489,35 @@ impl<S: Store> Batch<'_, S> {
         }
     }
 
+    /// A batch that was cut off may have changed names in these without setting their times again, and now finds nothing
+    /// left to change there.
+    fn dirs_cut_off(&mut self) -> Result<(), StepError> {
+        let merged = self.merged;
+        let objects = merged
+            .objects
+            .values()
+            .flat_map(|target| target.old.iter().chain(&target.want));
+        let mut dirs: std::collections::BTreeSet<ObjectId> = objects
+            .flat_map(|object| &object.names)
+            .map(|at| at.parent)
+            .collect();
+        dirs.extend(merged.mentioned.iter().map(|at| at.parent));
+        for id in dirs {
+            if self.row(id)?.is_none() || self.target(id).is_some_and(|t| t.want.is_none()) {
+                continue;
+            }
+            match self.dir_meta(id) {
+                Ok(()) | Err(StepError::Held) => {}
+                Err(e) => self.refuse(id, e)?,
+            }
+        }
+        Ok(())
+    }
+
     fn flush_dirs(&mut self) -> Result<(), StepError> {
+        if self.replaying {
+            self.dirs_cut_off()?;
+        }
         for id in std::mem::take(&mut self.dirs.lifted) {
             if self.row(id)?.is_some() && self.target(id).is_none_or(|t| t.want.is_some()) {
                 self.late.insert(id);
