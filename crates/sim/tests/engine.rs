@@ -50,3 +50,30 @@ fn the_copy_becomes_the_tree() {
     }
     println!("crashes, kills, log failures, batches, records, overflows, adopted: {total:?}");
 }
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    if RealCopy::new().is_none() {
+        return;
+    }
+    for seed in [1, 7, 20, 33] {
+        let case = Case::random_engine(seed);
+        assert_eq!(run_real(&case), run_real(&case), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_check_finds_planted_defects() {
+    if RealCopy::new().is_none() {
+        return;
+    }
+    let weak = Weakness {
+        no_overflow: true,
+        ..Weakness::default()
+    };
+    let noticed = (0..200).any(|seed| {
+        let copy = RealCopy::new();
+        copy.is_some_and(|copy| run(&Case::random_engine(seed), weak, copy).is_err())
+    });
+    assert!(noticed, "overflows ignored, and not noticed");
+}
