@@ -283,7 +283,7 @@ mod tests {
                 for part in 0..3 {
                     let mut brood = Brood::default();
                     for n in 0..4 {
-                        let n = part * 4 + n;
+                        let n: u32 = part * 4 + n;
                         let known = (n.is_multiple_of(2)).then_some(ObjectId(7 + u64::from(n)));
                         brood.push(&name(n), &handle(n), known);
                     }
