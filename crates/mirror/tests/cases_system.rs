@@ -195,7 +195,7 @@ fn case_42_changes_while_stopped() {
         some_files(&src, 200);
         for seed in 1..=5 {
             let mut mirror = Mirror::start(&src, &dst);
-            mirror.must_be_equal();
+            mirror.must_become_equal();
             assert_eq!(mirror.stop(), 0);
             let params = workload::Params {
                 seed,
@@ -208,7 +208,7 @@ fn case_42_changes_while_stopped() {
             workload::run(&src, &params).unwrap();
         }
         let mut mirror = Mirror::start(&src, &dst);
-        mirror.must_be_equal();
+        mirror.must_become_equal();
         let _ = testkit::generate::remove(&src);
     });
 }

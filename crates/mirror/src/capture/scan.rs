@@ -479,6 +479,14 @@ impl Worker<'_> {
             return Ok(());
         }
         if !same_inode || found.ctime != object.local.ctime || !proven {
+            use mirror_core::reconcile::Look;
+            // Another directory, known elsewhere, took this name while nobody looked: so it may have changed below.
+            if found.is_dir()
+                && let Look::Seen(moved) = look(tree, &item.handle, fd, &at.name)
+                && let Some(known) = self.rows(|index| index.by_handle(&moved.handle))?
+            {
+                work.dirs.push(&at.name, &moved.handle, Some(known));
+            }
             work.dirty.push((at, doubt()));
         }
         Ok(())

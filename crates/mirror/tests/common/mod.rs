@@ -181,6 +181,17 @@ impl Mirror {
         let (src, dst) = (self.src.clone(), self.dst.clone());
         self.assert_same(&src, &dst, options);
     }
+    /// After a restart: where so much is gone that it waits for a person's word, it gets that word.
+    #[track_caller]
+    pub fn must_become_equal(&mut self) {
+        let ran = self.wait_idle();
+        if ran.code == 4 && ran.stderr.contains("no event says why") {
+            let released = self.ask(&["release", "--yes"]);
+            assert_eq!(released.code, 0, "{released:?}");
+            self.goes_on();
+        }
+        self.must_be_equal();
+    }
     /// Compares now, and says what the mirror printed when it is wrong.
     #[track_caller]
     pub fn assert_same(&self, src: &Path, dst: &Path, options: &Options) {
