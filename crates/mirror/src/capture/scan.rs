@@ -480,12 +480,14 @@ impl Worker<'_> {
         }
         if !same_inode || found.ctime != object.local.ctime || !proven {
             use mirror_core::reconcile::Look;
-            // Another directory, known elsewhere, took this name while nobody looked: so it may have changed below.
+            // Another directory took this name while nobody looked. Known elsewhere, it may have changed below; new,
+            // it may hold directories that are known and have.
             if found.is_dir()
-                && let Look::Seen(moved) = look(tree, &item.handle, fd, &at.name)
-                && let Some(known) = self.rows(|index| index.by_handle(&moved.handle))?
+                && let Look::Seen(other) = look(tree, &item.handle, fd, &at.name)
+                && other.is_dir()
             {
-                work.dirs.push(&at.name, &moved.handle, Some(known));
+                let known = self.rows(|index| index.by_handle(&other.handle))?;
+                work.dirs.push(&at.name, &other.handle, known);
             }
             work.dirty.push((at, doubt()));
         }
