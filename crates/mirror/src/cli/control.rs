@@ -166,7 +166,16 @@ fn connect(found: &Found) -> Result<Client, CliError> {
             Ok(Some(holder)) => {
                 format!("the mirror's process ({holder}) takes no orders yet: try again")
             }
-            _ => "the mirror is not running: start it with `fs_mirror mirror SRC DST`".into(),
+            _ => match found.config() {
+                Ok(config) => format!(
+                    "the mirror is not running: start it with `fs_mirror mirror {} {}`",
+                    config.source,
+                    crate::cli::places::show(&config.dst)
+                ),
+                Err(_) => {
+                    "the mirror is not running: start it with `fs_mirror mirror SRC DST`".into()
+                }
+            },
         }),
         other => other.into(),
     })

@@ -426,12 +426,11 @@ fn left(progress: &Progress, files_rate: f64, bytes_rate: f64) -> Option<u64> {
 }
 
 fn held_line(hold: &Hold) -> String {
-    let mut line = format!("on hold: {}", hold.what);
-    if let (Some(gone), Some(of)) = (hold.gone, hold.of) {
-        line.push_str(&format!(" ({} of {} entries)", count(gone), count(of)));
-    }
-    line.push_str("; the copy stays as it is: `fs_mirror release` shows what would go");
-    line
+    format!(
+        "on hold: {}; the copy stays as it is: {}",
+        hold.what,
+        crate::cli::show::way_out(hold)
+    )
 }
 
 fn json_of(event: &Event, at: Stamp, rates: Option<(f64, f64)>) -> Value {

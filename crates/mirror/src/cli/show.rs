@@ -8,7 +8,8 @@ use mirror_core::Position;
 
 use crate::cli::text::{bytes, count, counted, seconds, stamp};
 use crate::engine::control::{ReleaseReport, VerifyEnd, WaitReport};
-use crate::engine::status::{Stamp, State, Status};
+use crate::engine::going::SAMPLE_MAX;
+use crate::engine::status::{Hold, HoldReason, Stamp, State, Status};
 
 /// How many failed paths and mounts are shown without `-v`.
 const FEW: usize = 10;
@@ -32,23 +33,13 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
     }
     if let State::Hold(hold) = &status.state {
         out.row("hold", &hold.what);
-        if let (Some(gone), Some(of)) = (hold.gone, hold.of) {
-            let below = hold
-                .below
-                .as_ref()
-                .map(|b| format!(" below {b}"))
-                .unwrap_or_default();
-            out.row(
-                "",
-                &format!(
-                    "{} of {} entries{below} would go; `fs_mirror release` shows them",
-                    count(gone),
-                    count(of)
-                ),
-            );
-        }
+        out.row("", way_out(hold));
     }
     match status.equal_at {
+        Some(at) if running && status.state == State::Following => out.row(
+            "equal",
+            &format!("known to be at {}, followed since", stamp(at, zone)),
+        ),
         Some(at) => out.row("equal", &format!("last known to be at {}", stamp(at, zone))),
         None => out.row("equal", "not known to be yet"),
     }
@@ -209,6 +200,17 @@ impl Table {
     }
     fn item(&mut self, value: &str) {
         let _ = writeln!(self.text, "    {value}");
+    }
+}
+
+/// How a hold ends.
+pub fn way_out(hold: &Hold) -> &'static str {
+    match hold.reason {
+        HoldReason::RootGone | HoldReason::RootCovered => {
+            "it goes on by itself when the same directory is back"
+        }
+        HoldReason::CopyLost => "it goes on by itself when DST and its state are back",
+        _ => "`fs_mirror release` shows what would go, and lets it through",
     }
 }
 
@@ -394,22 +396,31 @@ pub fn release(report: &ReleaseReport) -> String {
     };
     let mut out = String::new();
     let _ = writeln!(out, "on hold: {}", hold.what);
+    if report.gone + report.new + report.changed == 0 {
+        return out;
+    }
     let verb = if report.released {
         "go now"
     } else {
         "would go"
     };
-    let _ = writeln!(
-        out,
-        "{} {verb}, {} new, {} changed",
-        counted(report.gone, "entry", "entries"),
-        count(report.new),
-        count(report.changed)
-    );
+    let _ = write!(out, "{} {verb}", counted(report.gone, "entry", "entries"));
+    // Without them it was not looked into what waits.
+    if report.new + report.changed > 0 {
+        let _ = write!(
+            out,
+            ", {} new, {} changed",
+            count(report.new),
+            count(report.changed)
+        );
+    }
+    out.push('\n');
     for path in &report.sample {
         let _ = writeln!(out, "  {path}");
     }
-    more(&mut out, report.gone, report.sample.len(), "");
+    if report.sample.len() >= SAMPLE_MAX {
+        let _ = writeln!(out, "  ... and more");
+    }
     out
 }
 

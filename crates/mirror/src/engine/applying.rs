@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use mirror_core::guard::{Alarm, Window};
+use mirror_core::guard::{Alarm, Flow, Window};
 use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 
 use super::event::{Event, Ui};
+use super::going::{Tally, count_below};
 use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
@@ -90,10 +91,41 @@ pub enum ApplyOrder {
     },
     /// Make rows and position durable.
     Checkpoint(Sender<Result<(), String>>),
+    /// Say what waits in the log.
+    Show(Sender<Result<Going, String>>),
     /// Let a hold go on.
     Release,
     /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
     Seeded(Sender<Result<(), String>>),
+}
+
+/// What the records that wait will do to the copy.
+#[derive(Debug, Default, Clone)]
+pub struct Going {
+    pub gone: u64,
+    pub new: u64,
+    pub changed: u64,
+    /// Some of the paths that go.
+    pub sample: Vec<PathText>,
+}
+
+impl Applied {
+    /// Waits until nothing is held, at most so long.
+    pub fn wait_released(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        let mut state = self.lock();
+        while state.hold.is_some() && Instant::now() < until {
+            state = self.wait(state, Duration::from_millis(50));
+        }
+    }
+}
+
+/// What waits in the log, if the apply loop says so soon.
+pub fn going(orders: &Sender<ApplyOrder>) -> Option<Going> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (answer, told) = crossbeam_channel::bounded(1);
+    orders.send(ApplyOrder::Show(answer)).ok()?;
+    told.recv_timeout(PATIENCE).ok()?.ok()
 }
 
 pub struct ApplySetup {
@@ -153,7 +185,6 @@ impl ApplyLoop {
                     retry_ms: RETRY_MS_MIN,
                     retry_at: None,
                     unsaved: None,
-                    counted: BTreeMap::new(),
                 };
                 let done = running.run();
                 let closed = running.applier.close().map_err(|e| chain(&e));
@@ -207,8 +238,6 @@ struct Running {
     /// Records up to here pass the guard.
     passes: Option<Position>,
     seeding: bool,
-    /// Entries in first-level directories, as counted a moment ago.
-    counted: BTreeMap<Name, (Instant, u64)>,
 }
 
 impl Running {
@@ -368,6 +397,9 @@ impl Running {
                 ApplyOrder::Checkpoint(done) => {
                     let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
                 }
+                ApplyOrder::Show(answer) => {
+                    let _ = answer.send(self.going());
+                }
                 ApplyOrder::Release => self.release(),
                 ApplyOrder::Seeded(done) => {
                     let _ = done.send(self.seeded().map_err(|e| chain(&e)));
@@ -385,8 +417,44 @@ impl Running {
         self.applier.checkpoint()
     }
 
+    /// What waits, read from the log again.
+    fn going(&self) -> Result<Going, String> {
+        let store = self.applier.store();
+        let mut tally = Tally::new(store, true);
+        let end = self.reader.tail().durable().map(|end| end.position);
+        for learning in [true, false] {
+            let after = store.position();
+            let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
+            // Both passes see the same records.
+            while cursor.position() < end && !self.stopped() {
+                let Some(group) = cursor.next_group().map_err(|e| chain(&e))? else {
+                    break;
+                };
+                for record in &group.records {
+                    let done = if learning {
+                        tally.learn(record)
+                    } else {
+                        tally.count(record)
+                    };
+                    done.map_err(|e| chain(&e))?;
+                }
+            }
+        }
+        let (gone, new) = tally.totals();
+        Ok(Going {
+            gone,
+            new,
+            changed: tally.changed,
+            sample: tally.sample,
+        })
+    }
+
     fn release(&mut self) {
         self.window.clear();
+        // All that was shown may pass, not only the batch it was held for.
+        self.passes = self
+            .passes
+            .max(self.reader.tail().durable().map(|end| end.position));
         let mut state = self.applied.lock();
         if state.hold.take().is_some() {
             drop(state);
@@ -536,34 +604,29 @@ impl Running {
             return Ok(true);
         }
         let now = self.began.elapsed().as_millis() as u64;
-        let mut going: BTreeMap<Option<Name>, u64> = BTreeMap::new();
-        for record in batch {
-            if let Change::Unlink { at, object } = &record.change {
-                let (dir, entries) = self.loss(at, *object)?;
-                *going.entry(dir).or_default() += entries;
-            }
+        let store = self.applier.store();
+        let flows = Tally::of(store, false, batch).map_err(|e| chain(&e))?.flows;
+        // A batch that comes again after an error is not counted again.
+        self.passes = last;
+        let mut all = Flow::default();
+        for (dir, flow) in &flows {
+            all.add(*flow);
+            self.window.add(dir.clone(), *flow, now);
         }
-        for (dir, entries) in &going {
-            self.window.add(dir.clone(), *entries, now);
-        }
-        if going.is_empty() {
+        if all.gone == 0 {
             return Ok(true);
         }
-        let total: u64 = going.values().sum();
-        let mut counted = std::mem::take(&mut self.counted);
-        let store = self.applier.store();
-        let alarm = self.window.judge(&mut |dir| {
-            // The rows still have what is about to go.
-            let (left, about) = match dir {
-                None => (store.stats().entries, total),
-                Some(name) => (
-                    first_level(store, &mut counted, name),
-                    going.get(&Some(name.clone())).copied().unwrap_or(0),
-                ),
-            };
-            left.saturating_sub(about)
+        // The rows are still as they were before.
+        let alarm = self.window.judge(&mut |dir, most| match dir {
+            None => (store.stats().entries + all.new).saturating_sub(all.gone),
+            Some(name) => {
+                let flow = flows.get(&Some(name.clone())).copied().unwrap_or_default();
+                let came = flow.new + flow.moved_in;
+                let went = flow.gone + flow.moved_out;
+                let before = in_first_level(store, name, most.saturating_add(went));
+                (before + came).saturating_sub(went)
+            }
         });
-        self.counted = counted;
         let Some(alarm) = alarm else { return Ok(true) };
         let hold = hold_of(
             &alarm,
@@ -572,7 +635,7 @@ impl Running {
         );
         self.applied.update(|status| {
             status.hold = Some(hold.clone());
-            status.alarm_gone = total;
+            status.alarm_gone = all.gone;
         });
         self.ui.event(Event::Held(hold));
         while self.applied.lock().hold.is_some() {
@@ -587,50 +650,18 @@ impl Running {
         }
         Ok(true)
     }
-
-    /// Entries that go with a name, and the first-level directory they are in.
-    fn loss(&self, at: &At, object: ObjectId) -> Result<(Option<Name>, u64), String> {
-        let store = self.applier.store();
-        let entries = 1 + store.count_below(object).map_err(|e| chain(&e))?;
-        let mut first = at.clone();
-        let mut below_root = false;
-        while first.parent != ObjectId::ROOT {
-            let up = store.object(first.parent).map_err(|e| chain(&e))?;
-            let Some(name) = up.and_then(|dir| dir.names.into_iter().next()) else {
-                break;
-            };
-            first = name;
-            below_root = true;
-        }
-        let is_dir = store
-            .object(object)
-            .map_err(|e| chain(&e))?
-            .is_some_and(|object| object.state.kind.is_dir());
-        Ok(((below_root || is_dir).then_some(first.name), entries))
-    }
 }
 
-/// Entries in a first-level directory. Counting is a walk, so an answer holds for two seconds.
-fn first_level(store: &Index, counted: &mut BTreeMap<Name, (Instant, u64)>, name: &Name) -> u64 {
-    const FRESH: Duration = Duration::from_secs(2);
-    if let Some((when, entries)) = counted.get(name)
-        && when.elapsed() < FRESH
-    {
-        return *entries;
-    }
+/// Entries in a first-level directory, itself included, counted up to `max`.
+fn in_first_level(store: &Index, name: &Name, max: u64) -> u64 {
     let at = At {
         parent: ObjectId::ROOT,
         name: name.clone(),
     };
-    let entries = match store.name(&at) {
-        Ok(Some(id)) => store.count_below(id).unwrap_or(0),
+    match store.name(&at) {
+        Ok(Some(id)) => 1 + count_below(store, id, max).unwrap_or(0),
         _ => 0,
-    };
-    if counted.len() > 1000 {
-        counted.clear();
     }
-    counted.insert(name.clone(), (Instant::now(), entries));
-    entries
 }
 
 /// A hold in words.

@@ -8,6 +8,7 @@ pub mod control;
 mod dry_run;
 pub mod event;
 pub mod follower;
+pub mod going;
 pub mod local;
 pub mod options;
 pub mod session;

@@ -66,7 +66,7 @@ fn a_status_to_read() {
     let want = "\
 /backup/www <- /srv/www
   state         following
-  equal         last known to be at 2001-09-09 01:47:39
+  equal         known to be at 2001-09-09 01:47:39, followed since
   lag           0.2 s, 2 records, 12 KiB
   last change   2001-09-09 01:47:38 blog/a\\x0ab
   tree          102,345 entries (100,000 files, 4.0 GiB)
@@ -251,7 +251,7 @@ fn reports() {
     (report.gone, report.changed, report.sample) = (3, 1, vec![PathText::new(b"a\t")]);
     assert_eq!(
         release(&report),
-        "on hold: w\n3 entries would go, 0 new, 1 changed\n  a\\x09\n... and 2 more\n"
+        "on hold: w\n3 entries would go, 0 new, 1 changed\n  a\\x09\n"
     );
     let end = VerifyEnd {
         entries: 1,

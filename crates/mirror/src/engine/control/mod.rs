@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::applying::Going;
 use crate::engine::status::{Failed, Hold, PathText, Positions, Status};
 
 /// What a running mirror or worker answers. Called from several threads at once.
@@ -115,8 +116,18 @@ pub struct ReleaseReport {
     pub gone: u64,
     pub new: u64,
     pub changed: u64,
-    /// Some of the paths that will go, at most 100.
+    /// Some of the paths that will go, the topmost ones, at most 100.
     pub sample: Vec<PathText>,
+}
+
+impl ReleaseReport {
+    /// With what waits in the log.
+    pub fn add(&mut self, going: Going) {
+        self.gone = going.gone;
+        self.new = going.new;
+        self.changed = going.changed;
+        self.sample = going.sample;
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

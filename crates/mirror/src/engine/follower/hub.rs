@@ -9,13 +9,13 @@ use mirror_core::{Position, escape};
 
 use super::verify;
 use super::wire::{Covered, Link, Links};
-use crate::engine::applying::{Applied, ApplyOrder};
+use crate::engine::applying::{Applied, ApplyOrder, going};
 use crate::engine::control::{
     Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
     WaitReport,
 };
 use crate::engine::event::{Event, Ui};
-use crate::engine::local::outer::space;
+use crate::engine::local::outer::{RELEASED_WITHIN, space};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
 };
@@ -604,18 +604,25 @@ impl Control for Hub {
         let Some(hold) = self.held() else {
             return Ok(ReleaseReport::default());
         };
-        let report = ReleaseReport {
+        let mut report = ReleaseReport {
             gone: hold.gone.unwrap_or(0),
             hold: Some(hold.clone()),
             released: yes,
             ..ReleaseReport::default()
         };
+        let ours = hold.reason == HoldReason::MassChange;
+        let handles = lock(&self.known).handles.clone().filter(|_| ours);
+        if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
+            report.add(going);
+        }
         if !yes {
             return Ok(report);
         }
-        if hold.reason == HoldReason::MassChange {
-            if let Some(handles) = lock(&self.known).handles.clone() {
+        if ours {
+            if let Some(handles) = handles {
                 let _ = handles.apply_orders.send(ApplyOrder::Release);
+                // Whoever asks next must not find it held any more.
+                handles.applied.wait_released(RELEASED_WITHIN);
             }
             return Ok(report);
         }

@@ -150,6 +150,7 @@ impl Mirror {
                             ..RunEnd::default()
                         }));
                     }
+                    self.outer.set_state(State::Starting);
                     self.ui.event(Event::Released);
                 }
                 End::CopyLost(hold) => {

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use mirror_core::Position;
 
 use crate::capture::state::{Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
-use crate::engine::applying::{Applied, ApplyOrder};
+use crate::engine::applying::{Applied, ApplyOrder, going};
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -24,6 +24,9 @@ use crate::engine::status::{
 use crate::engine::verify;
 use crate::index::Index;
 use crate::log::Tail;
+
+/// How long a release waits for the loops to go on.
+pub const RELEASED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The running session.
 #[derive(Clone)]
@@ -455,18 +458,34 @@ impl Control for Outer {
         let State::Hold(hold) = status.state else {
             return Ok(ReleaseReport::default());
         };
-        let report = ReleaseReport {
+        let mut report = ReleaseReport {
             gone: hold.gone.unwrap_or(0),
             hold: Some(hold.clone()),
             released: yes,
             ..ReleaseReport::default()
         };
-        if yes {
-            match self.handles() {
-                Some(handles) if hold.reason == HoldReason::MassChange => {
-                    let _ = handles.apply_orders.send(ApplyOrder::Release);
+        let handles = self
+            .handles()
+            .filter(|_| hold.reason == HoldReason::MassChange);
+        if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
+            report.add(going);
+        }
+        if !yes {
+            return Ok(report);
+        }
+        // Whoever asks next must not find it held any more.
+        match handles {
+            Some(handles) => {
+                let _ = handles.apply_orders.send(ApplyOrder::Release);
+                handles.applied.wait_released(RELEASED_WITHIN);
+                self.refresh();
+            }
+            None => {
+                self.order(|want| want.released = Some(hold.reason));
+                let until = Instant::now() + RELEASED_WITHIN;
+                while matches!(lock(&self.status).state, State::Hold(_)) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(10));
                 }
-                _ => self.order(|want| want.released = Some(hold.reason)),
             }
         }
         Ok(report)
