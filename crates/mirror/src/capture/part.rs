@@ -83,6 +83,9 @@ pub struct RootId {
     pub handle: Handle,
     pub ino: u64,
     pub btime: Time,
+    /// The file system's own id, where it does not change from mount to mount: the roots of two fresh ones may agree in
+    /// all else.
+    pub fsid: Option<Fsid>,
 }
 
 /// What is different about some kinds of file system.
@@ -93,8 +96,10 @@ struct FsKind {
     ephemeral: bool,
     /// Has trees of its own inside one mount, each with a device number.
     subvolumes: bool,
-    /// Others change it too, and this kernel does not hear of it.
-    remote: bool,
+    /// Has an id of its own, made of a UUID; others make one of the device's number.
+    has_id: bool,
+    /// What this kernel does not hear of.
+    unheard: Option<&'static str>,
 }
 
 fn fs_kind(fd: &OwnedFd) -> FsKind {
@@ -104,7 +109,7 @@ fn fs_kind(fd: &OwnedFd) -> FsKind {
         ..FsKind::default()
     };
     let remote = |name| FsKind {
-        remote: true,
+        unheard: Some("what is changed elsewhere"),
         ..plain(name)
     };
     match number {
@@ -114,9 +119,17 @@ fn fs_kind(fd: &OwnedFd) -> FsKind {
         },
         0x9123_683e => FsKind {
             subvolumes: true,
+            has_id: true,
             ..plain("btrfs")
         },
-        0x794c_7630 => plain("overlay"),
+        0x794c_7630 => FsKind {
+            unheard: Some("what is stored through mappings"),
+            ..plain("overlay")
+        },
+        0xef53 => FsKind {
+            has_id: true,
+            ..plain("ext4")
+        },
         0x6969 => remote("NFS"),
         0xff53_4d42 | 0xfe53_4d42 | 0x517b => remote("SMB"),
         0x0102_1997 => remote("9p"),
@@ -172,6 +185,7 @@ impl Part {
         };
         let found = stat::fstat(&root).map_err(failed("stat"))?;
         let parent = open::parent(plain).and_then(stat::fstat);
+        let kind = fs_kind(&root);
         let mut part = Part {
             tag,
             path: names,
@@ -180,6 +194,7 @@ impl Part {
                 handle: handle::synthetic(&found),
                 ino: found.ino,
                 btime: found.btime,
+                fsid: kind.has_id.then(|| fanotify::fsid(&root).ok()).flatten(),
             },
             dev: found.dev,
             mount_id: found.mount_id,
@@ -187,7 +202,7 @@ impl Part {
             no_handles: None,
             private: refused.is_none(),
             fs_root: parent.is_ok_and(|up| up.dev != found.dev || up.same_inode(&found)),
-            kind: fs_kind(&root),
+            kind,
             root: Arc::new(root),
         };
         part.id.handle = part
@@ -300,9 +315,10 @@ impl Part {
         Ok(())
     }
 
-    /// Changed by others too, without this kernel hearing of it: the kind of file system.
-    pub fn remote(&self) -> Option<&'static str> {
-        self.kind.remote.then_some(self.kind.name)
+    /// What no event tells of here.
+    pub fn unheard(&self) -> Option<String> {
+        let what = self.kind.unheard?;
+        Some(format!("{what} on {}", self.kind.name))
     }
 
     /// As fanotify's records name this file system.

@@ -52,6 +52,8 @@ pub struct SourceTree {
     pub by_handle: bool,
     /// What is mounted below and not crossed is invisible.
     pub private: bool,
+    /// Some changes come without an event, by the nature of a file system.
+    pub has_unheard: bool,
     /// SRC first; a crossed mount after the one it lies in.
     parts: Vec<Part>,
 }
@@ -87,6 +89,7 @@ impl SourceTree {
             id,
             by_handle: parts.iter().all(|part| part.by_handle),
             private: parts.iter().all(|part| part.private),
+            has_unheard: parts.iter().any(|part| part.unheard().is_some()),
             parts,
         })
     }
@@ -162,9 +165,9 @@ impl SourceTree {
         self.parts.iter().map(|part| part.id.clone()).collect()
     }
 
-    /// File systems in the tree that others change too, without this kernel hearing of it.
-    pub fn remote(&self) -> Option<&'static str> {
-        self.parts.iter().find_map(Part::remote)
+    /// What no event tells of somewhere in the tree.
+    pub fn unheard(&self) -> Option<String> {
+        self.parts.iter().find_map(Part::unheard)
     }
 }
 

@@ -101,10 +101,8 @@ impl Watch {
             Group::Inotify(_) => Detector::Inotify,
             Group::Scan => Detector::Scan,
         };
-        if let (Some(kind), false) = (tree.remote(), detector == Detector::Scan) {
-            why.push_str(&format!(
-                "; what is changed on {kind} elsewhere is found by scans alone"
-            ));
+        if let (Some(what), false) = (tree.unheard(), detector == Detector::Scan) {
+            why.push_str(&format!("; {what} is found by scans alone"));
         }
         let (signal, wake) = bounded(1);
         Ok(Watch {

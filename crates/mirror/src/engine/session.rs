@@ -372,14 +372,16 @@ fn know_crossed(
     Ok(())
 }
 
-/// What makes a root the same: its handle and birth. (The file system's id is no help: some make it of the device's
-/// number, which changes from mount to mount.)
+/// What makes a root the same: its handle and birth, and its file system's id, where that is one that lasts.
 fn root_bytes(id: &RootId) -> Vec<u8> {
     let Handle { kind, bytes } = &id.handle;
     let mut out = kind.to_le_bytes().to_vec();
     out.extend_from_slice(&id.btime.seconds.to_le_bytes());
     out.extend_from_slice(&id.btime.nanos.to_le_bytes());
     out.extend_from_slice(bytes);
+    for half in id.fsid.iter().flat_map(|id| id.0) {
+        out.extend_from_slice(&half.to_le_bytes());
+    }
     out
 }
 

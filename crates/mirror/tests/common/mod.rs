@@ -211,7 +211,11 @@ impl Mirror {
 
     #[track_caller]
     pub fn status(&self) -> serde_json::Value {
-        let ran = self.ask(&["status", "--json"]);
+        let mut ran = self.ask(&["status", "--json"]);
+        while ran.code == 0 && ran.stdout.is_empty() {
+            // So busy a machine that what it printed was not read in time.
+            ran = self.ask(&["status", "--json"]);
+        }
         serde_json::from_str(&ran.stdout).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
     }
     /// A number in the status: `counters/overflows`.

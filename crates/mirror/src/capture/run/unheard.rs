@@ -1,7 +1,7 @@
 //! What no event tells of, and is looked at all the same.
 //!
 //! Watches of single directories miss what is written through a name outside of the tree, and directories beyond the
-//! limit of watches; nobody hears what is changed elsewhere on a network file system. Files of the first kind are
+//! limit of watches; nobody hears what is changed elsewhere on a network file system, or through a mapping on an overlay. Files of the first kind are
 //! asked for their ctime now and then, for the others everything is looked at more often. A barrier asks all of them.
 
 use std::collections::BTreeSet;
@@ -38,9 +38,7 @@ pub struct Unheard {
 impl Capture {
     /// Some changes come without an event, so that only a look at everything is sure to find what there is.
     pub(super) fn is_blind(&self) -> bool {
-        self.watch.detector == Detector::Scan
-            || self.unheard.unwatched > 0
-            || self.tree.remote().is_some()
+        self.watch.detector == Detector::Scan || self.unheard.unwatched > 0 || self.tree.has_unheard
     }
 
     pub(super) fn scan_interval(&self) -> Duration {
