@@ -130,6 +130,21 @@ impl Hints {
             found.root |= *id == ObjectId::ROOT;
         }
         let mut outside = false;
+        if hint.contents
+            && hint.object.is_none()
+            && let Some(HintName {
+                dir,
+                name: Some(name),
+            }) = &hint.at
+            && let Some(parent) = rows.by_handle(dir)?
+            && let Some(id) = rows.name(&At {
+                parent,
+                name: name.clone(),
+            })?
+        {
+            // Told by name only: what has that name was written, or something new by then; `contents` is for that.
+            dirty.wrote.insert(id);
+        }
         for (side, told) in [&hint.at, &hint.to].into_iter().enumerate() {
             let Some(told) = told else { continue };
             let Some(parent) = rows.by_handle(&told.dir)? else {

@@ -119,8 +119,8 @@ struct Run<'a, R: Rows, S: Source> {
     /// Known directories in which something was looked at: their own times may have moved.
     dirs: BTreeSet<ObjectId>,
     out: Outcome,
-    /// Known objects read in this call, and whether their content was.
-    read: BTreeMap<ObjectId, bool>,
+    /// Known objects read in this call, whether their content was, and as of which ctime.
+    read: BTreeMap<ObjectId, (bool, Time)>,
     /// Names in directories that could not be opened where they were thought to be.
     stale: BTreeMap<Spot, Dirty>,
     /// Known objects that were written, by whatever name: they are read wherever they are found.
@@ -160,7 +160,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             let unread: Vec<ObjectId> = self
                 .wrote
                 .iter()
-                .filter(|id| self.read.get(id) != Some(&true) && !sought.contains(id))
+                .filter(|id| !self.has_read(id) && !sought.contains(id))
                 .copied()
                 .collect();
             for id in unread {
@@ -173,6 +173,10 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 return Ok(());
             }
         }
+    }
+
+    fn has_read(&self, id: &ObjectId) -> bool {
+        self.read.get(id).is_some_and(|(content, _)| *content)
     }
 
     fn look_work(&mut self) -> Result<(), R::Error> {
@@ -302,6 +306,9 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         }
         match known {
             Some(known) => {
+                // Written by its name of before, perhaps, which leads nobody here.
+                let doubt = bits.doubt || !self.source.tells_objects();
+                let bits = Dirty { doubt, ..bits };
                 if old.is_some() {
                     self.draft.detach(&spot)?;
                 }
@@ -467,7 +474,10 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         mut bits: Dirty,
         seen: &Seen,
     ) -> Result<(), R::Error> {
-        let Ref::Known(id) = known else { return Ok(()) };
+        let id = match known {
+            Ref::Known(id) => id,
+            Ref::New(token) => return self.read_again(spot, token, bits, seen),
+        };
         if self.wrote.contains(&id) {
             bits.wrote.insert(id);
         }
@@ -475,9 +485,11 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             return Ok(());
         };
         let moved = object.local.ctime != seen.ctime;
+        let before = self.read.get(&id).copied();
         let content = match &object.state.kind {
             Kind::File(content) => {
-                bits.contents
+                before.is_some_and(|(content, _)| content)
+                    || bits.contents
                     || bits.wrote.contains(&id)
                     || seen.bytes != content.bytes
                     || seen.mtime != object.state.meta.mtime
@@ -488,8 +500,9 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         if !content && !moved {
             return Ok(());
         }
-        if let Some(&content_read) = self.read.get(&id)
+        if let Some((content_read, ctime)) = before
             && (content_read || !content)
+            && ctime == seen.ctime
         {
             return Ok(());
         }
@@ -511,7 +524,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             content,
         ) {
             ReadEnd::Done(reading) => {
-                self.read.insert(id, content);
+                self.read.insert(id, (content, reading.seen.ctime));
                 if reading.busy {
                     self.out.busy.push(id);
                 }
@@ -528,6 +541,56 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 self.fail(spot, bits, failure);
                 Ok(())
             }
+        }
+    }
+
+    /// An object that is new in this call, found again: under another name, or by another way. If it changed since it
+    /// was read, it is read again; the hint may be of a name it had meanwhile.
+    fn read_again(
+        &mut self,
+        spot: &Spot,
+        token: usize,
+        bits: Dirty,
+        seen: &Seen,
+    ) -> Result<(), R::Error> {
+        let Some(new) = self.draft.new.get(token) else {
+            return Ok(());
+        };
+        if new.local.ctime == seen.ctime || new.state.kind.is_dir() {
+            return Ok(());
+        }
+        let Some(handle) = self.draft.handle(spot.dir)? else {
+            return Ok(());
+        };
+        let trail = if self.source.wants_trail() {
+            self.draft.trail(spot.dir)?
+        } else {
+            None
+        };
+        let dir = Dir {
+            handle: &handle,
+            trail,
+        };
+        match self.source.read(&dir, Some(&spot.name), seen, true) {
+            ReadEnd::Done(reading) => self.replace_new(token, reading),
+            ReadEnd::Moved => self.want(spot.clone(), bits),
+            ReadEnd::Failed(failure) => self.fail(spot, bits, failure),
+        }
+        Ok(())
+    }
+
+    fn replace_new(&mut self, token: usize, reading: Reading) {
+        if let (Some(new), Some(kind)) = (self.draft.new.get_mut(token), reading.kind) {
+            new.local = reading.seen.local();
+            new.state = State {
+                kind,
+                meta: reading.meta,
+            };
+            // A directory's was made of what lies in it.
+            if !new.state.kind.is_dir() {
+                new.body = reading.body;
+            }
+            new.busy = reading.busy;
         }
     }
 
@@ -660,6 +723,40 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 }
                 (Some(at), None) => self.out.again.push((at, Dirty::default())),
                 (None, _) => {}
+            }
+        }
+        self.refresh_new_dirs()
+    }
+
+    /// New directories were read before they were listed (and watched, where each has a watch of its own): what came
+    /// into them between has moved their times.
+    fn refresh_new_dirs(&mut self) -> Result<(), R::Error> {
+        for token in 0..self.draft.new_objects() {
+            let Some(new) = self.draft.new.get(token) else {
+                continue;
+            };
+            let (true, Some(handle)) = (new.state.kind.is_dir(), new.local.handle.clone()) else {
+                continue;
+            };
+            let known = (new.local.ctime, new.state.meta.mtime);
+            let trail = if self.source.wants_trail() {
+                match self.draft.trail(Ref::New(token))? {
+                    Some(trail) => Some(trail),
+                    None => continue,
+                }
+            } else {
+                None
+            };
+            let dir = Dir {
+                handle: &handle,
+                trail,
+            };
+            // What is not there any more has a name that says so; its events come.
+            if let Look::Seen(seen) = self.source.look_dir(&dir)
+                && (seen.ctime, seen.mtime) != known
+                && let ReadEnd::Done(reading) = self.source.read(&dir, None, &seen, false)
+            {
+                self.replace_new(token, reading);
             }
         }
         Ok(())

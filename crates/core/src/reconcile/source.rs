@@ -153,6 +153,12 @@ pub trait Source {
     /// these hints again after the group was applied ([`crate::hints`] says why).
     fn more(&mut self) -> Vec<(At, Dirty)>;
     fn wants_trail(&self) -> bool;
+    /// Whether hints tell the object they are about, and come from directories that nobody looked at yet. Where they
+    /// don't (a watch for each directory), what was written by a name and moved away before it was looked at is told
+    /// under that name only.
+    fn tells_objects(&self) -> bool {
+        true
+    }
     /// Whether a filter leaves this name out. `trail` is only asked for when there are filters.
     fn ignored(&mut self, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool;
 }

@@ -203,6 +203,10 @@ impl Source for KernelSource {
         !self.walker.tree().by_handle
     }
 
+    fn tells_objects(&self) -> bool {
+        self.watch.dirs().is_none()
+    }
+
     fn ignored(&mut self, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
         ignored(&self.filter, trail, name, is_dir)
     }

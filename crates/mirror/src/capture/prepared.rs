@@ -144,6 +144,10 @@ impl<S: Source> Source for Prepared<'_, S> {
         self.real.wants_trail()
     }
 
+    fn tells_objects(&self) -> bool {
+        self.real.tells_objects()
+    }
+
     fn ignored(&mut self, trail: &mut dyn FnMut() -> Vec<Name>, name: &Name, is_dir: bool) -> bool {
         self.real.ignored(trail, name, is_dir)
     }
