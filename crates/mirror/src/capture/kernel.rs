@@ -33,7 +33,7 @@ pub fn failure(step: &'static str, error: Errno) -> Failure {
 /// One look at one name of a directory of this handle, open as `fd`. Where a crossed mount stands, it is what is seen.
 pub fn look(tree: &SourceTree, dir: &Handle, fd: &OwnedFd, name: &Name) -> Look {
     if let Some(part) = tree.crossed_at(dir, name) {
-        return match stat::fstat(part.root()) {
+        return match part.stat(part.root(), b"") {
             Ok(found) => Look::Seen(read::seen(&found, part.id.handle.clone())),
             Err(e) => Look::Failed(failure("stat", e)),
         };
@@ -132,7 +132,11 @@ impl Source for KernelSource {
             Ok(fd) => fd,
             Err(look) => return *look,
         };
-        match stat::fstat(fd.as_fd()) {
+        let found = match self.walker.tree().part_of(dir.handle) {
+            Some(part) => part.stat(&*fd, b""),
+            None => stat::fstat(fd.as_fd()),
+        };
+        match found {
             Ok(found) if found.nlink == 0 => {
                 self.walker.forget(dir.handle);
                 Look::Stale

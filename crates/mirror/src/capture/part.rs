@@ -98,6 +98,8 @@ struct FsKind {
     subvolumes: bool,
     /// Has an id of its own, made of a UUID; others make one of the device's number.
     has_id: bool,
+    /// Attributes are kept here for a while, each name's apart: ask anew.
+    stale: bool,
     /// What this kernel does not hear of.
     unheard: Option<&'static str>,
 }
@@ -109,6 +111,7 @@ fn fs_kind(fd: &OwnedFd) -> FsKind {
         ..FsKind::default()
     };
     let remote = |name| FsKind {
+        stale: true,
         unheard: Some("what is changed elsewhere"),
         ..plain(name)
     };
@@ -254,9 +257,18 @@ impl Part {
         Ok(tagged(handle, self.tag))
     }
 
+    /// The stat of `name` in `dir`; an empty name is `dir` itself.
+    pub fn stat(&self, dir: impl AsFd, name: &[u8]) -> Result<Stat, Errno> {
+        if self.kind.stale {
+            stat::statx_fresh(dir, name)
+        } else {
+            stat::statx(dir, name)
+        }
+    }
+
     /// The stat of `name` in `dir` and its handle, of one inode.
     pub fn look(&self, dir: &OwnedFd, name: &[u8]) -> Result<(Stat, Handle), Errno> {
-        let mut found = stat::statx(dir, name)?;
+        let mut found = self.stat(dir, name)?;
         for _ in 0..8 {
             if self.is_foreign(&found) {
                 // Not one of ours, whatever it is.

@@ -428,9 +428,11 @@ impl Worker<'_> {
         let at = At { parent: dir, name };
         let tree = &self.shared.tree;
         let crossed = tree.crossed_at(&item.handle, &at.name);
-        let looked = match crossed {
-            Some(part) => crate::sys::stat::fstat(part.root()),
-            None => crate::sys::stat::statx(fd, at.name.as_bytes()),
+        let part = tree.part_of(&item.handle);
+        let looked = match (crossed, part) {
+            (Some(part), _) => part.stat(part.root(), b""),
+            (None, Some(part)) => part.stat(fd, at.name.as_bytes()),
+            (None, None) => return Err(Gone::Stale),
         };
         let found = match looked {
             Ok(found) => found,
@@ -443,7 +445,6 @@ impl Worker<'_> {
                 return Ok(());
             }
         };
-        let part = tree.part_of(&item.handle);
         if crossed.is_none() && part.is_some_and(|part| part.is_foreign(&found)) {
             work.foreign.push(self.path(item, &at.name));
             return Ok(());

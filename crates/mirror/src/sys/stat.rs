@@ -62,7 +62,16 @@ impl Stat {
 
 /// Of `name` in `dir`; an empty name is `dir` itself.
 pub fn statx(dir: impl AsFd, name: &[u8]) -> Result<Stat> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    ask(dir, name, AtFlags::empty())
+}
+
+/// As [`statx`], and a file system that keeps attributes of elsewhere (FUSE, network) asks there now.
+pub fn statx_fresh(dir: impl AsFd, name: &[u8]) -> Result<Stat> {
+    ask(dir, name, AtFlags::STATX_FORCE_SYNC)
+}
+
+fn ask(dir: impl AsFd, name: &[u8], more: AtFlags) -> Result<Stat> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH | more;
     let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID;
     let x = rustix::fs::statx(dir, raw::component_or_self(name)?, flags, mask)?;
     let has = |flag: StatxFlags| x.stx_mask & flag.bits() != 0;
