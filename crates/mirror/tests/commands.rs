@@ -546,7 +546,10 @@ fn the_second_interrupt_kills() {
         return;
     }
     for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
-        let mut child = Command::new(env::current_exe().unwrap())
+        // A background job of a script has SIGINT ignored, and hands that down.
+        let mut child = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(env::current_exe().unwrap())
             .args(["--exact", "the_second_interrupt_kills", "--nocapture"])
             .env(CHILD, "1")
             .stdout(Stdio::piped())
