@@ -4,6 +4,7 @@
 //! entries and more than 1,000 of them in the tree, or 90 % (from 20 entries up) in a first-level directory.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use crate::types::*;
 
@@ -83,29 +84,51 @@ impl Flow {
         self.moved_in += more.moved_in;
         self.moved_out += more.moved_out;
     }
-    fn take(&mut self, less: Flow) {
-        self.gone = self.gone.saturating_sub(less.gone);
-        self.new = self.new.saturating_sub(less.new);
-        self.moved_in = self.moved_in.saturating_sub(less.moved_in);
-        self.moved_out = self.moved_out.saturating_sub(less.moved_out);
-    }
-    /// How many fewer there are than before, for the directory.
-    fn lost(self) -> u64 {
+    /// Of the directory.
+    fn fall(self) -> Fall {
         let came = (self.new + self.moved_in).saturating_sub(self.moved_out);
-        self.gone.saturating_sub(came)
+        Fall::of(self.gone, came)
+    }
+}
+
+/// How the number of entries went within a stretch of time. Two stretches make one: see [`Fall::then`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Fall {
+    /// How many fewer there are at its end than at its beginning; below zero: more.
+    sum: i64,
+    /// How many fewer there are at its end than at any moment in it, the beginning included.
+    most: u64,
+}
+
+impl Fall {
+    fn of(gone: u64, came: u64) -> Fall {
+        let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        Fall {
+            sum: signed(gone).saturating_sub(signed(came)),
+            most: gone.saturating_sub(came),
+        }
+    }
+    fn then(self, later: Fall) -> Fall {
+        let before = i64::try_from(self.most)
+            .unwrap_or(i64::MAX)
+            .saturating_add(later.sum);
+        Fall {
+            sum: self.sum.saturating_add(later.sum),
+            most: later.most.max(u64::try_from(before).unwrap_or(0)),
+        }
     }
 }
 
 /// What went and came within the last minutes, for the guard of a mirror without history.
 ///
-/// Only fewer entries than at the window's beginning are a loss: a file that is replaced, or a cache that is emptied and
-/// filled again, is none.
+/// A loss is how many fewer entries there are than there were at some moment in the window. So a file that is replaced,
+/// or a cache from which as much goes as comes, is none, and what was made a minute ago hides no loss.
 #[derive(Debug, Default)]
 pub struct Window {
-    /// By slices of time, the oldest first.
-    slices: BTreeMap<u64, BTreeMap<Option<Name>, Flow>>,
-    /// Their sum.
-    sum: BTreeMap<Option<Name>, Flow>,
+    /// By slices of time, the oldest first; the whole tree, and by first-level directory.
+    slices: BTreeMap<u64, (Fall, BTreeMap<Name, Fall>)>,
+    /// Directories that lost something in the last batch.
+    suspects: Vec<Name>,
 }
 
 impl Window {
@@ -114,39 +137,39 @@ impl Window {
     /// First-level directories counted by themselves in one slice; more are counted for the tree only.
     const DIRS_MAX: usize = 10_000;
 
-    /// What went and came in first-level directory `dir` (`None`: in the root itself) at `now_ms`.
-    pub fn add(&mut self, dir: Option<Name>, flow: Flow, now_ms: u64) {
-        self.forget(now_ms);
-        let slice = self.slices.entry(now_ms / Self::SLICE_MS).or_default();
-        let full = slice.len() >= Self::DIRS_MAX && !slice.contains_key(&dir);
-        let dir = if full { None } else { dir };
-        slice.entry(dir.clone()).or_default().add(flow);
-        self.sum.entry(dir).or_default().add(flow);
-    }
-
-    fn forget(&mut self, now_ms: u64) {
+    /// What went and came in one batch at `now_ms`, by first-level directory (`None`: in the root itself).
+    pub fn add(&mut self, flows: &BTreeMap<Option<Name>, Flow>, now_ms: u64) {
         let oldest = now_ms.saturating_sub(Self::MS) / Self::SLICE_MS;
-        while let Some(first) = self.slices.first_entry().filter(|e| *e.key() < oldest) {
-            for (dir, flow) in first.remove() {
-                if let Some(sum) = self.sum.get_mut(&dir) {
-                    sum.take(flow);
-                    if *sum == Flow::default() {
-                        self.sum.remove(&dir);
-                    }
-                }
+        self.slices = self.slices.split_off(&oldest);
+        let (tree, dirs) = self.slices.entry(now_ms / Self::SLICE_MS).or_default();
+        let mut all = Flow::default();
+        self.suspects.clear();
+        for (dir, flow) in flows {
+            all.add(*flow);
+            let Some(name) = dir else { continue };
+            if flow.gone > 0 {
+                self.suspects.push(name.clone());
+            }
+            if let Some(known) = dirs.get_mut(name) {
+                *known = known.then(flow.fall());
+            } else if dirs.len() < Self::DIRS_MAX {
+                dirs.insert(name.clone(), flow.fall());
             }
         }
+        *tree = tree.then(Fall::of(all.gone, all.new));
     }
 
-    /// Losses now, given how many entries are left. `left(None, _)` is the tree; of a directory it is enough to know
-    /// them up to the number given.
+    /// Losses after the last batch, given how many entries are left. `left(None, _)` is the tree; of a directory it is
+    /// enough to know them up to the number given.
     pub fn judge(&self, left: &mut dyn FnMut(Option<&Name>, u64) -> u64) -> Option<Alarm> {
-        let mut all = Flow::default();
         let mut dirs: BTreeMap<Name, Loss> = BTreeMap::new();
-        for (dir, flow) in &self.sum {
-            all.add(*flow);
-            let gone = flow.lost();
-            let Some(name) = dir else { continue };
+        for name in &self.suspects {
+            let gone = self
+                .slices
+                .values()
+                .filter_map(|(_, dirs)| dirs.get(name))
+                .fold(Fall::default(), |sum, slice| sum.then(*slice))
+                .most;
             if gone.saturating_mul(100) < DIR_ENTRIES_MIN * DIR_PERCENT {
                 continue;
             }
@@ -155,7 +178,11 @@ impl Window {
             let before = gone + left(Some(name), enough);
             dirs.insert(name.clone(), Loss { before, gone });
         }
-        let gone = all.gone.saturating_sub(all.new);
+        let gone = self
+            .slices
+            .values()
+            .fold(Fall::default(), |sum, (tree, _)| sum.then(*tree))
+            .most;
         if gone == 0 && dirs.is_empty() {
             return None;
         }
@@ -165,7 +192,7 @@ impl Window {
 
     pub fn clear(&mut self) {
         self.slices.clear();
-        self.sum.clear();
+        self.suspects.clear();
     }
 }
 
@@ -282,71 +309,112 @@ mod tests {
             ..Flow::default()
         }
     }
+    fn new(new: u64) -> Flow {
+        Flow {
+            new,
+            ..Flow::default()
+        }
+    }
+    fn one(dir: &str, flow: Flow) -> BTreeMap<Option<Name>, Flow> {
+        BTreeMap::from([(Some(name(dir)), flow)])
+    }
 
     #[test]
     fn the_window_forgets() {
         let mut window = Window::default();
-        window.add(Some(name("site")), gone(50), 0);
         let mut left = |dir: Option<&Name>, _| if dir.is_some() { 2 } else { 100_000 };
+        window.add(&one("site", gone(50)), 0);
         assert!(window.judge(&mut left).is_some());
-        window.add(None, gone(1), Window::MS - 1);
+        window.add(&one("site", gone(1)), Window::MS - 1);
         assert!(window.judge(&mut left).is_some());
-        window.add(None, gone(1), Window::MS + Window::SLICE_MS);
+        window.add(&one("site", gone(1)), Window::MS + Window::SLICE_MS);
         assert_eq!(window.judge(&mut left), None);
-        assert_eq!(window.sum.len(), 1);
     }
 
     #[test]
     fn what_comes_again_is_no_loss() {
-        // 40 sessions come and go each second, 10 are left: nothing is lost.
+        // Sessions come and go, 40 each second: nothing is lost, whichever is heard first.
         let mut window = Window::default();
         let mut left = |dir: Option<&Name>, _| if dir.is_some() { 10 } else { 2_000 };
-        let busy = Flow {
+        let both = Flow {
             gone: 40,
             new: 40,
             ..Flow::default()
         };
         for second in 0..1000 {
-            window.add(Some(name("sessions")), busy, second * 1000);
-            window.add(None, busy, second * 1000);
+            let now = second * 1000;
+            window.add(&one("sessions", both), now);
+            assert_eq!(window.judge(&mut left), None, "{second}");
+            window.add(&one("sessions", new(10)), now);
+            window.add(&one("sessions", gone(10)), now);
             assert_eq!(window.judge(&mut left), None, "{second}");
         }
-        window.add(Some(name("sessions")), gone(95), 1_000_000);
+        window.add(&one("sessions", gone(95)), 1_000_000);
         assert!(matches!(window.judge(&mut left), Some(Alarm::Dir { .. })));
+    }
 
-        // A new version is moved in over the old one; what passes through the upload directory hides no loss there.
+    #[test]
+    fn what_was_just_made_hides_no_loss() {
+        let mut none = |dir: Option<&Name>, _| if dir.is_some() { 0 } else { 100_000 };
         let mut window = Window::default();
+        // In one slice, and over several.
+        for later in [1, 60_000] {
+            window.clear();
+            window.add(&one("site", new(7000)), 0);
+            assert_eq!(window.judge(&mut none), None);
+            window.add(&one("site", gone(4000)), later);
+            window.add(&one("site", gone(3000)), later + 1);
+            let alarm = window.judge(&mut none);
+            let loss = Loss {
+                before: 7000,
+                gone: 7000,
+            };
+            assert!(
+                matches!(alarm, Some(Alarm::Dir { loss: l, .. }) if l == loss),
+                "{alarm:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn moves_are_no_loss() {
+        let mut none = |dir: Option<&Name>, _| if dir.is_some() { 0 } else { 100_000 };
         let moved = |moved_in, moved_out| Flow {
             moved_in,
             moved_out,
             ..Flow::default()
         };
+        // A new version is moved in over the old one.
+        let mut window = Window::default();
         window.add(
-            Some(name("upload")),
-            Flow {
-                new: 30,
-                moved_out: 30,
-                ..Flow::default()
-            },
+            &one(
+                "site",
+                Flow {
+                    gone: 30,
+                    ..moved(30, 0)
+                },
+            ),
             0,
         );
-        window.add(Some(name("site")), moved(30, 0), 0);
-        window.add(Some(name("site")), gone(30), 0);
-        let mut none = |dir: Option<&Name>, _| if dir.is_some() { 0 } else { 2_000 };
         assert_eq!(window.judge(&mut none), None);
-        window.add(Some(name("upload")), gone(30), 0);
+        // A directory that was moved away as a whole.
+        window.add(&one("old", moved(0, 500)), 0);
+        assert_eq!(window.judge(&mut none), None);
+        // What only passes through hides no loss.
+        let passing = Flow {
+            new: 30,
+            gone: 30,
+            ..moved(0, 30)
+        };
+        window.add(&one("upload", passing), 0);
         assert!(matches!(window.judge(&mut none), Some(Alarm::Dir { .. })));
-        // A directory that was moved away as a whole lost nothing.
-        let mut window = Window::default();
-        window.add(Some(name("old")), moved(0, 500), 0);
-        assert_eq!(window.judge(&mut none), None);
     }
 
     #[test]
     fn no_more_is_counted_than_decides() {
         for (lost, there) in [(18, 2), (18, 3), (900, 100), (900, 101), (17, 0)] {
             let mut window = Window::default();
-            window.add(Some(name("d")), gone(lost), 0);
+            window.add(&one("d", gone(lost)), 0);
             let held = |enough: bool| {
                 window.judge(&mut |dir: Option<&Name>, most| match dir {
                     Some(_) if enough => there.min(most),

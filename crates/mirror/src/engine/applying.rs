@@ -609,10 +609,8 @@ impl Running {
         // A batch that comes again after an error is not counted again.
         self.passes = last;
         let mut all = Flow::default();
-        for (dir, flow) in &flows {
-            all.add(*flow);
-            self.window.add(dir.clone(), *flow, now);
-        }
+        flows.values().for_each(|flow| all.add(*flow));
+        self.window.add(&flows, now);
         if all.gone == 0 {
             return Ok(true);
         }
