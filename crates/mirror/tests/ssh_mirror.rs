@@ -397,7 +397,6 @@ fn a_source_that_goes_is_a_hold_and_comes_back() {
 }
 
 #[test]
-#[ignore = "known defect: the guard over ssh, under work"]
 fn everything_going_at_once_is_held_and_released() {
     let bed = Bed::new();
     fs::create_dir(bed.src().join("d")).unwrap();
@@ -409,7 +408,10 @@ fn everything_going_at_once_is_held_and_released() {
     fs::remove_dir_all(bed.src().join("d")).unwrap();
     fs::write(bed.src().join("after"), "x").unwrap();
     follower.wait_stderr("on hold", LONG).unwrap();
-    assert!(bed.dst().join("d/7").exists());
+    // What went before the threshold of 1,000 was reached is gone; all that comes after it waits.
+    let kept = fs::read_dir(bed.dst().join("d")).unwrap().count();
+    assert!(kept >= 500, "{kept} of 1500 kept");
+    assert!(!bed.dst().join("after").exists());
     let (code, said) = bed.command(&["release", "--yes"]);
     assert_eq!(code, 0, "{said}");
     bed.equal();

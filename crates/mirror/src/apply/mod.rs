@@ -326,6 +326,25 @@ impl<S: Store> Applier<S> {
         self.pending.why.values().cloned().collect()
     }
 
+    /// Where an object is by the rows, or will be that is only wanted yet. `None`: it is not known at all.
+    pub fn path_of(&self, object: ObjectId) -> Option<Vec<u8>> {
+        let mut names: Vec<mirror_core::Name> = Vec::new();
+        let mut id = object;
+        while id != ObjectId::ROOT && names.len() < 1 << 16 {
+            let row = self.store.object(id).ok()?;
+            let wanted = || self.pending.wanted.get(&id)?.want.clone();
+            let at = row.or_else(wanted)?.names.into_iter().next()?;
+            id = at.parent;
+            names.push(at.name);
+        }
+        let names: Vec<&[u8]> = names
+            .iter()
+            .rev()
+            .map(mirror_core::Name::as_bytes)
+            .collect();
+        Some(names.join(&b'/'))
+    }
+
     /// Makes rows and position durable now. Otherwise that happens about once a second, within `apply`.
     pub fn checkpoint(&mut self) -> Result<(), ApplyError> {
         if self.dirty.is_none() {

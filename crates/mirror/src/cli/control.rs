@@ -247,7 +247,7 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
                 "still on hold: --yes lets it through",
             ));
         }
-        if !ui::ask("Let it through?") {
+        if !ui::ask("Let it through?", None) {
             return Err(CliError::new(Exit::Hold, "still on hold"));
         }
     }
@@ -281,7 +281,7 @@ fn release_stopped(
     let yes = args.yes
         || (!args.say.json && ui::can_ask() && {
             ui::complain(&format!("on hold: {}", hold.what));
-            ui::ask("Let it through when the mirror is started again?")
+            ui::ask("Let it through when the mirror is started again?", None)
         });
     if !yes {
         return Err(CliError::new(

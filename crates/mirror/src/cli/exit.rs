@@ -149,7 +149,7 @@ pub fn of_run(end: &RunEnd, once: bool) -> Exit {
         Exit::Hold
     } else if end.stopped && once {
         Exit::Failed
-    } else if end.failed > 0 || end.fuzzy > 0 {
+    } else if end.failed > 0 || end.fuzzy > 0 || end.extras > 0 {
         Exit::SomeFailed
     } else {
         Exit::Done
@@ -233,6 +233,7 @@ mod tests {
         let end = |failed, fuzzy, held: bool, stopped| RunEnd {
             failed,
             fuzzy,
+            extras: 0,
             held: held.then(hold),
             stopped,
         };

@@ -21,7 +21,7 @@ pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
     let output = ui::output(args.say.json, args.say.quiet, args.say.verbose);
     let stop =
         Stop::on_signals().map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
-    let console = std::sync::Arc::new(Console::new(output, args.yes));
+    let console = std::sync::Arc::new(Console::new(output, args.yes, stop.clone()));
     let mut prepared = prepare(&args, output)?;
     for line in std::mem::take(&mut prepared.notices) {
         console.event(Event::Notice(line));
@@ -36,7 +36,7 @@ pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
     if failed > 0 && !args.say.json {
         let what = crate::cli::text::counted(failed, "path is", "paths are");
         ui::complain(&format!(
-            "{what} not as at the source: `fs_mirror status -m {}` lists them",
+            "{what} not as at the source: `fs_mirror status -v -m {}` lists all",
             show(&args.dst)
         ));
     }

@@ -10,7 +10,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use crate::cli::text::{self, count, counted};
-use crate::engine::event::{Event, Progress};
+use crate::engine::event::{Event, Incomplete, Progress};
 use crate::engine::options::Output;
 use crate::engine::status::{Hold, Lag, LastChange, Stamp};
 
@@ -30,6 +30,8 @@ const PLAIN_EVERY: Duration = Duration::from_secs(10);
 const JSON_EVERY: Duration = Duration::from_secs(1);
 /// Rates are over this much time.
 const WINDOW: Duration = Duration::from_secs(10);
+/// Lines about single paths that failed or healed, until the next summary.
+const PATHS_TOLD_MAX: u64 = 50;
 
 pub struct Screen {
     output: Output,
@@ -46,6 +48,8 @@ pub struct Screen {
     shown: String,
     /// Failures and fuzzy files as last told in a plain line.
     told: Option<(u64, u64)>,
+    /// Lines about single paths, failed and healed, since the copy last was found equal or not.
+    paths_told: u64,
 }
 
 impl Screen {
@@ -62,6 +66,7 @@ impl Screen {
             shown_at: None,
             shown: String::new(),
             told: None,
+            paths_told: 0,
         }
     }
 
@@ -139,8 +144,9 @@ impl Screen {
                 }
                 first
             }
-            Event::Equal { .. } => {
+            Event::Equal { .. } | Event::Incomplete(_) => {
                 self.progress = None;
+                self.paths_told = 0;
                 self.samples.clear();
                 self.equal = true;
                 true
@@ -178,7 +184,7 @@ impl Screen {
     }
 
     /// The line an event is worth by itself.
-    fn line_of(&self, event: &Event) -> Option<Out> {
+    fn line_of(&mut self, event: &Event) -> Option<Out> {
         let quiet = self.output.quiet;
         let unless_quiet = |line: String| (!quiet).then_some(Out::Stderr(line));
         match event {
@@ -228,12 +234,87 @@ impl Screen {
                 RED,
             ))),
             Event::Connected { peer } => unless_quiet(format!("connected to {peer}")),
-            Event::Failed { path, reason } => Some(Out::Stderr(
-                self.paint(&format!("failed: {path}: {reason}"), RED),
-            )),
-            Event::Healed { path } => unless_quiet(format!("well again: {path}")),
+            Event::Incomplete(what) => Some(Out::Stderr(self.incomplete(what))),
+            Event::Extras {
+                total,
+                sample,
+                list,
+            } => {
+                let is = if *total == 1 { "is" } else { "are" };
+                let mut line = format!(
+                    "{} of DST {is} not in SRC:",
+                    counted(*total, "entry", "entries")
+                );
+                for path in sample {
+                    line.push_str(&format!("\n  {path}"));
+                }
+                let more = total.saturating_sub(sample.len() as u64);
+                if more > 0 {
+                    line.push_str(&format!("\n  ... and {} more", count(more)));
+                }
+                unless_quiet(format!("{line}\n  listed in {list}"))
+            }
+            Event::Failed { path, reason } => {
+                let line = format!("failed: {path}: {reason}");
+                self.one_path(line)
+                    .map(|line| self.paint(&line, RED))
+                    .map(Out::Stderr)
+            }
+            Event::Healed { path } if !quiet => {
+                let line = self.one_path(format!("well again: {path}"));
+                line.map(Out::Stderr)
+            }
+            Event::Healed { .. } => None,
             Event::Progress(_) | Event::Live { .. } => None,
         }
+    }
+
+    /// One line of many that may come: after some, `status` has to tell the rest.
+    fn one_path(&mut self, line: String) -> Option<String> {
+        self.paths_told += 1;
+        match self.paths_told {
+            1..=PATHS_TOLD_MAX => Some(line),
+            n if n == PATHS_TOLD_MAX + 1 => {
+                Some("... and more: `fs_mirror status -v` lists them".into())
+            }
+            _ => None,
+        }
+    }
+
+    fn incomplete(&self, what: &Incomplete) -> String {
+        let mut why = Vec::new();
+        if what.failed_total > 0 {
+            why.push(format!(
+                "{} failed",
+                counted(what.failed_total, "path", "paths")
+            ));
+        }
+        if what.fuzzy > 0 {
+            why.push(format!("{} fuzzy", counted(what.fuzzy, "file", "files")));
+        }
+        if what.extras > 0 {
+            let n = counted(what.extras, "entry", "entries");
+            why.push(format!(
+                "{n} of DST not in SRC and not moved aside (--yes moves them)"
+            ));
+        }
+        let head = format!("incomplete: {}", why.join(", "));
+        let mut text = self.paint(&head, RED);
+        text.push_str(&format!(
+            "; {} ({}, {}) in {}",
+            counted(what.entries, "entry", "entries"),
+            counted(what.files, "file", "files"),
+            text::bytes(what.bytes),
+            text::seconds(what.seconds)
+        ));
+        for failed in &what.failed {
+            text.push_str(&format!("\n  {}: {}", failed.path, failed.reason));
+        }
+        let more = what.failed_total.saturating_sub(what.failed.len() as u64);
+        if more > 0 && !what.failed.is_empty() {
+            text.push_str(&format!("\n  ... and {} more failed", count(more)));
+        }
+        text
     }
 
     fn live_line(&mut self, now: Duration, columns: usize) -> Option<Out> {
@@ -460,6 +541,21 @@ fn json_of(event: &Event, at: Stamp, rates: Option<(f64, f64)>) -> Value {
         } => (
             "equal",
             json!({"entries": entries, "files": files, "bytes": bytes, "seconds": seconds}),
+        ),
+        Event::Incomplete(what) => (
+            "incomplete",
+            json!({
+                "entries": what.entries, "files": what.files, "bytes": what.bytes, "seconds": what.seconds,
+                "failed": what.failed, "failed_total": what.failed_total, "fuzzy": what.fuzzy, "extras": what.extras,
+            }),
+        ),
+        Event::Extras {
+            total,
+            sample,
+            list,
+        } => (
+            "extras",
+            json!({"total": total, "sample": sample, "list": list}),
         ),
         Event::Live {
             lag,

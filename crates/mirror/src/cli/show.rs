@@ -35,8 +35,9 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
         out.row("hold", &hold.what);
         out.row("", way_out(hold));
     }
+    let well = status.failed_total == 0 && status.counters.fuzzy == 0;
     match status.equal_at {
-        Some(at) if running && status.state == State::Following => out.row(
+        Some(at) if running && status.state == State::Following && well => out.row(
             "equal",
             &format!("known to be at {}, followed since", stamp(at, zone)),
         ),

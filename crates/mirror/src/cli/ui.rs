@@ -38,17 +38,39 @@ pub fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Asks on the terminal; false when there is none.
-pub fn ask(question: &str) -> bool {
+/// Asks on the terminal; false when there is none, or when it is time to stop.
+pub fn ask(question: &str, stop: Option<&Stop>) -> bool {
     if !can_ask() {
         return false;
     }
     let mut err = io::stderr().lock();
     let _ = write!(err, "{question} [y/N] ");
     let _ = err.flush();
+    while let Some(stop) = stop
+        && !answered(Duration::from_millis(200))
+    {
+        if stop.requested() {
+            let _ = writeln!(err);
+            return false;
+        }
+    }
     let mut answer = String::new();
     let _ = io::stdin().lock().read_line(&mut answer);
     matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes")
+}
+
+/// A line was typed.
+fn answered(within: Duration) -> bool {
+    let stdin = io::stdin();
+    let mut fds = [rustix::event::PollFd::new(
+        &stdin,
+        rustix::event::PollFlags::IN,
+    )];
+    let timeout = rustix::event::Timespec {
+        tv_sec: within.as_secs() as i64,
+        tv_nsec: i64::from(within.subsec_nanos()),
+    };
+    matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(n) if n > 0)
 }
 
 pub fn can_ask() -> bool {
@@ -58,6 +80,8 @@ pub fn can_ask() -> bool {
 /// The [`Ui`] of `fs_mirror mirror`. Dropping it leaves the terminal tidy.
 pub struct Console {
     shared: Arc<Shared>,
+    /// Ends a question too.
+    stop: Stop,
     yes: bool,
     json: bool,
     ticking: Stop,
@@ -70,7 +94,7 @@ struct Shared {
 }
 
 impl Console {
-    pub fn new(output: Output, yes: bool) -> Console {
+    pub fn new(output: Output, yes: bool, stop: Stop) -> Console {
         let screen = Mutex::new(Screen::new(output, colour(&output), TimeZone::system()));
         let shared = Arc::new(Shared {
             screen,
@@ -94,6 +118,7 @@ impl Console {
             .and_then(Result::ok);
         Console {
             shared,
+            stop,
             yes,
             json: output.json,
             ticking,
@@ -122,7 +147,7 @@ impl Ui for Console {
         }
         let mut screen = self.shared.lock();
         write_all(&screen.end());
-        !self.json && ask(question)
+        !self.json && ask(question, Some(&self.stop))
     }
 }
 

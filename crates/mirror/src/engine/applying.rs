@@ -2,7 +2,7 @@
 //!
 //! Used by a mirror on one host and by a follower alike. The log goes on being written while this is paused or held.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,12 +11,13 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror_core::guard::{Alarm, Flow, Window};
 use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 
+use super::adopt::ADOPTING_KEY;
 use super::event::{Event, Ui};
 use super::going::{Tally, count_below};
 use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
-    Applier, ApplyError, Contents, Counts, Difference, Flush, Outcome, Recorded, Store,
+    Applier, ApplyError, Contents, Counts, Difference, Failure, Flush, Outcome, Recorded, Store,
 };
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
@@ -29,6 +30,8 @@ const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// First wait before what failed is tried again; doubled up to a minute.
 const RETRY_MS_MIN: u64 = 500;
 const RETRY_MS_MAX: u64 = 60_000;
+/// Things moved aside that are named, each in a line.
+const ASIDE_TOLD_MAX: u64 = 10;
 
 /// What others may see and wait for.
 #[derive(Default)]
@@ -87,7 +90,8 @@ pub enum ApplyOrder {
     },
     Repair {
         differences: Vec<Difference>,
-        done: Sender<Result<Outcome, String>>,
+        /// What could not be repaired.
+        done: Sender<Result<Vec<Failure>, String>>,
     },
     /// Make rows and position durable.
     Checkpoint(Sender<Result<(), String>>),
@@ -95,6 +99,8 @@ pub enum ApplyOrder {
     Show(Sender<Result<Going, String>>),
     /// Let a hold go on.
     Release,
+    /// What an adopted copy held besides is settled.
+    Adopted(Sender<Result<(), String>>),
     /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
     Seeded(Sender<Result<(), String>>),
 }
@@ -185,6 +191,8 @@ impl ApplyLoop {
                     retry_ms: RETRY_MS_MIN,
                     retry_at: None,
                     unsaved: None,
+                    aside_told: 0,
+                    trouble: HashMap::new(),
                 };
                 let done = running.run();
                 let closed = running.applier.close().map_err(|e| chain(&e));
@@ -238,6 +246,21 @@ struct Running {
     /// Records up to here pass the guard.
     passes: Option<Position>,
     seeding: bool,
+    /// Things moved aside so far.
+    aside_told: u64,
+    /// What is known of objects that failed, and is not kept with the rows.
+    trouble: HashMap<ObjectId, Trouble>,
+}
+
+#[derive(Clone)]
+struct Trouble {
+    since: Stamp,
+    tries: u64,
+    reason: String,
+}
+
+fn reason_of(failure: &Failure) -> String {
+    format!("cannot {}: {}", failure.step, failure.reason)
 }
 
 impl Running {
@@ -392,7 +415,13 @@ impl Running {
                         .applier
                         .repair(&differences, &*self.contents)
                         .map_err(|e| chain(&e));
-                    let _ = done.send(outcome);
+                    let _ = done.send(outcome.map(|mut outcome| {
+                        let failed = outcome.failed.clone();
+                        // Nobody was told that it had failed.
+                        outcome.healed.clear();
+                        self.took(outcome);
+                        failed
+                    }));
                 }
                 ApplyOrder::Checkpoint(done) => {
                     let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
@@ -401,11 +430,19 @@ impl Running {
                     let _ = answer.send(self.going());
                 }
                 ApplyOrder::Release => self.release(),
+                ApplyOrder::Adopted(done) => {
+                    let _ = done.send(self.adopted().map_err(|e| chain(&e)));
+                }
                 ApplyOrder::Seeded(done) => {
                     let _ = done.send(self.seeded().map_err(|e| chain(&e)));
                 }
             }
         }
+    }
+
+    fn adopted(&mut self) -> Result<(), ApplyError> {
+        let gone = self.applier.store_mut().meta_remove(ADOPTING_KEY);
+        gone.map_err(|e| ApplyError::Store(Box::new(e)))
     }
 
     fn seeded(&mut self) -> Result<(), ApplyError> {
@@ -490,25 +527,38 @@ impl Running {
     fn took(&mut self, outcome: Outcome) {
         self.unsaved.get_or_insert(Instant::now());
         let position = self.applier.store().position();
-        let failed = self.failed();
-        let total = self.applier.failed().len() as u64;
         for failure in &outcome.failed {
-            let path = self.path_of(failure.object);
-            self.ui.event(Event::Failed {
-                path,
-                reason: format!("cannot {}: {}", failure.step, failure.reason),
-            });
+            let reason = reason_of(failure);
+            let known = self.trouble.get(&failure.object).cloned();
+            let tries = known.as_ref().map_or(0, |known| known.tries) + 1;
+            let since = known.as_ref().map_or_else(Stamp::now, |known| known.since);
+            // Told once, and again when the reason is another.
+            if known.is_none_or(|known| known.reason != reason) {
+                let path = self.path_of(failure.object);
+                let reason = reason.clone();
+                self.ui.event(Event::Failed { path, reason });
+            }
+            let trouble = Trouble {
+                since,
+                tries,
+                reason,
+            };
+            self.trouble.insert(failure.object, trouble);
+        }
+        let all = self.applier.failed();
+        let total = all.len() as u64;
+        let failed = self.failed(&all);
+        if all.is_empty() {
+            self.trouble.clear();
+        } else if self.trouble.len() > all.len() {
+            let still: HashSet<ObjectId> = all.iter().map(|failure| failure.object).collect();
+            self.trouble.retain(|object, _| still.contains(object));
         }
         for object in &outcome.healed {
             let path = self.path_of(*object);
             self.ui.event(Event::Healed { path });
         }
-        for path in &outcome.moved_aside {
-            self.ui.event(Event::Notice(format!(
-                "moved aside to adopted/: {}",
-                mirror_core::escape(path)
-            )));
-        }
+        self.tell_aside(&outcome.moved_aside);
         self.applied.update(|status| {
             status.applied = position;
             add(&mut status.counts, &outcome.counts);
@@ -526,32 +576,42 @@ impl Running {
         });
     }
 
-    fn failed(&self) -> Vec<Failed> {
-        let since = Stamp::now();
-        let before: BTreeMap<PathText, Stamp> = self
-            .applied
-            .lock()
-            .failed
-            .iter()
-            .map(|failed| (failed.path.clone(), failed.since))
-            .collect();
-        let mut failed = Vec::new();
-        for failure in self.applier.failed().into_iter().take(FAILED_MAX) {
-            let path = self.path_of(failure.object);
-            let since = before.get(&path).copied().unwrap_or(since);
-            failed.push(Failed {
-                path,
-                reason: format!("cannot {}: {}", failure.step, failure.reason),
-                since,
-                tries: 1,
-            });
+    /// Some of what was moved aside is named; all of it is counted, and found in `adopted/`.
+    fn tell_aside(&mut self, moved: &[Vec<u8>]) {
+        for path in moved {
+            self.aside_told += 1;
+            let text = match self.aside_told {
+                0..=ASIDE_TOLD_MAX => {
+                    format!("moved aside to adopted/{}", mirror_core::escape(path))
+                }
+                n if n == ASIDE_TOLD_MAX + 1 => {
+                    "more is moved aside to adopted/: `fs_mirror status` counts it".into()
+                }
+                _ => return,
+            };
+            self.ui.event(Event::Notice(text));
         }
-        failed
+    }
+
+    fn failed(&self, all: &[Failure]) -> Vec<Failed> {
+        let now = Stamp::now();
+        let listed = all.iter().take(FAILED_MAX);
+        listed
+            .map(|failure| {
+                let known = self.trouble.get(&failure.object);
+                Failed {
+                    path: self.path_of(failure.object),
+                    reason: reason_of(failure),
+                    since: known.map_or(now, |known| known.since),
+                    tries: known.map_or(1, |known| known.tries),
+                }
+            })
+            .collect()
     }
 
     fn path_of(&self, object: ObjectId) -> PathText {
-        match path_of(self.applier.store(), object) {
-            Some(path) => PathText::new(&path),
+        match self.applier.path_of(object) {
+            Some(path) => PathText::new(root_or(&path)),
             None => PathText::new(format!("object {}", object.0).as_bytes()),
         }
     }
@@ -695,6 +755,11 @@ pub fn hold_of(alarm: &Alarm, reason: HoldReason, how: &str) -> Hold {
             below: None,
         },
     }
+}
+
+/// How a path below the root is shown: the root itself is `.`.
+pub fn root_or(path: &[u8]) -> &[u8] {
+    if path.is_empty() { b"." } else { path }
 }
 
 /// The path of an object below the root, by the rows; of the root itself: empty.

@@ -26,6 +26,7 @@ pub fn local(options: &MirrorOptions, source: &Path, ui: &dyn Ui) -> Result<RunE
         filter,
         cross: options.cross.clone(),
         fs_root: is_fs_root(source, &root),
+        adopt: adopts(options),
         failed: 0,
         stopped: options.stop.clone(),
     };
@@ -45,6 +46,11 @@ pub fn local(options: &MirrorOptions, source: &Path, ui: &dyn Ui) -> Result<RunE
     })
 }
 
+/// DST is not a mirror yet: what is extra in it would be moved aside.
+pub fn adopts(options: &MirrorOptions) -> bool {
+    options.adopt && !options.state_dir.join("log").is_dir()
+}
+
 fn is_fs_root(path: &Path, root: &fs::Metadata) -> bool {
     path.parent()
         .and_then(|up| fs::metadata(up).ok())
@@ -57,6 +63,8 @@ struct Dry<'a> {
     /// Mounts that are part of the tree.
     cross: Vec<PathBuf>,
     fs_root: bool,
+    /// DST was never this mirror's: nothing in it is removed.
+    adopt: bool,
     failed: u64,
     stopped: super::control::Stop,
 }
@@ -145,7 +153,7 @@ impl Dry<'_> {
             }
             path.extend_from_slice(name);
             self.ui.event(Event::Would {
-                what: "removed",
+                what: if self.adopt { "moved aside" } else { "removed" },
                 path: PathText::new(&path),
             });
         }

@@ -1,7 +1,7 @@
 //! What the engine tells while it runs, and how a run ends.
 
 use crate::engine::options::Detector;
-use crate::engine::status::{Hold, Lag, LastChange, PathText};
+use crate::engine::status::{Failed, Hold, Lag, LastChange, PathText};
 
 /// Something a person or a script may want to see at once. Totals are in [`crate::engine::status::Status`].
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +20,14 @@ pub enum Event {
         files: u64,
         bytes: u64,
         seconds: f64,
+    },
+    /// All that could be done is done, and DST does not equal SRC.
+    Incomplete(Box<Incomplete>),
+    /// Entries of an adopted copy that the source does not have; `list` is the file that names them all.
+    Extras {
+        total: u64,
+        sample: Vec<PathText>,
+        list: String,
     },
     /// Following. Send as often as you like.
     Live {
@@ -65,6 +73,22 @@ pub enum Event {
     },
 }
 
+/// What keeps the copy from being equal.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Incomplete {
+    pub entries: u64,
+    pub files: u64,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// Some of them; `failed_total` counts all.
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    /// Files in the copy as read, not known to be whole.
+    pub fuzzy: u64,
+    /// Entries of DST that are not the source's, and were not moved aside.
+    pub extras: u64,
+}
+
 /// How far a first copy or a comparison has come. A total that is not known yet is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Progress {
@@ -102,6 +126,8 @@ pub struct RunEnd {
     pub failed: u64,
     /// Files sent as read while they would not stop changing. More than 0: exit 3.
     pub fuzzy: u64,
+    /// Entries of an adopted DST that are not the source's and stayed. More than 0: exit 3.
+    pub extras: u64,
     /// Ended on hold: exit 4.
     pub held: Option<Hold>,
     /// Stopped by a signal or `stop` before it was done (only with `once` a matter: exit 1).

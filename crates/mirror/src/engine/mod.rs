@@ -3,6 +3,7 @@
 //! What a person asked for comes in as [`options::MirrorOptions`]; what happens goes out as [`event::Event`]s to a
 //! [`event::Ui`], as a [`status::Status`] to whoever asks, and through [`control`] to the other commands.
 
+pub mod adopt;
 pub mod applying;
 pub mod control;
 mod dry_run;

@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use mirror_core::reconcile::{Dir, Look, ReadEnd};
 use mirror_core::{At, Kind, Name, Object, ObjectId, Rows};
 
-use super::applying::{ApplyOrder, path_of};
+use super::applying::{ApplyOrder, path_of, root_or};
 use super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
@@ -46,7 +46,7 @@ pub fn copy(
         if repair {
             all.push(difference);
         } else if !line(VerifyLine {
-            path: PathText::new(&difference.path),
+            path: PathText::new(root_or(&difference.path)),
             what: word(difference.what).into(),
             repaired: false,
         }) {
@@ -62,20 +62,17 @@ pub fn copy(
             differences: part.to_vec(),
             done,
         });
-        let outcome = answer
+        let still = answer
             .recv()
             .map_err(|_| ControlError::Busy("the mirror is restarting".into()))?
             .map_err(ControlError::Failed)?;
         for difference in part {
-            let failed = difference.object.is_some_and(|object| {
-                outcome
-                    .failed
-                    .iter()
-                    .any(|failure| failure.object == object)
-            });
+            let failed = difference
+                .object
+                .is_some_and(|object| still.iter().any(|failure| failure.object == object));
             end.repaired += u64::from(!failed);
             line(VerifyLine {
-                path: PathText::new(&difference.path),
+                path: PathText::new(root_or(&difference.path)),
                 what: word(difference.what).into(),
                 repaired: !failed,
             });
@@ -176,7 +173,7 @@ pub fn source(
             path_of(&*rows, id).unwrap_or_default()
         };
         if !line(VerifyLine {
-            path: PathText::new(&path),
+            path: PathText::new(root_or(&path)),
             what: what.into(),
             repaired: repair,
         }) {

@@ -75,6 +75,48 @@ fn equal() -> Event {
 }
 
 #[test]
+fn what_is_not_equal_says_what_is_missing() {
+    use crate::engine::event::Incomplete;
+    use crate::engine::status::Failed;
+    let failed = Failed {
+        path: PathText::new(b"a\nb"),
+        reason: "cannot write: full".into(),
+        since: Stamp { ms: 0 },
+        tries: 1,
+    };
+    let event = Event::Incomplete(Box::new(Incomplete {
+        entries: 9,
+        files: 8,
+        bytes: 7,
+        seconds: 1.0,
+        failed: vec![failed],
+        failed_total: 3,
+        fuzzy: 1,
+        extras: 0,
+    }));
+    let s = &mut screen(Output {
+        quiet: true,
+        ..Output::default()
+    });
+    assert_eq!(
+        show(s, event, 0),
+        "err: incomplete: 3 paths failed, 1 file fuzzy; 9 entries (8 files, 7 B) in 1.0 s\n  \
+         a\\x0ab: cannot write: full\n  ... and 2 more failed"
+    );
+}
+
+#[test]
+fn lines_about_single_paths_have_an_end() {
+    let s = &mut screen(Output::default());
+    let lines: Vec<String> = (0..60).map(|at| show(s, failed(), at)).collect();
+    assert_eq!(
+        lines.iter().filter(|line| line.contains("a\\x0ab")).count(),
+        50
+    );
+    assert!(lines[50].contains("`fs_mirror status -v` lists them") && lines[51].is_empty());
+}
+
+#[test]
 fn on_a_terminal() {
     let s = &mut screen(Output {
         terminal: true,

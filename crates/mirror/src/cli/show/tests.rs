@@ -66,7 +66,7 @@ fn a_status_to_read() {
     let want = "\
 /backup/www <- /srv/www
   state         following
-  equal         known to be at 2001-09-09 01:47:39, followed since
+  equal         last known to be at 2001-09-09 01:47:39
   lag           0.2 s, 2 records, 12 KiB
   last change   2001-09-09 01:47:38 blog/a\\x0ab
   tree          102,345 entries (100,000 files, 4.0 GiB)
@@ -83,6 +83,13 @@ fn a_status_to_read() {
   process       77 since 2001-09-09 01:46:40, version 0.1.0
 ";
     assert_eq!(status(&s, true, false, s.now, &TimeZone::UTC), want);
+    s.failed_total = 0;
+    s.failed.clear();
+    let text = status(&s, true, false, s.now, &TimeZone::UTC);
+    assert!(
+        text.contains("equal         known to be at 2001-09-09 01:47:39, followed since\n"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -201,6 +201,11 @@ fn take(frames: &[u8], head: &mut Digest, rows: &mut Index) -> Result<Option<Pos
 
 fn compare(options: &MirrorOptions, rows: &Index, ui: &dyn Ui) -> Result<(), index::IndexError> {
     let owners = options.owners == Owners::Apply;
+    let extra = if crate::engine::dry_run::adopts(options) {
+        "moved aside"
+    } else {
+        "removed"
+    };
     let mut dirs: Vec<(ObjectId, Vec<u8>)> = vec![(ObjectId::ROOT, Vec::new())];
     while let Some((dir, below)) = dirs.pop() {
         if options.stop.requested() {
@@ -246,7 +251,7 @@ fn compare(options: &MirrorOptions, rows: &Index, ui: &dyn Ui) -> Result<(), ind
             }
         }
         for name in here.keys() {
-            would("removed", &path_of(name));
+            would(extra, &path_of(name));
         }
     }
     Ok(())

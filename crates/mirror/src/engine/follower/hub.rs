@@ -68,7 +68,8 @@ struct Known {
     /// When everything known was applied.
     caught_up: Instant,
     handles: Option<Handles>,
-    equal: bool,
+    /// The first copy or comparison is done, but perhaps for what failed.
+    arrived: bool,
 }
 
 pub struct Hub {
@@ -102,7 +103,7 @@ impl Hub {
                 offset_ns: 0,
                 caught_up: Instant::now(),
                 handles: None,
-                equal: false,
+                arrived: false,
             }),
             links: Links::default(),
             outgoing: Mutex::new(None),
@@ -271,11 +272,16 @@ impl Hub {
         known.status.now = Stamp::now();
     }
 
-    /// From now on the copy is known to have been equal once.
-    pub fn equal(&self) {
-        let mut known = lock(&self.known);
-        known.equal = true;
-        known.status.equal_at = Some(Stamp::now());
+    /// The first copy is done. What failed keeps it from being equal, and so does what an adopted copy holds besides.
+    pub fn arrived(&self, extras: u64) -> Status {
+        lock(&self.known).arrived = extras == 0;
+        let mut status = self.refresh();
+        if extras == 0 && status.failed_total == 0 && status.counters.fuzzy == 0 {
+            // As of a moment after the start; what came since is on its way.
+            status.equal_at = Some(Stamp::now());
+            lock(&self.known).status.equal_at = status.equal_at;
+        }
+        status
     }
 
     pub fn known_report(&self) -> Report {
@@ -374,7 +380,8 @@ impl Hub {
         .collect();
         status.space = space(&handles.dst);
         let scanning = report.scan.is_some();
-        if known.equal && known.connected && behind == 0 && !scanning && status.failed_total == 0 {
+        let well = status.failed_total == 0 && status.counters.fuzzy == 0;
+        if known.arrived && known.connected && behind == 0 && !scanning && well {
             status.equal_at = Some(status.now);
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
@@ -386,7 +393,7 @@ impl Hub {
             }
         } else if !known.connected {
             State::Starting
-        } else if !known.equal {
+        } else if !known.arrived {
             State::Seeding {
                 files: applied.counts.created + applied.counts.adopted,
                 files_total: (!scanning && report.scans > 0).then_some(report.entries),

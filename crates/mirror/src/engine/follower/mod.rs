@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver as Channel, bounded};
 use mirror_core::Position;
 
+use super::adopt::{self, ADOPTING_KEY, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
 use super::control::{Handle, StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
-use super::local::{dst_holds_something, outer::hold};
+use super::local::{dst_holds_something, outer::hold, told_arrival};
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
@@ -315,11 +316,14 @@ impl Follower {
             },
             ..apply::Options::default()
         };
-        let applier = match Applier::open(&place.dst, &place.state, rows, options) {
+        let mut applier = match Applier::open(&place.dst, &place.state, rows, options) {
             Ok(applier) => applier,
             Err(error) if self.ever => return Ok(End::Retry(chain(&error))),
             Err(error) => return Err(failed("cannot open DST", &error)),
         };
+        let adoption = self
+            .adoption(&mut applier, fresh && holds, log.is_some())
+            .map_err(|e| failed("cannot use the index", &e))?;
         let ever = log.is_some() || self.ever;
         self.ever = true;
         let memory = Arc::new(Memory::default());
@@ -357,7 +361,7 @@ impl Follower {
             has_begun,
             waiting: Some(applier),
             apply: None,
-            adopting: fresh && holds,
+            adoption,
             first: First::Connecting,
             began: Instant::now(),
             rounds: 0,
@@ -390,6 +394,28 @@ impl Follower {
             (End::Done(_), Err(reason)) => Ok(End::Retry(reason)),
             (end, _) => Ok(end),
         }
+    }
+
+    /// Whether the copy may hold what the source never had, and then whether somebody is asked before it moves aside.
+    fn adoption(
+        &self,
+        applier: &mut Applier<Index>,
+        found_full: bool,
+        has_log: bool,
+    ) -> Result<Option<bool>, index::IndexError> {
+        let rows = applier.store_mut();
+        if rows.meta_get(ADOPTING_KEY)?.is_some() {
+            return Ok(Some(true));
+        }
+        if !found_full {
+            return Ok(None);
+        }
+        // A copy whose log or index was lost is ours all the same.
+        if has_log || self.comparing {
+            return Ok(Some(false));
+        }
+        rows.meta_put(ADOPTING_KEY, b"1")?;
+        Ok(Some(true))
     }
 
     /// The rows of the copy. Damaged ones are made again, from the log or by comparing.
@@ -445,7 +471,10 @@ enum First {
     Connecting,
     Barrier(Channel<Covered>),
     Applying(Covered),
-    Equal,
+    /// `equal`: that it is, was told.
+    Following {
+        equal: bool,
+    },
 }
 
 struct Session<'a> {
@@ -459,7 +488,8 @@ struct Session<'a> {
     /// The copy, until there is a log to apply.
     waiting: Option<Applier<Index>>,
     apply: Option<ApplyLoop>,
-    adopting: bool,
+    /// The copy may hold what the source never had; true: somebody is asked before it moves aside.
+    adoption: Option<bool>,
     first: First,
     began: Instant,
     rounds: u32,
@@ -474,7 +504,7 @@ impl Session<'_> {
         let mut acked: Option<Position> = None;
         loop {
             let nap = match self.first {
-                First::Equal => 100,
+                First::Following { .. } => 100,
                 _ => 10,
             };
             options.stop.wait(Duration::from_millis(nap));
@@ -636,12 +666,18 @@ impl Session<'_> {
                     return self.first_applied(&covered);
                 }
             }
-            First::Equal => ui.event(Event::Live {
-                lag: status.lag,
-                last_change: status.last_change.clone(),
-                failures: status.failed_total,
-                fuzzy: status.counters.fuzzy,
-            }),
+            First::Following { equal } => {
+                if !equal && status.equal_at.is_some() {
+                    let equal = told_arrival(&**ui, status, 0, self.began);
+                    self.first = First::Following { equal };
+                }
+                ui.event(Event::Live {
+                    lag: status.lag,
+                    last_change: status.last_change.clone(),
+                    failures: status.failed_total,
+                    fuzzy: status.counters.fuzzy,
+                });
+            }
         }
         Ok(None)
     }
@@ -667,16 +703,6 @@ impl Session<'_> {
         let Some(apply) = &self.apply else {
             return Ok(None);
         };
-        if self.adopting {
-            self.adopting = false;
-            let aside = move_extras_aside(apply)?;
-            if aside > 0 {
-                follower.ui.event(Event::Notice(format!(
-                    "{aside} entries that the source does not have were moved to {}",
-                    show(&options.state_dir.join("adopted"))
-                )));
-            }
-        }
         let failed = apply.applied.lock().failed_total;
         if failed > 0 && self.rounds < ONCE_ROUNDS {
             // What changed while it was read has a successor on its way.
@@ -685,57 +711,31 @@ impl Session<'_> {
             options.stop.wait(Duration::from_millis(300));
             return Ok(None);
         }
-        let status = hub.refresh();
-        hub.equal();
-        follower.ui.event(Event::Equal {
-            entries: status.entries,
-            files: status.files,
-            bytes: status.bytes,
-            seconds: self.began.elapsed().as_secs_f64(),
-        });
-        if !options.once {
-            self.first = First::Equal;
+        let left = match self.adoption.take() {
+            Some(ask) => match adopt::settle(apply, &*follower.ui, &options.state_dir, ask)? {
+                Extras::None => 0,
+                Extras::Left(left) => left,
+            },
+            None => 0,
+        };
+        let status = hub.arrived(left);
+        let equal = told_arrival(&*follower.ui, &status, left, self.began);
+        if !options.once && left == 0 {
+            self.first = First::Following { equal };
             return Ok(None);
         }
         let (done, answer) = bounded(1);
         let _ = apply.orders.send(ApplyOrder::Checkpoint(done));
         Ok(Some(match answer.recv_timeout(Duration::from_secs(600)) {
             Ok(Ok(())) => End::Done(RunEnd {
-                failed: covered.report.failed_total + failed,
-                fuzzy: covered.report.fuzzy_total,
+                failed: status.failed_total.max(covered.report.failed_total),
+                fuzzy: status.counters.fuzzy.max(covered.report.fuzzy_total),
+                extras: left,
                 held: None,
                 stopped: false,
             }),
             Ok(Err(text)) => End::Retry(text),
             Err(_) => End::Retry("the copy's index could not be saved".into()),
         }))
-    }
-}
-
-/// An adopted copy may hold what the source does not: it moves aside, nothing is deleted.
-fn move_extras_aside(apply: &ApplyLoop) -> Result<u64, RunError> {
-    let (found, extras) = crossbeam_channel::unbounded();
-    let _ = apply.orders.send(ApplyOrder::Verify {
-        content: false,
-        found,
-    });
-    let differences: Vec<apply::Difference> = extras
-        .iter()
-        .filter(|difference| difference.what == apply::DifferenceKind::Extra)
-        .collect();
-    if differences.is_empty() {
-        return Ok(0);
-    }
-    let count = differences.len() as u64;
-    let (done, answer) = bounded(1);
-    let _ = apply.orders.send(ApplyOrder::Repair { differences, done });
-    match answer.recv() {
-        Ok(Ok(_)) => Ok(count),
-        Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!(
-            "extras could not be moved aside: {text}"
-        ))),
-        Err(_) => Err(RunError::Failed(anyhow::anyhow!(
-            "extras could not be moved aside"
-        ))),
     }
 }

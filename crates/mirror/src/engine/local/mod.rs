@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
+use super::adopt::{self, ADOPTING_KEY, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of};
 use super::control::{StateLock, persist_status, serve, take_release};
-use super::event::{Event, Progress, RunEnd, RunError, Ui};
+use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::session::{Session, SessionError, SessionSetup, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
@@ -321,9 +322,12 @@ impl Mirror {
             .meta_get(SEEDED_KEY)
             .map_err(|e| failed("cannot read the index", &e))?
             .is_none();
-        let applier = Applier::open(&place.dst, &place.state, rows, options)
+        let mut applier = Applier::open(&place.dst, &place.state, rows, options)
             .map_err(|e| failed("cannot open DST", &e))?;
-        let adopting = fresh && held;
+        let adoption = self
+            .adoption(&mut applier, fresh && held, &place)
+            .map_err(|e| failed("cannot use the index", &e))?;
+        let adopting = adoption.is_some();
         let stop = self.options.stop.clone();
         let outer = self.outer.clone();
         let stopping: Arc<dyn Fn() -> bool + Send + Sync> =
@@ -404,7 +408,7 @@ impl Mirror {
             dst: place.dst.clone(),
         });
         self.ever = true;
-        let end = self.follow(&session, &apply, &place, adopting);
+        let end = self.follow(&session, &apply, &place, adoption);
         // What is staged and what waits for room must not keep the threads.
         self.outer.stopping.store(true, Ordering::Release);
         self.outer.close();
@@ -418,6 +422,28 @@ impl Mirror {
             return Ok(End::Retry(reason));
         }
         Ok(end)
+    }
+
+    /// Whether the copy may hold what the source never had, and then whether somebody is asked before it moves aside.
+    fn adoption(
+        &self,
+        applier: &mut Applier<Index>,
+        found_full: bool,
+        place: &Place,
+    ) -> Result<Option<Ask>, IndexError> {
+        let rows = applier.store_mut();
+        if rows.meta_get(ADOPTING_KEY)?.is_some() {
+            return Ok(Some(Ask(true)));
+        }
+        if !found_full {
+            return Ok(None);
+        }
+        // A copy whose index was lost is ours all the same.
+        if self.has_log(place) {
+            return Ok(Some(Ask(false)));
+        }
+        rows.meta_put(ADOPTING_KEY, b"1")?;
+        Ok(Some(Ask(true)))
     }
 
     fn has_log(&self, place: &Place) -> bool {
@@ -486,14 +512,14 @@ impl Mirror {
         session: &Session,
         apply: &ApplyLoop,
         place: &Place,
-        adopting: bool,
+        adoption: Option<Ask>,
     ) -> Result<End, RunError> {
         let watch = mounts::Watch::new().ok();
         let mut first = First::Scanning;
         let began = Instant::now();
         let (mut last_saved, mut last_root) = (Instant::now(), Instant::now());
         loop {
-            let nap = Duration::from_millis(if matches!(first, First::Equal) {
+            let nap = Duration::from_millis(if matches!(first, First::Following { .. }) {
                 100
             } else {
                 10
@@ -539,7 +565,7 @@ impl Mirror {
                 return Ok(End::Retry(format!("apply stopped: {reason}")));
             }
             self.outer.refresh();
-            if let Some(end) = self.first(&mut first, session, apply, place, began, adopting)? {
+            if let Some(end) = self.first(&mut first, session, apply, began, adoption)? {
                 return Ok(end);
             }
             if last_saved.elapsed() > Duration::from_secs(2) {
@@ -555,9 +581,8 @@ impl Mirror {
         first: &mut First,
         session: &Session,
         apply: &ApplyLoop,
-        place: &Place,
         began: Instant,
-        adopting: bool,
+        adoption: Option<Ask>,
     ) -> Result<Option<End>, RunError> {
         match first {
             First::Scanning => {
@@ -593,15 +618,15 @@ impl Mirror {
                     }));
                 }
                 if scans > 0 {
-                    *first = First::Barrier(session.barrier());
+                    *first = First::Barrier(session.barrier(), 0);
                 }
             }
-            First::Barrier(answer) => {
+            First::Barrier(answer, rounds) => {
                 if let Ok(barrier) = answer.try_recv() {
-                    *first = First::Applying(barrier);
+                    *first = First::Applying(barrier, *rounds);
                 }
             }
-            First::Applying(barrier) => {
+            First::Applying(barrier, rounds) => {
                 let (applied, held) = {
                     let state = apply.applied.lock();
                     (state.applied, state.hold.clone())
@@ -616,17 +641,19 @@ impl Mirror {
                     .position
                     .is_none_or(|wanted| applied >= Some(wanted))
                 {
-                    let aside = if adopting {
-                        self.move_extras_aside(apply)?
-                    } else {
-                        0
-                    };
-                    if aside > 0 {
-                        self.ui.event(Event::Notice(format!(
-                            "{aside} entries that the source does not have were moved to {}",
-                            show(&self.options.state_dir.join("adopted"))
-                        )));
+                    // What changed while it was read has a successor on its way.
+                    if apply.applied.lock().failed_total > 0 && *rounds < ROUNDS_MAX {
+                        *rounds += 1;
+                        self.options.stop.wait(Duration::from_millis(300));
+                        *first = First::Barrier(session.barrier(), *rounds);
+                        return Ok(None);
                     }
+                    let extras = match adoption {
+                        Some(Ask(ask)) => {
+                            adopt::settle(apply, &*self.ui, &self.options.state_dir, ask)?
+                        }
+                        None => Extras::None,
+                    };
                     let (done, answer) = crossbeam_channel::bounded(1);
                     let _ = apply.orders.send(ApplyOrder::Seeded(done));
                     match answer.recv_timeout(Duration::from_secs(600)) {
@@ -637,29 +664,29 @@ impl Mirror {
                             return Ok(Some(End::Retry(text)));
                         }
                     }
-                    let status = self.outer.refresh();
-                    self.outer.equal();
-                    self.ui.event(Event::Equal {
-                        entries: status.entries,
-                        files: status.files,
-                        bytes: status.bytes,
-                        seconds: began.elapsed().as_secs_f64(),
-                    });
-                    if self.options.once {
-                        let status = self.outer.refresh();
+                    let left = match extras {
+                        Extras::None => 0,
+                        Extras::Left(left) => left,
+                    };
+                    let status = self.outer.arrived(left);
+                    let equal = told_arrival(&*self.ui, &status, left, began);
+                    if self.options.once || left > 0 {
                         return Ok(Some(End::Done(RunEnd {
                             failed: status.failed_total,
                             fuzzy: status.counters.fuzzy,
+                            extras: left,
                             held: None,
                             stopped: false,
                         })));
                     }
-                    let _ = place;
-                    *first = First::Equal;
+                    *first = First::Following { equal };
                 }
             }
-            First::Equal => {
+            First::Following { equal } => {
                 let status = self.outer.refresh();
+                if !*equal && status.equal_at.is_some() {
+                    *equal = told_arrival(&*self.ui, &status, 0, began);
+                }
                 self.ui.event(Event::Live {
                     lag: status.lag,
                     last_change: status.last_change,
@@ -670,41 +697,53 @@ impl Mirror {
         }
         Ok(None)
     }
-
-    /// An adopted copy may hold what the source does not: it moves aside, nothing is deleted.
-    fn move_extras_aside(&self, apply: &ApplyLoop) -> Result<u64, RunError> {
-        let (found, extras) = crossbeam_channel::unbounded();
-        let _ = apply.orders.send(ApplyOrder::Verify {
-            content: false,
-            found,
-        });
-        let differences: Vec<apply::Difference> = extras
-            .iter()
-            .filter(|difference| difference.what == apply::DifferenceKind::Extra)
-            .collect();
-        if differences.is_empty() {
-            return Ok(0);
-        }
-        let count = differences.len() as u64;
-        let (done, answer) = crossbeam_channel::bounded(1);
-        let _ = apply.orders.send(ApplyOrder::Repair { differences, done });
-        match answer.recv() {
-            Ok(Ok(_)) => Ok(count),
-            Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!(
-                "extras could not be moved aside: {text}"
-            ))),
-            Err(_) => Err(RunError::Failed(anyhow::anyhow!(
-                "extras could not be moved aside"
-            ))),
-        }
-    }
 }
 
 enum First {
     Scanning,
-    Barrier(Receiver<Barrier>),
-    Applying(Barrier),
-    Equal,
+    /// With the rounds that went by because something failed.
+    Barrier(Receiver<Barrier>, u32),
+    Applying(Barrier, u32),
+    /// `equal`: that it is, was told.
+    Following {
+        equal: bool,
+    },
+}
+
+/// Rounds that wait for what failed at first.
+const ROUNDS_MAX: u32 = 3;
+
+/// An adopted copy's extras move aside; true: after a yes.
+#[derive(Clone, Copy)]
+struct Ask(bool);
+
+/// All that was there at the start is done: says whether the copy is equal, and if not, what is not. True: it is.
+pub fn told_arrival(ui: &dyn Ui, status: &Status, extras: u64, began: Instant) -> bool {
+    const NAMED_MAX: usize = 10;
+    let seconds = began.elapsed().as_secs_f64();
+    let (entries, files, bytes) = (status.entries, status.files, status.bytes);
+    let fuzzy = status.counters.fuzzy;
+    let equal = status.failed_total == 0 && fuzzy == 0 && extras == 0;
+    ui.event(if equal {
+        Event::Equal {
+            entries,
+            files,
+            bytes,
+            seconds,
+        }
+    } else {
+        Event::Incomplete(Box::new(Incomplete {
+            entries,
+            files,
+            bytes,
+            seconds,
+            failed: status.failed.iter().take(NAMED_MAX).cloned().collect(),
+            failed_total: status.failed_total,
+            fuzzy,
+            extras,
+        }))
+    });
+    equal
 }
 
 pub fn dst_holds_something(dst: &Path) -> bool {

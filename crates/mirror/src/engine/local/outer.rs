@@ -60,6 +60,8 @@ pub struct Outer {
     handles: Mutex<Option<Handles>>,
     status: Mutex<Status>,
     roots: Mutex<Option<Vec<RootId>>>,
+    /// The first copy or comparison is done, but perhaps for what failed.
+    arrived: AtomicBool,
     /// The session is being closed: nothing may wait for room.
     pub stopping: AtomicBool,
 }
@@ -77,6 +79,7 @@ impl Outer {
             handles: Mutex::new(None),
             status: Mutex::new(status),
             roots: Mutex::new(None),
+            arrived: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         }
     }
@@ -154,8 +157,16 @@ impl Outer {
         status.now = Stamp::now();
     }
 
-    pub fn equal(&self) {
-        lock(&self.status).equal_at = Some(Stamp::now());
+    /// The first copy is done. What failed keeps it from being equal, and so does what an adopted copy holds besides.
+    pub fn arrived(&self, extras: u64) -> Status {
+        self.arrived.store(extras == 0, Ordering::Release);
+        let mut status = self.refresh();
+        if extras == 0 && status.failed_total == 0 && status.counters.fuzzy == 0 {
+            // As of a moment after the start; what came since is on its way.
+            status.equal_at = Some(Stamp::now());
+            lock(&self.status).equal_at = status.equal_at;
+        }
+        status
     }
 
     pub fn snapshot(&self) -> Status {
@@ -255,9 +266,14 @@ impl Outer {
         .map(|(what, count)| (what.to_string(), count))
         .collect();
         status.space = space(&handles.dst);
-        status.state = match (&applied.hold, &capture.scan, status.equal_at) {
-            (Some(hold), _, _) => State::Hold(hold.clone()),
-            (None, Some((seen, began)), None) => {
+        let arrived = self.arrived.load(Ordering::Acquire);
+        let well = status.failed_total == 0 && status.counters.fuzzy == 0;
+        if arrived && well && behind == 0 && status.equal_at.is_none() {
+            status.equal_at = Some(status.now);
+        }
+        status.state = match (&applied.hold, &capture.scan) {
+            (Some(hold), _) => State::Hold(hold.clone()),
+            (None, Some((seen, began))) if !arrived => {
                 let files = seen.entries.load(Ordering::Relaxed);
                 let bytes = seen.read_bytes.load(Ordering::Relaxed);
                 let seconds = began.elapsed().as_secs_f64().max(0.001);
@@ -270,7 +286,7 @@ impl Outer {
                     eta_s: None,
                 }
             }
-            (None, None, None) if status.equal_at.is_none() => State::Seeding {
+            (None, None) if !arrived => State::Seeding {
                 files: capture.files,
                 files_total: Some(capture.files),
                 bytes: capture.bytes,

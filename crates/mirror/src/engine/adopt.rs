@@ -1,0 +1,108 @@
+//! What an adopted copy holds and the source does not: found once all else is equal, told, asked about, moved aside.
+//!
+//! Nothing is deleted, and without a yes nothing is moved. Until that is settled the rows say so ([`ADOPTING_KEY`]), so
+//! that a mirror that was killed meanwhile asks again.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::applying::{ApplyLoop, ApplyOrder};
+use super::event::{Event, RunError, Ui};
+use super::session::show;
+use super::status::PathText;
+use crate::apply::{Difference, DifferenceKind};
+
+/// Kept with the rows from the start of an adoption until its extras are settled.
+pub const ADOPTING_KEY: &str = "adopting";
+/// In the state directory: every extra entry as last found, one a line.
+pub const LIST: &str = "extras.list";
+/// How many are named at once.
+const NAMED_MAX: usize = 10;
+
+/// What became of the extra entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extras {
+    /// There is none (any more).
+    None,
+    /// They are where they were.
+    Left(u64),
+}
+
+/// Finds the extras of the copy and moves them aside. `ask`: only after a yes.
+pub fn settle(
+    apply: &ApplyLoop,
+    ui: &dyn Ui,
+    state_dir: &Path,
+    ask: bool,
+) -> Result<Extras, RunError> {
+    let (found, differences) = crossbeam_channel::unbounded();
+    let _ = apply.orders.send(ApplyOrder::Verify {
+        content: false,
+        found,
+    });
+    let mut extras: Vec<Difference> = differences
+        .iter()
+        .filter(|difference| difference.what == DifferenceKind::Extra)
+        .collect();
+    if extras.is_empty() {
+        return finish(apply);
+    }
+    extras.sort_by(|a, b| a.path.cmp(&b.path));
+    let total = extras.len() as u64;
+    let list = state_dir.join(LIST);
+    write_list(&list, &extras)
+        .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot write {}: {e}", show(&list))))?;
+    ui.event(Event::Extras {
+        total,
+        sample: extras
+            .iter()
+            .take(NAMED_MAX)
+            .map(|extra| PathText::new(&extra.path))
+            .collect(),
+        list: show(&list),
+    });
+    let adopted = show(&state_dir.join("adopted"));
+    if ask && !ui.ask(&format!("Move them to {adopted}?")) {
+        return Ok(Extras::Left(total));
+    }
+    let (done, answer) = crossbeam_channel::bounded(1);
+    let _ = apply.orders.send(ApplyOrder::Repair {
+        differences: extras,
+        done,
+    });
+    let not_moved =
+        |why: &str| RunError::Failed(anyhow::anyhow!("extras could not be moved aside: {why}"));
+    match answer.recv() {
+        Ok(Ok(_)) => {}
+        Ok(Err(text)) => return Err(not_moved(&text)),
+        Err(_) => return Err(not_moved("apply stopped")),
+    }
+    finish(apply)
+}
+
+/// From now on it is a mirror as any other.
+fn finish(apply: &ApplyLoop) -> Result<Extras, RunError> {
+    let (done, answer) = crossbeam_channel::bounded(1);
+    let _ = apply.orders.send(ApplyOrder::Adopted(done));
+    match answer.recv() {
+        Ok(Ok(())) => Ok(Extras::None),
+        Ok(Err(text)) => Err(RunError::Failed(anyhow::anyhow!("{text}"))),
+        Err(_) => Err(RunError::Failed(anyhow::anyhow!("apply stopped"))),
+    }
+}
+
+fn write_list(list: &Path, extras: &[Difference]) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(list)?;
+    let mut out = io::BufWriter::new(file);
+    for extra in extras {
+        writeln!(out, "{}", PathText::new(&extra.path))?;
+    }
+    out.flush()
+}
