@@ -134,7 +134,7 @@ fn extras_of_an_adopted_copy_move_only_after_a_yes() {
     let ran = place.run("mirror src dst --once --yes");
     assert!(ran.code == 0 && ran.stderr.contains("\nequal: "), "{ran:?}");
     assert!(
-        ran.stderr.matches("moved aside to adopted/").count() == 10,
+        ran.stderr.matches("\nmoved aside to adopted/").count() == 10,
         "{ran:?}"
     );
     place.equal();
