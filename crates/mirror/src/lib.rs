@@ -10,4 +10,5 @@ pub mod filter;
 pub mod index;
 pub mod link;
 pub mod log;
+mod planted;
 pub mod sys;

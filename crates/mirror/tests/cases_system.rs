@@ -766,3 +766,9 @@ fn source_and_copy_in_memory() {
         mirror.must_be_equal();
     });
 }
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_defects_are_caught() {
+    common::caught(&[("trust_equal_stat", "case_42_changes_while_stopped")]);
+}

@@ -373,3 +373,9 @@ fn power_cut_of_the_copy() {
         assert_eq!(target.check().unwrap(), None);
     });
 }
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_defects_are_caught() {
+    common::caught(&[("trust_unproven", "killed_between_look_and_late_write")]);
+}

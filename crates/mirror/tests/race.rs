@@ -138,3 +138,12 @@ fn race_under_inotify() {
         races(lab, Fs::Ext4, 51, 1, None, "inotify");
     });
 }
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_defects_are_caught() {
+    common::caught(&[
+        ("drop_a_hint", "race_on_ext4"),
+        ("ignore_overflow", "race_on_ext4_with_overflows"),
+    ]);
+}

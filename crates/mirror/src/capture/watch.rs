@@ -21,6 +21,7 @@ use super::part::{self, Tag};
 use super::tree::SourceTree;
 use super::tree::shown;
 use crate::engine::options::Detector;
+use crate::planted;
 use crate::sys::fanotify::{self, Fsid, mask};
 use crate::sys::{Errno, who};
 
@@ -232,10 +233,10 @@ impl Watch {
                     break;
                 };
                 if record.overflow {
-                    heard.lost = true;
+                    heard.lost |= !planted::is("ignore_overflow");
                     continue;
                 }
-                if record.pid == Some(self.own_pid) {
+                if record.pid == Some(self.own_pid) || planted::is_one_in("drop_a_hint", 1000) {
                     continue;
                 }
                 let who = if self.ask_who {

@@ -59,8 +59,12 @@ pub enum SessionError {
     #[error("{0}")]
     Detector(String),
     /// The root is not the one this log is of.
-    #[error("{0}")]
-    OtherRoot(String),
+    #[error("{what}")]
+    OtherRoot {
+        what: String,
+        /// The one it is of, if it is the root itself: see [`is_root`].
+        wanted: Option<Vec<u8>>,
+    },
     /// A mount that was part of the tree is not asked for any more.
     #[error("{0}")]
     NotCrossed(String),
@@ -295,15 +299,20 @@ fn replay(
 
 const ROOT_KEY: &str = "root";
 
+/// Whether this is the root that a session asked for, see [`SessionError::OtherRoot`].
+pub fn is_root(tree: &SourceTree, wanted: &[u8]) -> bool {
+    root_bytes(&tree.id) == wanted
+}
+
 /// A log is of one root. A root with another identity under the same path is a replaced disk or a wrong mount.
 fn know_root(index: &mut Index, tree: &SourceTree, released: bool) -> Result<(), SessionError> {
     let now = root_bytes(&tree.id);
     match index.meta_get(ROOT_KEY)? {
         Some(old) if old != now && !released && index.stats().entries > 0 => {
-            return Err(SessionError::OtherRoot(format!(
-                "{} is not the directory it was",
-                show(&tree.path)
-            )));
+            return Err(SessionError::OtherRoot {
+                what: format!("{} is not the directory it was", show(&tree.path)),
+                wanted: Some(old),
+            });
         }
         Some(old) if old == now => {}
         Some(_) | None => {
@@ -352,9 +361,12 @@ fn know_crossed(
         let shown = mirror_core::escape(path);
         match now.get(path) {
             Some(found) if found != id && released != Some(HoldReason::RootReplaced) => {
-                return Err(SessionError::OtherRoot(format!(
-                    "another file system than before is mounted on {shown}, which is crossed"
-                )));
+                return Err(SessionError::OtherRoot {
+                    what: format!(
+                        "another file system than before is mounted on {shown}, which is crossed"
+                    ),
+                    wanted: None,
+                });
             }
             None if released != Some(HoldReason::Unexplained) => {
                 return Err(SessionError::NotCrossed(format!(

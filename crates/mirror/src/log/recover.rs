@@ -12,6 +12,7 @@ use super::walk::{Place, Step};
 use super::window::Window;
 use super::{End, LogError, io_error};
 use crate::disk::{Disk, DiskFile};
+use crate::planted;
 
 /// The log as it was found.
 pub struct Found {
@@ -178,7 +179,9 @@ fn scan(disk: &dyn Disk, first: Position, header: &Header) -> Result<Found, LogE
             }
             Step::Broken(what) => {
                 let offset = place.offset;
-                if later_frames(&mut window, first, offset + 1, len, offset)? {
+                if !planted::is("damage_taken_for_a_torn_tail")
+                    && later_frames(&mut window, first, offset + 1, len, offset)?
+                {
                     return Err(damaged(first, offset, what));
                 }
                 break;
@@ -188,7 +191,7 @@ fn scan(disk: &dyn Disk, first: Position, header: &Header) -> Result<Found, LogE
     if durable > group_end.offset {
         return Err(damaged(first, group_end.offset, "the group has no end"));
     }
-    if group_end.offset < len {
+    if group_end.offset < len && !planted::is("torn_tail_kept") {
         file.truncate(group_end.offset)
             .map_err(|error| io_error("cut", &name, error))?;
     }

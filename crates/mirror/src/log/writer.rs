@@ -14,6 +14,7 @@ use super::{
     PruneStats, Recovered, Shared, Tail, describe, io_error, prune, receive::refused, walk,
 };
 use crate::disk::{Disk, DiskFile};
+use crate::planted;
 
 /// Encoded records are handed to the kernel when there are this many bytes, or at a flush.
 const WRITE_BYTES: usize = 1 << 20;
@@ -436,9 +437,11 @@ impl Log {
         self.shared.content.flush()?;
         self.write()?;
         if self.written > self.durable {
-            self.file
-                .flush()
-                .map_err(|error| io_error("flush", &segment::name(self.segment), error))?;
+            if !planted::is("acknowledge_before_flush") {
+                self.file
+                    .flush()
+                    .map_err(|error| io_error("flush", &segment::name(self.segment), error))?;
+            }
             self.durable = self.written;
             self.shared
                 .tail

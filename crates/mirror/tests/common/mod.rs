@@ -282,3 +282,23 @@ impl Drop for Took {
         println!("{}: {:.2} s", self.what, self.start.elapsed().as_secs_f64());
     }
 }
+
+/// Each planted defect makes a test of this test program fail: our tests can fail.
+#[cfg(feature = "planted")]
+pub fn caught(defects: &[(&str, &str)]) {
+    let exe = std::env::current_exe().unwrap();
+    for (defect, test) in defects {
+        let output = Command::new(&exe)
+            .args([test, "--exact"])
+            .env("FS_MIRROR_PLANT", defect)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("running 1 test"), "{test} is not there");
+        if said.contains("skipped: ") {
+            continue;
+        }
+        assert!(!output.status.success(), "{defect} is not caught by {test}");
+        println!("{defect}: caught by {test}");
+    }
+}

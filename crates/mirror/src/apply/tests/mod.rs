@@ -2,8 +2,6 @@
 
 mod faults;
 mod order;
-#[cfg(feature = "planted")]
-mod planted;
 mod same;
 mod source;
 

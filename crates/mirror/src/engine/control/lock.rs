@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use mirror_core::escape;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::engine::status::Stamp;
+use crate::sys::tree;
 
 /// Held as long as a clone of it lives; the kernel drops it with the process, so a stale one can't exist.
 #[derive(Debug, Clone)]
@@ -53,6 +55,12 @@ impl StateLock {
             path: path.clone(),
             source,
         };
+        // Open through a private view, where that is possible, it keeps nobody from unmounting the file system.
+        let view = tree::private_clone(state_dir).ok();
+        let file = view.as_ref().map_or_else(
+            || path.clone(),
+            |view| PathBuf::from(format!("/proc/self/fd/{}/lock", view.as_raw_fd())),
+        );
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -60,7 +68,7 @@ impl StateLock {
             .truncate(false)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
+            .open(file)
             .map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}

@@ -33,7 +33,7 @@ pub struct Handle {
 /// Opens `control.sock` in the state directory, whose [`super::StateLock`] the caller holds: a socket found there is a
 /// dead process's.
 pub fn serve(state_dir: &Path, control: Arc<dyn Control>) -> io::Result<Handle> {
-    let place = SocketPlace::open(state_dir)?;
+    let place = SocketPlace::open_private(state_dir)?;
     match unlinkat(place.dir(), SOCKET, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(e.into()),

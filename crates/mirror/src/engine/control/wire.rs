@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ControlError, ReleaseReport, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
 use crate::engine::status::Status;
+use crate::sys::tree;
 
 /// A request longer than this is refused.
 pub const REQUEST_BYTES_MAX: usize = 64 << 10;
@@ -69,6 +70,16 @@ impl SocketPlace {
             dir,
             state_dir: state_dir.into(),
         })
+    }
+    /// Through a private view, where that is possible: a socket bound there keeps nobody from unmounting it.
+    pub fn open_private(state_dir: &Path) -> io::Result<SocketPlace> {
+        match tree::private_clone(state_dir) {
+            Ok(dir) => Ok(SocketPlace {
+                dir,
+                state_dir: state_dir.into(),
+            }),
+            Err(_) => SocketPlace::open(state_dir),
+        }
     }
     pub fn dir(&self) -> &OwnedFd {
         &self.dir

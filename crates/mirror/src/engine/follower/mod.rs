@@ -23,7 +23,7 @@ use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
 use super::control::{Handle, StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
-use super::local::{dst_holds_something, outer::hold, told_arrival};
+use super::local::{holds_something, outer::hold, told_arrival};
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
@@ -298,7 +298,7 @@ impl Follower {
             return Ok(End::Restart(reason));
         }
         let fresh = rows.mark().is_none();
-        let holds = dst_holds_something(&place.dst);
+        let holds = holds_something(&place.dst);
         if fresh && holds && log.is_none() && !self.options.adopt && !self.comparing {
             return Err(RunError::Usage(format!(
                 "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only \
@@ -600,6 +600,7 @@ impl Session<'_> {
             ui: self.follower.ui.clone(),
             seeding: false,
             released: self.follower.released,
+            looking: false,
             verbose: options.output.verbose,
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;

@@ -19,7 +19,7 @@ use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold
 use super::control::{StateLock, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
-use super::session::{Session, SessionError, SessionSetup, show};
+use super::session::{Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier};
 use crate::capture::run::CaptureOptions;
@@ -87,6 +87,7 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         source,
         ever: false,
         lock: Some(lock),
+        wanted: None,
     };
     mirror.run()
 }
@@ -100,6 +101,8 @@ struct Mirror {
     /// A session has run: from now on the source may be gone without being a mistake of the caller.
     ever: bool,
     lock: Option<StateLock>,
+    /// The root that the copy is of, when another one was found at the start.
+    wanted: Option<Vec<u8>>,
 }
 
 impl Mirror {
@@ -266,6 +269,14 @@ impl Mirror {
                         }
                     }
                 }
+                HoldReason::RootEmpty => {
+                    if last.elapsed() > Duration::from_millis(500) {
+                        last = Instant::now();
+                        if holds_something(&self.source) {
+                            return false;
+                        }
+                    }
+                }
                 // Only a look at everything can tell.
                 _ => {
                     if last.elapsed() > Duration::from_secs(60) {
@@ -283,7 +294,10 @@ impl Mirror {
         match self.outer.roots() {
             Some(roots) => tree.is_same(&roots),
             // Not there when this process began: whether it is the right one is seen when it is opened.
-            None => reason == HoldReason::RootGone,
+            None => match &self.wanted {
+                Some(wanted) => is_root(&tree, wanted),
+                None => reason == HoldReason::RootGone,
+            },
         }
     }
 
@@ -304,7 +318,7 @@ impl Mirror {
             .map_err(|e| failed("cannot open the state directory", &e))?;
         let rows = self.open_rows(&place)?;
         let fresh = rows.mark().is_none();
-        let held = dst_holds_something(&place.dst);
+        let held = holds_something(&place.dst);
         if fresh && held && !self.options.adopt && !self.has_log(&place) {
             return Err(RunError::Usage(format!(
                 "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only what differs",
@@ -384,6 +398,7 @@ impl Mirror {
             },
             ui: self.ui.clone(),
             released: released == Some(HoldReason::MassChange),
+            looking: released.is_some(),
             seeding,
             verbose: self.options.output.verbose,
         })
@@ -482,10 +497,13 @@ impl Mirror {
     }
 
     /// `begun`: there is a copy, which must not lose what is not there just now.
-    fn not_opened(&self, error: SessionError, begun: bool) -> Result<End, RunError> {
+    fn not_opened(&mut self, error: SessionError, begun: bool) -> Result<End, RunError> {
         let hold = |reason, what: String| End::Held(hold(reason, what));
         match error {
-            SessionError::OtherRoot(text) => Ok(hold(HoldReason::RootReplaced, text)),
+            SessionError::OtherRoot { what, wanted } => {
+                self.wanted = wanted;
+                Ok(hold(HoldReason::RootReplaced, what))
+            }
             SessionError::Tree(TreeError::Io {
                 source: Errno::NOENT | Errno::NOTDIR,
                 ref path,
@@ -746,7 +764,7 @@ pub fn told_arrival(ui: &dyn Ui, status: &Status, extras: u64, began: Instant) -
     equal
 }
 
-pub fn dst_holds_something(dst: &Path) -> bool {
+pub fn holds_something(dst: &Path) -> bool {
     std::fs::read_dir(dst).is_ok_and(|mut entries| entries.next().is_some())
 }
 

@@ -22,7 +22,7 @@ use super::super::control::{
     VerifyLine, VerifyOptions, WaitReport, persist_status,
 };
 use super::super::event::RunError;
-use super::super::local::{below, outer::hold};
+use super::super::local::{below, holds_something, outer::hold};
 use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
@@ -365,6 +365,9 @@ impl Host {
                         hold.reason,
                         HoldReason::RootGone | HoldReason::RootCovered | HoldReason::RootReplaced
                     ) => {}
+                Some(hold) if hold.reason == HoldReason::RootEmpty => {
+                    return holds_something(&self.config.tree);
+                }
                 _ => return false,
             }
             now.root.clone()
@@ -445,7 +448,7 @@ impl Host {
             },
         };
         Session::open(setup).map_err(|error| match error {
-            SessionError::OtherRoot(text) => End::Held(hold(HoldReason::RootReplaced, text)),
+            SessionError::OtherRoot { what, .. } => End::Held(hold(HoldReason::RootReplaced, what)),
             SessionError::Tree(TreeError::Io {
                 source: Errno::NOENT | Errno::NOTDIR,
                 ref path,

@@ -7,6 +7,7 @@ use mirror_core::ContentRef;
 use super::block::Packer;
 use super::{BLOCK_RAW_BYTES_MAX, ContentError, io_error, segment};
 use crate::disk::{Disk, DiskFile};
+use crate::planted;
 
 pub struct Writer {
     disk: Arc<dyn Disk>,
@@ -132,7 +133,8 @@ impl Writer {
     }
 
     fn flush_file(&mut self) -> Result<(), ContentError> {
-        if let Some(file) = self.file.as_ref().filter(|_| self.dirty) {
+        let dirty = self.dirty && !planted::is("content_not_flushed");
+        if let Some(file) = self.file.as_ref().filter(|_| dirty) {
             file.flush()
                 .map_err(|error| io_error("flush", &segment::name(self.number), error))?;
             self.dirty = false;

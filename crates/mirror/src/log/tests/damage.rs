@@ -204,3 +204,18 @@ fn newer_formats_are_named_not_cut() {
         Err(LogError::Newer { version: 9, .. })
     ));
 }
+
+#[test]
+fn what_was_changed_together_with_its_checksum_breaks_the_chain() {
+    let (disk, _, written) = sample(false);
+    for name in log_files(&disk) {
+        let copy = disk.copy();
+        copy.edit(&name, |bytes| {
+            // The time of the first record: nothing else depends on it.
+            bytes[128 + 72] ^= 1;
+            mend(bytes, 128);
+        })
+        .unwrap();
+        assert_eq!(outcome(&copy, &written, &name), None, "{name} was forged");
+    }
+}

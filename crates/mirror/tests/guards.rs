@@ -1,0 +1,328 @@
+//! What must never be mirrored: a source that went away, and very much that is gone at once.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
+use testkit::lab::{self, Image, Lab, Skip};
+
+use common::{Mirror, fs_mirror, mirror_arguments, run, run_command};
+
+/// Directories of 50 files each.
+fn fill(tree: &Path, dirs: u32) {
+    for dir in 0..dirs {
+        let dir = tree.join(format!("d{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        for file in 0..50 {
+            fs::write(dir.join(format!("f{file}")), format!("{file}")).unwrap();
+        }
+    }
+}
+
+fn files(tree: &Path) -> usize {
+    fs::read_dir(tree)
+        .unwrap()
+        .map(|dir| fs::read_dir(dir.unwrap().path()).map_or(1, Iterator::count))
+        .sum()
+}
+
+fn place(lab: &Lab) -> Result<(Image, std::path::PathBuf, std::path::PathBuf), Skip> {
+    let image = lab.ext4(256)?;
+    let (src, dst) = (image.dir("src").unwrap(), image.path().join("dst"));
+    Ok((image, src, dst))
+}
+
+/// Without `--on-mass-change`: as users have it.
+fn start(src: &Path, dst: &Path) -> Mirror {
+    Mirror::start_with(src, dst, &[])
+}
+
+fn held(mirror: &mut Mirror, reason: &str) {
+    mirror.wait_state("hold");
+    let ran = mirror.wait_idle();
+    assert!(ran.code == 4 && ran.stderr.contains(reason), "{ran:?}");
+    let ran = mirror.ask(&["check"]);
+    assert!(ran.code == 2 && ran.stdout.contains(reason), "{ran:?}");
+}
+
+fn let_go(mirror: &mut Mirror) {
+    let shown = mirror.ask(&["release"]);
+    assert_eq!(shown.code, 4, "nobody is there to ask: {shown:?}");
+    let released = mirror.ask(&["release", "--yes"]);
+    assert_eq!(released.code, 0, "{released:?}");
+    mirror.goes_on();
+    mirror.must_be_equal();
+}
+
+#[test]
+fn much_removed_at_once_is_held_and_released() {
+    lab::in_private_namespace("much_removed_at_once_is_held_and_released", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 80);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        // 800 of 4,080 entries: not more than 1,000, and not 30 %.
+        for dir in 0..20 {
+            for file in 0..40 {
+                fs::remove_file(src.join(format!("d{dir}/f{file}"))).unwrap();
+            }
+        }
+        mirror.must_be_equal();
+        // Together with these it is.
+        for dir in 20..60 {
+            for file in 0..40 {
+                fs::remove_file(src.join(format!("d{dir}/f{file}"))).unwrap();
+            }
+        }
+        held(&mut mirror, "were removed within minutes");
+        assert!(files(&dst) > files(&src), "something is kept");
+        // What comes meanwhile is recorded, not applied.
+        fs::write(src.join("meanwhile"), "recorded").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!dst.join("meanwhile").exists());
+        let_go(&mut mirror);
+        assert!(dst.join("meanwhile").exists());
+    });
+}
+
+#[test]
+fn a_site_removed_is_held() {
+    lab::in_private_namespace("a_site_removed_is_held", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 40);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        for file in 0..44 {
+            fs::remove_file(src.join(format!("d7/f{file}"))).unwrap();
+        }
+        mirror.must_be_equal();
+        fs::remove_dir_all(src.join("d8")).unwrap();
+        held(&mut mirror, "d8");
+        assert!(dst.join("d8").exists());
+        // A hold outlives the process.
+        mirror.kill();
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "d8");
+        assert!(dst.join("d8").exists());
+        let_go(&mut mirror);
+    });
+}
+
+#[test]
+fn much_gone_while_nobody_looked_is_held() {
+    lab::in_private_namespace("much_gone_while_nobody_looked_is_held", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 80);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        mirror.stop();
+        for dir in 0..30 {
+            fs::remove_dir_all(src.join(format!("d{dir}"))).unwrap();
+        }
+        // A new file beside what is gone.
+        fs::write(src.join("d50/new"), "new").unwrap();
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "no event says why");
+        assert_eq!(files(&dst), 80 * 50 + 1, "what is new is copied");
+        // Brought back, nothing is left to decide.
+        for dir in 0..30 {
+            fs::create_dir(src.join(format!("d{dir}"))).unwrap();
+            for file in 0..50 {
+                fs::write(src.join(format!("d{dir}/f{file}")), format!("{file}")).unwrap();
+            }
+        }
+        let ran = mirror.wait_idle();
+        if ran.code == 4 {
+            let_go(&mut mirror);
+        }
+        mirror.must_be_equal();
+        mirror.stop();
+        for dir in 0..30 {
+            fs::remove_dir_all(src.join(format!("d{dir}"))).unwrap();
+        }
+        let once = run_command(&mut fs_mirror(mirror_arguments(&src, &dst, &["--once"])));
+        assert!(
+            once.code == 4 && once.stderr.contains("no event says why"),
+            "{once:?}"
+        );
+        assert_eq!(files(&dst), 80 * 50 + 1);
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "no event says why");
+        let_go(&mut mirror);
+    });
+}
+
+#[test]
+fn an_empty_source_is_held() {
+    lab::in_private_namespace("an_empty_source_is_held", |lab| {
+        let (image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        mirror.stop();
+        let away = image.dir("away").unwrap();
+        for dir in ["d0", "d1", "d2"] {
+            fs::rename(src.join(dir), away.join(dir)).unwrap();
+        }
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "empty");
+        assert_eq!(files(&dst), 150);
+        for dir in ["d0", "d1", "d2"] {
+            fs::rename(away.join(dir), src.join(dir)).unwrap();
+        }
+        // Full again, the same root: it goes on by itself.
+        mirror.goes_on();
+        mirror.must_be_equal();
+    });
+}
+
+#[test]
+fn a_source_removed_or_replaced_is_held() {
+    lab::in_private_namespace("a_source_removed_or_replaced_is_held", |lab| {
+        let (image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        let aside = image.path().join("aside");
+        fs::rename(&src, &aside).unwrap();
+        held(&mut mirror, "is gone");
+        fs::rename(&aside, &src).unwrap();
+        mirror.goes_on();
+        mirror.must_be_equal();
+        // Removed and made again, as by a deploy gone wrong: another directory.
+        fs::remove_dir_all(&src).unwrap();
+        fs::create_dir(&src).unwrap();
+        fs::write(src.join("other"), "of another tree").unwrap();
+        mirror.wait_state("hold");
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(mirror.state(), "hold");
+        assert!(dst.exists() && !dst.join("other").exists());
+        let kept = files(&dst);
+        mirror.stop();
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "is not the directory it was");
+        assert_eq!(files(&dst), kept);
+        let_go(&mut mirror);
+        assert!(dst.join("other").exists() && !dst.join("d0").exists());
+    });
+}
+
+#[test]
+fn a_source_covered_by_a_mount_is_held() {
+    lab::in_private_namespace("a_source_covered_by_a_mount_is_held", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        mount("none", &src, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        fs::write(src.join("impostor"), "in the mount").unwrap();
+        held(&mut mirror, "covers it");
+        assert_eq!(files(&dst), 150);
+        unmount(&src, UnmountFlags::empty()).unwrap();
+        mirror.goes_on();
+        mirror.must_be_equal();
+        mirror.stop();
+        // The same, found at the start.
+        mount("none", &src, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "is not the directory it was");
+        assert_eq!(files(&dst), 150);
+        unmount(&src, UnmountFlags::empty()).unwrap();
+        mirror.goes_on();
+        mirror.must_be_equal();
+    });
+}
+
+#[test]
+fn the_copy_can_be_unmounted_while_it_is_mirrored() {
+    lab::in_private_namespace("the_copy_can_be_unmounted_while_it_is_mirrored", |lab| {
+        let source = testkit::need!(lab.ext4(128));
+        let mut backup = testkit::need!(lab.ext4(128));
+        let (src, dst) = (source.dir("src").unwrap(), backup.path().join("dst"));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        backup
+            .unmount()
+            .expect("umount of DST works while it is mirrored");
+        fs::write(src.join("d0/while away"), "written while DST is away").unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(backup.check().unwrap(), None);
+        assert!(!dst.exists(), "nothing is made below the bare mount point");
+        backup.mount().unwrap();
+        if mirror.program.ended().unwrap().is_some() {
+            // Then it said so, and a start goes on from there.
+            assert!(!mirror.program.stderr().is_empty());
+            mirror = start(&src, &dst);
+        }
+        mirror.goes_on();
+        mirror.must_be_equal();
+    });
+}
+
+#[test]
+fn places_that_can_not_be_are_answered_with_the_way_out() {
+    lab::in_private_namespace(
+        "places_that_can_not_be_are_answered_with_the_way_out",
+        |lab| {
+            let (image, src, dst) = testkit::need!(place(lab));
+            fill(&src, 1);
+            let refused = |src: &Path, dst: &Path, code: i32, words: &[&str]| {
+                let ran = run(mirror_arguments(src, dst, &["--once"]));
+                assert_eq!(ran.code, code, "{ran:?}");
+                assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+                for word in words {
+                    assert!(ran.stderr.contains(word), "no {word:?} in {ran:?}");
+                }
+            };
+            refused(&src, &src.join("d0/copy"), 2, &["inside SRC"]);
+            refused(&src.join("d0"), &src, 2, &["inside DST"]);
+            refused(&src, &src, 2, &[]);
+            // The same places under another name.
+            let other = image.dir("other").unwrap();
+            mount_bind(&src, &other).unwrap();
+            refused(&src, &other.join("copy"), 2, &[]);
+            unmount(&other, UnmountFlags::empty()).unwrap();
+            // A mount point has no room beside it.
+            let disk = testkit::need!(lab.ext4(64));
+            refused(&src, &disk.path(), 2, &["mount point", "--state"]);
+            fs::write(&dst, "a file").unwrap();
+            refused(&src, &dst, 2, &["not a directory"]);
+            fs::remove_file(&dst).unwrap();
+            refused(&src.join("d0/f1"), &dst, 2, &["not a directory"]);
+            refused(&src.join("nothing"), &dst, 2, &["does not exist"]);
+            assert!(!dst.exists() && files(&src) == 50);
+        },
+    );
+}
+
+#[test]
+fn a_second_process_is_refused_and_names_the_first() {
+    lab::in_private_namespace("a_second_process_is_refused_and_names_the_first", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 1);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        let second = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert_eq!(second.code, 5, "{second:?}");
+        let pid = mirror.program.pid().to_string();
+        assert!(second.stderr.contains(&pid), "{second:?}");
+        fs::write(src.join("still"), "followed").unwrap();
+        mirror.must_be_equal();
+    });
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_defects_are_caught() {
+    common::caught(&[
+        ("mass_change_unseen", "a_site_removed_is_held"),
+        (
+            "mass_change_unseen",
+            "much_removed_at_once_is_held_and_released",
+        ),
+    ]);
+}
