@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
+
 use testkit::lab::{self, Lab, QueueLimit};
 use testkit::{Fs, workload};
 
@@ -139,11 +141,31 @@ fn race_under_inotify() {
     });
 }
 
+/// Each is told by one event of its own: nothing else leads there.
+#[test]
+fn each_of_many_single_changes_arrives() {
+    lab::in_private_namespace("each_of_many_single_changes_arrives", |lab| {
+        let image = testkit::need!(lab.ext4(256));
+        let (src, dst) = (image.dir("src").unwrap(), image.path().join("dst"));
+        let files: Vec<_> = (0..4000).map(|n| src.join(format!("{n}"))).collect();
+        for file in &files {
+            std::fs::write(file, "x").unwrap();
+        }
+        let mut mirror = Mirror::start(&src, &dst);
+        mirror.must_be_equal();
+        for file in &files {
+            std::fs::set_permissions(file, PermissionsExt::from_mode(0o640)).unwrap();
+        }
+        mirror.must_be_equal();
+        assert_eq!(mirror.number("counters/overflows"), 0);
+    });
+}
+
 #[cfg(feature = "planted")]
 #[test]
 fn planted_defects_are_caught() {
     common::caught(&[
-        ("drop_a_hint", "race_on_ext4"),
+        ("drop_a_hint", "each_of_many_single_changes_arrives"),
         ("ignore_overflow", "race_on_ext4_with_overflows"),
     ]);
 }

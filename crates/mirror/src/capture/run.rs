@@ -839,7 +839,8 @@ impl Capture {
             self.hot.remove(id);
             return Ok(());
         }
-        let writers = crate::sys::lease::writable_by_anyone(&fd).unwrap_or(true);
+        let writers = crate::sys::lease::writable_by_anyone(&fd).unwrap_or(true)
+            && !crate::planted::is("trust_unproven");
         let moved = found.ctime != object.local.ctime;
         // Without leases, or where stores show nowhere (tmpfs), the bytes themselves are asked at the long interval.
         let long = self.hot.interval_ms(id) >= HotList::INTERVAL_MS_MAX;
