@@ -161,3 +161,45 @@ fn one_is_said_as_one() {
         "{ran:?}"
     );
 }
+
+#[test]
+fn a_stopped_mirror_is_verified_too() {
+    let place = Place::new();
+    fs::create_dir(place.path("src/d")).unwrap();
+    fs::write(place.path("src/d/b"), "as it is").unwrap();
+    assert_eq!(place.run("mirror src dst --once").code, 0);
+    let well = place.run("verify -m dst");
+    assert!(
+        well.code == 0 && well.stderr.contains("3 entries compared (9 B): no difference"),
+        "{well:?}"
+    );
+    fs::write(place.path("dst/d/b"), "by hand!").unwrap();
+    fs::write(place.path("dst/d/new"), "").unwrap();
+    let root = fs::File::open(place.path("dst")).unwrap();
+    root.set_modified(std::time::UNIX_EPOCH).unwrap();
+    // The copy against its index, also when the source is lost.
+    fs::rename(place.path("src"), place.path("away")).unwrap();
+    let found = place.run("verify -m dst --against index");
+    assert_eq!(found.code, 3, "{found:?}");
+    for line in [".: attributes\n", "d/b: content\n", "d/new: extra\n"] {
+        assert!(found.stdout.contains(line), "{line} {found:?}");
+    }
+    let no_source = place.run("verify -m dst --against source");
+    assert!(no_source.code != 0, "{no_source:?}");
+    fs::rename(place.path("away"), place.path("src")).unwrap();
+    let found = place.run("verify -m dst --against source --json");
+    assert_eq!(found.code, 3, "{found:?}");
+    let lines: Vec<serde_json::Value> = found
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(lines.iter().any(|line| line["path"] == "d/b"), "{found:?}");
+    assert_eq!(lines.last().unwrap()["end"]["repaired"], 0);
+    let repaired = place.run("verify -m dst --repair");
+    assert!(
+        repaired.code == 0 && repaired.stdout.contains("d/b: content (repaired)\n"),
+        "{repaired:?}"
+    );
+    place.equal();
+}

@@ -1,6 +1,7 @@
 //! The commands that talk to a running mirror: status, check, wait, pause, resume, release, verify.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -15,6 +16,7 @@ use crate::engine::control::{
     Client, ClientError, PersistError, StateLock, Stop, VerifyLine, VerifyOptions, leave_release,
     read_status,
 };
+use crate::engine::event::{Silent, Ui};
 use crate::engine::options::MirrorOptions;
 use crate::engine::status::{Stamp, State, Status};
 
@@ -326,7 +328,13 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, CliError> {
                 lock,
                 ..found.config()?.options(&found.state_dir)
             };
-            crate::engine::verify(run, options, &mut |line| {
+            // Beside the lines of `verify` nothing may stand in JSON.
+            let ui: Arc<dyn Ui> = if say.json {
+                Arc::new(Silent)
+            } else {
+                Arc::new(ui::Console::new(output, false, stop.clone()))
+            };
+            crate::engine::verify(run, options, ui, &mut |line| {
                 tell(line);
                 !stop.requested()
             })?

@@ -81,7 +81,7 @@ pub fn copy(
     Ok(())
 }
 
-fn word(what: DifferenceKind) -> &'static str {
+pub fn word(what: DifferenceKind) -> &'static str {
     match what {
         DifferenceKind::Missing => "missing",
         DifferenceKind::Extra => "extra",
