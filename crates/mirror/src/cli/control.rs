@@ -33,8 +33,11 @@ pub enum Seen {
         why: String,
         last: Option<Box<Status>>,
     },
-    /// No process; this is what the last one wrote.
-    Stopped(Option<Box<Status>>),
+    /// No process; this is what the last one wrote, or why that is not known.
+    Stopped {
+        last: Option<Box<Status>>,
+        note: Option<String>,
+    },
 }
 
 pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
@@ -42,22 +45,34 @@ pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
     match asked {
         Ok(status) => Ok(Seen::Running(Box::new(status))),
         Err(ClientError::NotRunning) => {
-            let last = last(state_dir)?;
+            let (last, note) = last_or_why(state_dir)?;
             match StateLock::holder(state_dir) {
                 // Just starting or ending: its lock is there, its socket is not.
                 Ok(Some(holder)) => Ok(Seen::Silent {
                     why: format!("{holder} does not answer"),
                     last,
                 }),
-                Ok(None) => Ok(Seen::Stopped(last)),
+                Ok(None) => Ok(Seen::Stopped { last, note }),
                 Err(e) => Err(e.into()),
             }
         }
         Err(e @ (ClientError::Silent(_) | ClientError::Told(_))) => Ok(Seen::Silent {
             why: chain(&e),
-            last: last(state_dir).unwrap_or_default(),
+            last: last_or_why(state_dir).unwrap_or_default().0,
         }),
         Err(e @ ClientError::Io(_)) => Err(e.into()),
+    }
+}
+
+/// What was last written; if that can't be understood, a line that says so.
+fn last_or_why(state_dir: &Path) -> Result<(Option<Box<Status>>, Option<String>), CliError> {
+    match read_status(state_dir) {
+        Ok(status) => Ok((status.map(Box::new), None)),
+        Err(e @ PersistError::Damaged { .. }) => {
+            let note = format!("what it last was is not known: {}", chain(&e));
+            Ok((None, Some(note)))
+        }
+        Err(e @ PersistError::Io { .. }) => Err(CliError::failed(chain(&e))),
     }
 }
 
@@ -81,7 +96,7 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
     let (running, status, note) = match seen {
         Seen::Running(status) => (true, Some(status), None),
         Seen::Silent { why, last } => (false, last.as_ref(), Some(why.as_str())),
-        Seen::Stopped(last) => (false, last.as_ref(), None),
+        Seen::Stopped { last, note } => (false, last.as_ref(), note.as_deref()),
     };
     if say.json {
         let state_dir = crate::cli::places::show(state_dir);
@@ -96,10 +111,16 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
             Stamp::now(),
             &TimeZone::system(),
         ),
-        None => format!(
-            "{}: not running, and nothing is known of it yet\n",
-            crate::cli::places::show(state_dir)
-        ),
+        None => {
+            let known = match note {
+                Some(_) => "",
+                None => ", and nothing is known of it yet",
+            };
+            format!(
+                "{}: not running{known}\n",
+                crate::cli::places::show(state_dir)
+            )
+        }
     };
     if let Some(note) = note {
         text.push_str(&format!("  note          {note}\n"));
@@ -134,7 +155,7 @@ pub fn judge(seen: Result<Seen, CliError>, max_lag: Duration) -> (Health, String
             }
             _ => (Health::Critical, why),
         },
-        Ok(Seen::Stopped(last)) => {
+        Ok(Seen::Stopped { last, .. }) => {
             let age = last.map(|s| {
                 format!(
                     " for {}",

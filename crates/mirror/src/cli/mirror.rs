@@ -65,7 +65,9 @@ fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
     };
     let given = given(args, cross)?;
     let begun = has_begun(&places.state_dir).map_err(|e| cannot("read", &places.state_dir, &e))?;
-    if places.dst_holds == DstHolds::Something && !begun && !args.adopt {
+    // Without its log, but with an index, it was a mirror: the engine says what is lost.
+    let was = places.state_dir.join("index").is_file();
+    if places.dst_holds == DstHolds::Something && !begun && !was && !args.adopt {
         return Err(CliError::usage(format!(
             "DST {} is not empty and was never this mirror's: with --adopt what is equal stays and what is extra is \
              moved aside; else name a new directory",

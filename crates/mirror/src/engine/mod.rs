@@ -11,6 +11,7 @@ pub mod event;
 pub mod follower;
 pub mod going;
 pub mod local;
+mod lost;
 pub mod options;
 pub mod session;
 pub mod status;

@@ -18,6 +18,7 @@ use super::adopt::{self, ADOPTING_KEY, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of};
 use super::control::{StateLock, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
+use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::session::{Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
@@ -43,6 +44,8 @@ enum End {
     Held(Hold),
     /// DST or its state is not there any more.
     CopyLost(Hold),
+    /// Log and index make no sense (together): begin again by comparing, if that was asked for.
+    Lost(String),
     /// Something went wrong that may go by itself.
     Retry(String),
 }
@@ -191,6 +194,24 @@ impl Mirror {
                     control = self.serve()?;
                     self.ui.event(Event::Released);
                 }
+                End::Lost(reason) if !self.options.adopt => {
+                    let line = lost::with_adopt(&reason, &self.options.state_dir);
+                    self.outer.set_state(State::Failed { reason });
+                    self.persist();
+                    return Err(RunError::Failed(anyhow::anyhow!("{line}")));
+                }
+                End::Lost(reason) => {
+                    let aside = lost::give_up_state(&self.options.state_dir).map_err(|e| {
+                        RunError::Failed(anyhow::anyhow!(
+                            "cannot move the old log aside in {}: {e}",
+                            show(&self.options.state_dir)
+                        ))
+                    })?;
+                    self.ui.event(Event::Notice(format!(
+                        "{reason}. All is compared again, nothing equal is copied; the old log and index are in {}",
+                        show(&aside)
+                    )));
+                }
                 End::Retry(reason) => {
                     if began.elapsed() > Duration::from_secs(60) {
                         wait = Duration::from_millis(200);
@@ -303,6 +324,19 @@ impl Mirror {
 
     fn session(&mut self) -> Result<End, RunError> {
         let place = Place::open(&self.options.dst, &self.options.state_dir);
+        let plain = self.ui.clone();
+        self.ui = place.typed_ui(&plain);
+        let end = self.session_in(&place);
+        self.ui = plain;
+        match end {
+            Ok(End::Retry(text)) => Ok(End::Retry(place.typed(&text))),
+            Ok(End::Lost(text)) => Ok(End::Lost(place.typed(&text))),
+            Err(error) => Err(place.typed_error(error)),
+            end => end,
+        }
+    }
+
+    fn session_in(&mut self, place: &Place) -> Result<End, RunError> {
         let failed = |what: &str, error: &dyn std::error::Error| {
             RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
         };
@@ -316,10 +350,14 @@ impl Mirror {
         }
         let disk = RealDisk::open(&place.state)
             .map_err(|e| failed("cannot open the state directory", &e))?;
-        let rows = self.open_rows(&place)?;
+        let rows = self.open_rows(place)?;
         let fresh = rows.mark().is_none();
         let held = holds_something(&place.dst);
-        if fresh && held && !self.options.adopt && !self.has_log(&place) {
+        let begun = self.has_log(place);
+        if !begun && let Some(reason) = lost::misfit(&rows, None) {
+            return Ok(End::Lost(reason));
+        }
+        if fresh && held && !self.options.adopt && !begun {
             return Err(RunError::Usage(format!(
                 "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only what differs",
                 show(&self.options.dst)
@@ -339,7 +377,7 @@ impl Mirror {
         let mut applier = Applier::open(&place.dst, &place.state, rows, options)
             .map_err(|e| failed("cannot open DST", &e))?;
         let adoption = self
-            .adoption(&mut applier, fresh && held, &place)
+            .adoption(&mut applier, fresh && held, place)
             .map_err(|e| failed("cannot use the index", &e))?;
         let adopting = adoption.is_some();
         let stop = self.options.stop.clone();
@@ -375,12 +413,17 @@ impl Mirror {
         };
         let session = match Session::open(setup) {
             Ok(session) => session,
-            Err(error) => return self.not_opened(error, self.ever || self.has_log(&place)),
+            Err(error) => return self.not_opened(error, self.ever || begun),
         };
+        let of = Some((&session.reader, session.tree_id));
+        if let Some(reason) = lost::misfit(applier.store(), of) {
+            drop(applier);
+            session.stop();
+            return Ok(End::Lost(reason));
+        }
         for notice in &session.notices {
             self.ui.event(Event::Notice(notice.clone()));
         }
-        self.check_trees(&session, &applier)?;
         let contents = Arc::new(SourceContents::new(
             session.reader.content(),
             session.tree.clone(),
@@ -423,7 +466,7 @@ impl Mirror {
             dst: place.dst.clone(),
         });
         self.ever = true;
-        let end = self.follow(&session, &apply, &place, adoption);
+        let end = self.follow(&session, &apply, place, adoption);
         // What is staged and what waits for room must not keep the threads.
         self.outer.stopping.store(true, Ordering::Release);
         self.outer.close();
@@ -470,29 +513,22 @@ impl Mirror {
         let path = place.state.join("index");
         let failed = |e: IndexError| RunError::Failed(anyhow::anyhow!("{}", chain(&e)));
         match Index::open(&path, index::Options::default()) {
-            Ok((index, _)) => Ok(index),
+            Ok((index, opened)) => {
+                if opened.created && self.has_log(place) {
+                    let text =
+                        format!("the copy's index {} is gone: it is made again", show(&path));
+                    self.ui.event(Event::Notice(text));
+                }
+                Ok(index)
+            }
             Err(error) if error.is_rebuildable() => {
                 let aside = move_aside(&path).map_err(failed)?;
-                let text = format!(
-                    "the copy's index is damaged ({error}); it is made again from the log, the old one is {}",
-                    show(&aside)
-                );
-                self.ui.event(Event::Notice(text));
+                self.ui.event(Event::Notice(lost::rebuilt(&error, &aside)));
                 Ok(Index::open(&path, index::Options::default())
                     .map_err(failed)?
                     .0)
             }
             Err(error) => Err(failed(error)),
-        }
-    }
-
-    fn check_trees(&self, session: &Session, applier: &Applier<Index>) -> Result<(), RunError> {
-        match applier.store().tree() {
-            Some(tree) if tree != session.tree_id => Err(RunError::Failed(anyhow::anyhow!(
-                "the copy's index and the log in {} are of different trees: move that directory away and start with --adopt",
-                show(&self.options.state_dir)
-            ))),
-            _ => Ok(()),
         }
     }
 
@@ -520,6 +556,13 @@ impl Mirror {
                 error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
             ) => Err(RunError::Usage(error.to_string())),
             SessionError::Detector(text) => Err(RunError::Usage(text)),
+            SessionError::Log(error) => match lost::lost_log(&error) {
+                Some(reason) => Ok(End::Lost(reason)),
+                None => Err(RunError::Failed(anyhow::anyhow!(
+                    "{}",
+                    lost::cannot_open(&error)
+                ))),
+            },
             error => Err(RunError::Failed(anyhow::anyhow!("{}", chain(&error)))),
         }
     }

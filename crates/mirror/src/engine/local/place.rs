@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::engine::event::{Event, RunError, Ui};
+use crate::engine::session::show;
 use crate::sys::{stat, tree};
 
 /// DST and its state, as paths that stay good and block nobody. Everything is opened through these.
@@ -11,6 +14,8 @@ pub struct Place {
     pub state: PathBuf,
     /// As the person knows them.
     typed_state: PathBuf,
+    /// The view's path, and what it shows as a person knows it.
+    view_is: Option<(String, String)>,
     id: Option<(u64, (u32, u32))>,
     /// Keeps the view open.
     _view: Option<OwnedFd>,
@@ -23,6 +28,7 @@ impl Place {
             dst: dst.to_path_buf(),
             state: state.to_path_buf(),
             typed_state: state.to_path_buf(),
+            view_is: None,
             id: inode(state),
             _view: None,
         };
@@ -41,6 +47,7 @@ impl Place {
             dst: base.join(below_dst),
             state: base.join(below_state),
             typed_state: state.to_path_buf(),
+            view_is: Some((show(&base), show(&top).trim_end_matches('/').to_owned())),
             id: inode(state),
             _view: Some(view),
         };
@@ -52,9 +59,65 @@ impl Place {
         }
     }
 
+    /// A text with paths in it, as a person knows them.
+    pub fn typed(&self, text: &str) -> String {
+        match &self.view_is {
+            // With the slash: another view's number may begin alike.
+            Some((view, top)) => text.replace(&format!("{view}/"), &format!("{top}/")),
+            None => text.to_owned(),
+        }
+    }
+
+    /// Likewise the text of an error.
+    pub fn typed_error(&self, error: RunError) -> RunError {
+        match error {
+            RunError::Usage(text) => RunError::Usage(self.typed(&text)),
+            RunError::Busy(text) => RunError::Busy(self.typed(&text)),
+            RunError::Unreachable(text) => RunError::Unreachable(self.typed(&text)),
+            RunError::Failed(error) => {
+                RunError::Failed(anyhow::anyhow!("{}", self.typed(&format!("{error:#}"))))
+            }
+            RunError::Held(hold) => RunError::Held(hold),
+        }
+    }
+
+    /// A ui that hears of paths as a person knows them.
+    pub fn typed_ui(&self, ui: &Arc<dyn Ui>) -> Arc<dyn Ui> {
+        match &self.view_is {
+            Some(view_is) => Arc::new(Typed {
+                ui: ui.clone(),
+                view_is: view_is.clone(),
+            }),
+            None => ui.clone(),
+        }
+    }
+
     /// Whether the state directory a person knows is still this one.
     pub fn still_there(&self) -> bool {
         self.id.is_some() && inode(&self.typed_state) == self.id
+    }
+}
+
+struct Typed {
+    ui: Arc<dyn Ui>,
+    view_is: (String, String),
+}
+
+impl Ui for Typed {
+    fn event(&self, event: Event) {
+        let (view, top) = &self.view_is;
+        let typed = |text: String| text.replace(&format!("{view}/"), &format!("{top}/"));
+        self.ui.event(match event {
+            Event::Notice(text) => Event::Notice(typed(text)),
+            Event::Failed { path, reason } => Event::Failed {
+                path,
+                reason: typed(reason),
+            },
+            other => other,
+        });
+    }
+    fn ask(&self, question: &str) -> bool {
+        self.ui.ask(question)
     }
 }
 

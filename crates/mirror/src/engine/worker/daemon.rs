@@ -23,6 +23,7 @@ use super::super::control::{
 };
 use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold};
+use super::super::lost;
 use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
@@ -465,6 +466,15 @@ impl Host {
                 error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
             ) => fail(Cause::Usage, error.to_string()),
             SessionError::Detector(text) => fail(Cause::Usage, text),
+            SessionError::Log(error) if lost::lost_log(&error).is_some() => fail(
+                Cause::Failed,
+                format!(
+                    "{}. The mirror can go on without it: move {} away on this host, then start the mirror with --adopt",
+                    chain(&error),
+                    show(&self.config.state_dir)
+                ),
+            ),
+            SessionError::Log(error) => fail(Cause::Failed, lost::cannot_open(&error)),
             error => fail(Cause::Failed, chain(&error)),
         })
     }
