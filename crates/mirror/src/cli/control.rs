@@ -261,8 +261,10 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
         } else {
             ui::say(show::release(&would).trim_end());
         }
-        if would.hold.is_none() {
-            return Ok(Exit::Done);
+        match &would.hold {
+            None => return Ok(Exit::Done),
+            Some(hold) if !hold.reason.can_be_released() => return Ok(Exit::Hold),
+            Some(_) => {}
         }
         if !ui::can_ask() || args.say.json {
             return Err(CliError::new(
@@ -275,6 +277,14 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
         }
     }
     let report = client.release(true)?;
+    if let Some(hold) = &report.hold
+        && !hold.reason.can_be_released()
+    {
+        return Err(CliError::new(
+            Exit::Hold,
+            format!("on hold: {}; {}", hold.what, show::way_out(hold)),
+        ));
+    }
     if args.say.json {
         ui::say(&to_json(&report));
     } else if !args.say.quiet {
@@ -301,6 +311,12 @@ fn release_stopped(
     let Some(State::Hold(hold)) = last(&found.state_dir)?.map(|last| last.state) else {
         return Err(otherwise);
     };
+    if !hold.reason.can_be_released() {
+        return Err(CliError::new(
+            Exit::Hold,
+            format!("on hold: {}; {}", hold.what, show::way_out(&hold)),
+        ));
+    }
     let yes = args.yes
         || (!args.say.json && ui::can_ask() && {
             ui::complain(&format!("on hold: {}", hold.what));

@@ -622,7 +622,8 @@ impl Control for Hub {
         if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
             report.add(going);
         }
-        if !yes {
+        if !yes || !hold.reason.can_be_released() {
+            report.released = false;
             return Ok(report);
         }
         if ours {

@@ -44,6 +44,15 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Rounds in which `--once` waits for what failed at first.
 const ONCE_ROUNDS: u32 = 3;
 
+/// Kept with the rows: what of the tree the log is of.
+const VARIANT_KEY: &str = "variant";
+
+#[derive(PartialEq, serde::Serialize, serde::Deserialize)]
+struct Variant {
+    ignore: Vec<String>,
+    cross: Vec<Vec<u8>>,
+}
+
 /// How one session ended.
 enum End {
     Done(RunEnd),
@@ -336,6 +345,9 @@ impl Follower {
         let adoption = self
             .adoption(&mut applier, fresh && holds, log.is_some())
             .map_err(|e| failed("cannot use the index", &e))?;
+        let changed = self
+            .variant_changed(&mut applier, log.is_some())
+            .map_err(|e| failed("cannot use the index", &e))?;
         let ever = log.is_some() || self.ever;
         self.ever = true;
         let memory = Arc::new(Memory::default());
@@ -355,6 +367,7 @@ impl Follower {
             stopping: stopping.clone(),
             begun,
             ever,
+            changed,
         };
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()
@@ -428,6 +441,36 @@ impl Follower {
         }
         rows.meta_put(ADOPTING_KEY, b"1")?;
         Ok(Some(true))
+    }
+
+    /// Whether ignore lines or crossed mounts are others than those this log is of, and no mount is left out that
+    /// was crossed: what it held would go.
+    fn variant_changed(
+        &self,
+        applier: &mut Applier<Index>,
+        has_log: bool,
+    ) -> Result<bool, index::IndexError> {
+        let now = Variant {
+            ignore: self.options.ignore.clone(),
+            cross: self
+                .options
+                .cross
+                .iter()
+                .map(|path| std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec())
+                .collect(),
+        };
+        let rows = applier.store_mut();
+        let before: Option<Variant> = rows
+            .meta_get(VARIANT_KEY)?
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if !has_log || before.is_none() {
+            let bytes = serde_json::to_vec(&now).unwrap_or_default();
+            rows.meta_put(VARIANT_KEY, &bytes)?;
+            return Ok(false);
+        }
+        Ok(before.is_some_and(|before| {
+            before != now && before.cross.iter().all(|path| now.cross.contains(path))
+        }))
     }
 
     /// The rows of the copy. Damaged ones are made again, from the log or by comparing.
@@ -694,7 +737,7 @@ impl Session<'_> {
             return Ok(None);
         }
         let left = match self.adoption.take() {
-            Some(ask) => match adopt::settle(apply, &*follower.ui, &options.state_dir, ask)? {
+            Some(ask) => match adopt::settle(apply, &*follower.ui, options, ask)? {
                 Extras::None => 0,
                 Extras::Left(left) => left,
             },

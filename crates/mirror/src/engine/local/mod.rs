@@ -710,9 +710,7 @@ impl Mirror {
                         return Ok(None);
                     }
                     let extras = match adoption {
-                        Some(Ask(ask)) => {
-                            adopt::settle(apply, &*self.ui, &self.options.state_dir, ask)?
-                        }
+                        Some(Ask(ask)) => adopt::settle(apply, &*self.ui, &self.options, ask)?,
                         None => Extras::None,
                     };
                     let (done, answer) = crossbeam_channel::bounded(1);

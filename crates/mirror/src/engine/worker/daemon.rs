@@ -177,7 +177,8 @@ struct Now {
     failed: Option<(Cause, String)>,
     /// A session has run: from now on the source may be gone without being a mistake.
     ever: bool,
-    root: Option<RootId>,
+    /// Of the tree that was captured last: the root's and those of crossed mounts.
+    roots: Option<Vec<RootId>>,
     notices: VecDeque<String>,
     notices_total: u64,
 }
@@ -358,7 +359,7 @@ impl Host {
 
     /// Held because the root was not there, and now it is again.
     fn root_is_back(&self) -> bool {
-        let root = {
+        let roots = {
             let now = lock(&self.now);
             match &now.hold {
                 Some(hold)
@@ -371,12 +372,12 @@ impl Host {
                 }
                 _ => return false,
             }
-            now.root.clone()
+            now.roots.clone()
         };
         let Ok(tree) = SourceTree::open_with(&self.config.tree, &self.config.cross) else {
             return false;
         };
-        root.is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
+        roots.is_some_and(|roots| tree.is_same(&roots))
     }
 
     fn session(&self, idle: &mut Instant) -> End {
@@ -397,7 +398,7 @@ impl Host {
         );
         {
             let mut now = lock(&self.now);
-            now.root = Some(session.tree.id.clone());
+            now.roots = Some(session.tree.ids());
             now.live = Some(live);
             now.hold = None;
             now.failed = None;
@@ -510,13 +511,7 @@ impl Host {
             });
             if moved || looked.elapsed() >= Duration::from_secs(1) {
                 looked = Instant::now();
-                if let Err(what) = session.tree.still_there() {
-                    let reason = match what {
-                        "is gone" => HoldReason::RootGone,
-                        "is another directory now" => HoldReason::RootReplaced,
-                        _ => HoldReason::RootCovered,
-                    };
-                    let what = format!("{} {what}", show(&self.config.tree));
+                if let Some((reason, what)) = session.tree.lost() {
                     return End::Held(hold(reason, what));
                 }
             }
