@@ -428,7 +428,7 @@ fn mounts_are_crossed_and_the_guard_knows_them() {
         let at = bed.src().join("m");
         fs::create_dir(&at).unwrap();
         fs::write(data.path().join("in"), "data").unwrap();
-        mount_bind(&data.path(), &at).unwrap();
+        mount_bind(data.path(), &at).unwrap();
         // First without it.
         let (code, said) = bed.mirror_once(&[]);
         assert_eq!(code, 0, "{said}");
@@ -451,7 +451,7 @@ fn mounts_are_crossed_and_the_guard_knows_them() {
         unmount(&at, UnmountFlags::empty()).unwrap();
         follower.wait_stderr("on hold", LONG).unwrap();
         assert!(bed.dst().join("m/in").exists());
-        mount_bind(&data.path(), &at).unwrap();
+        mount_bind(data.path(), &at).unwrap();
         fs::write(at.join("back"), "again").unwrap();
         bed.wait("it goes on", || bed.dst().join("m/back").exists());
         stop(follower);
