@@ -101,6 +101,24 @@ pub fn project_of_any(fd: impl AsFd) -> io::Result<u32> {
 
 /// Where a file has blocks, written or not: (offset, length), in order.
 pub fn extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64)>> {
+    let found = flagged_extents(fd)?;
+    Ok(found
+        .into_iter()
+        .map(|(at, length, _)| (at, length))
+        .collect())
+}
+
+/// Those of them that were allocated and never written: they read as zeros.
+pub fn unwritten_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64)>> {
+    const UNWRITTEN: u32 = 0x800;
+    let found = flagged_extents(fd)?.into_iter();
+    Ok(found
+        .filter(|(_, _, flags)| flags & UNWRITTEN != 0)
+        .map(|(at, length, _)| (at, length))
+        .collect())
+}
+
+fn flagged_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64, u32)>> {
     #[repr(C)]
     #[derive(Default, Clone, Copy)]
     struct Extent {
@@ -139,7 +157,10 @@ pub fn extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64)>> {
         // SAFETY: the kernel fills at most `count` extents behind the header, and there is room for them.
         done(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FIEMAP, &mut request) })?;
         let got = &request.extents[..(request.mapped as usize).min(EXTENTS)];
-        found.extend(got.iter().map(|extent| (extent.logical, extent.length)));
+        found.extend(
+            got.iter()
+                .map(|extent| (extent.logical, extent.length, extent.flags)),
+        );
         match got.last() {
             Some(last) if last.flags & LAST == 0 && last.logical + last.length > start => {
                 start = last.logical + last.length;

@@ -488,3 +488,41 @@ fn every_class_has_its_name() {
             .all(|&class| Class::by_name(class.name()) == Some(class))
     );
 }
+
+#[test]
+fn blocks_that_were_never_written_are_no_data_whoever_read_them() {
+    use std::os::unix::fs::FileExt;
+    testkit::lab::in_private_namespace(
+        "blocks_that_were_never_written_are_no_data_whoever_read_them",
+        |lab| {
+            let image = testkit::need!(lab.ext4(32));
+            let (left, right) = (image.dir("left").unwrap(), image.dir("right").unwrap());
+            for dir in [&left, &right] {
+                let file = std::fs::File::create(dir.join("f")).unwrap();
+                file.set_len(65_536).unwrap();
+                file.write_all_at(b"data", 0).unwrap();
+            }
+            let times = |dir: &std::path::Path| std::fs::metadata(dir.join("f")).unwrap();
+            let time = times(&left).modified().unwrap();
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(left.join("f"))
+                .unwrap();
+            let keep = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, keep, 8192, 8192).unwrap();
+            file.set_modified(time).unwrap();
+            std::fs::File::options()
+                .write(true)
+                .open(right.join("f"))
+                .unwrap()
+                .set_modified(time)
+                .unwrap();
+            let options = Options::ignoring(&[Class::Mtime]);
+            for _ in 0..2 {
+                assert_eq!(compare(&left, &right, &options), []);
+                // From now on the kernel calls the blocks data, because they are in its cache.
+                std::fs::read(left.join("f")).unwrap();
+            }
+        },
+    );
+}

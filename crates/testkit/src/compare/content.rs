@@ -64,6 +64,14 @@ pub fn surplus(
         .collect()
 }
 
+/// Blocks of `data` but for those that either file has allocated and never written. Whether the kernel calls such a
+/// block data depends on whether somebody read it of late.
+pub fn written(data: [&Ranges; 2], files: [BorrowedFd<'_>; 2]) -> [Ranges; 2] {
+    let unwritten = files.map(|fd| sys::unwritten_extents(fd).unwrap_or_default());
+    let unwritten = union(whole_blocks(unwritten.concat()));
+    data.map(|ranges| subtract(ranges, &unwritten))
+}
+
 /// The offset of the first byte that differs, looking only where one of the two has data.
 pub fn first_difference(
     left: BorrowedFd<'_>,
