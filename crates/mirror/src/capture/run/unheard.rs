@@ -170,9 +170,8 @@ impl Capture {
             };
             let names = rows.object(id)?.map_or(0, |object| object.names.len());
             drop(rows);
-            if links as usize <= names {
-                self.unheard.linked.remove(&id);
-            } else if self.unheard.linked.len() < LINKED_MAX {
+            // Once all names are known it is asked a last time: by one that is gone it may have been written.
+            if links as usize > names && self.unheard.linked.len() < LINKED_MAX {
                 self.unheard.linked.insert(id);
             }
         }
@@ -244,13 +243,13 @@ impl Capture {
         let Ok(found) = stat::statx(&dir, at.name.as_bytes()) else {
             return Ok(Asked::Same);
         };
+        if found.ino != object.local.ino || found.ctime != object.local.ctime {
+            return Ok(Asked::Changed(at));
+        }
         if found.nlink as usize <= object.names.len() {
             return Ok(Asked::Gone);
         }
-        if found.ino == object.local.ino && found.ctime == object.local.ctime {
-            return Ok(Asked::Same);
-        }
-        Ok(Asked::Changed(at))
+        Ok(Asked::Same)
     }
 }
 
