@@ -13,7 +13,7 @@ use super::super::watch::Watch;
 use super::scans::Why;
 use super::{Capture, Fatal};
 use crate::index::Index;
-use crate::sys::stat;
+use crate::sys::stat::{self, Stat};
 #[derive(Default)]
 pub(super) struct Early {
     pub hints: Vec<Hint>,
@@ -25,6 +25,7 @@ impl Capture {
         let early = std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner));
         let (hints, lost) = self.watch.drain();
         let lost = lost || early.lost;
+        self.names_passed()?;
         for hint in early.hints.into_iter().chain(hints) {
             self.hint(hint)?;
         }
@@ -150,11 +151,18 @@ impl Capture {
 
     /// A name that was just made and is nothing that will be written and closed: a symlink, a node, one more link.
     pub(super) fn is_complete(&mut self, rows: &Index, at: &At) -> Result<bool, Fatal> {
+        Ok(self
+            .stat_now(rows, at)?
+            .is_none_or(|found| !found.is_file() || found.nlink > 1))
+    }
+
+    /// What is under a name now, looked at without a word to anyone.
+    pub(super) fn stat_now(&mut self, rows: &Index, at: &At) -> Result<Option<Stat>, Fatal> {
         let Some(parent) = rows.object(at.parent)? else {
-            return Ok(true);
+            return Ok(None);
         };
         let Some(handle) = parent.local.handle else {
-            return Ok(true);
+            return Ok(None);
         };
         let trail = if self.source.wants_trail() {
             trail(rows, at.parent)?
@@ -165,12 +173,9 @@ impl Capture {
             handle: &handle,
             trail,
         }) else {
-            return Ok(true);
+            return Ok(None);
         };
-        Ok(match stat::statx(&fd, at.name.as_bytes()) {
-            Ok(found) => !found.is_file() || found.nlink > 1,
-            Err(_) => true,
-        })
+        Ok(stat::statx(&fd, at.name.as_bytes()).ok())
     }
 }
 

@@ -174,9 +174,6 @@ impl Capture {
         let mut fuzzy = Vec::new();
         let mut proven = 0;
         let mut large = Vec::new();
-        if self.watch.detector == Detector::Inotify {
-            self.names_gone(records);
-        }
         for record in records {
             let at = match &record.change {
                 Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => {
@@ -186,6 +183,9 @@ impl Capture {
                 Change::Update { at, .. } => at.as_ref(),
                 _ => None,
             };
+            if self.watch.detector == Detector::Inotify {
+                self.unheard.found(&record.change);
+            }
             last = at.or(last);
             if let (Some(content), Some(id)) = (record.change.content(), record.change.object()) {
                 proven += u64::from(content.proven);
@@ -233,23 +233,6 @@ impl Capture {
         }
         drop(status);
         self.status_dirty = true;
-    }
-
-    /// A writer that opened a file by a name that is gone now is heard of under that name only, which inotify ties to
-    /// no inode. Nobody new can come by it, so whoever may still write shows now: the hot list looks.
-    pub(super) fn names_gone(&mut self, records: &[Record]) {
-        let now = self.now_ms();
-        for record in records {
-            let Change::Unlink { object, .. } = &record.change else {
-                continue;
-            };
-            let left = self.rows().object(*object);
-            if let Ok(Some(left)) = left
-                && matches!(left.state.kind, Kind::File(_))
-            {
-                self.hot.add(*object, true, now);
-            }
-        }
     }
 
     pub(super) fn fail(&mut self, at: At, dirty: Dirty, failure: Failure, now: Instant) {
@@ -318,26 +301,23 @@ impl Capture {
             None
         };
         drop(rows);
-        let Some(parent) = parent else { return Ok(()) };
+        let Some(parent) = parent else {
+            self.hot.remove(id);
+            return Ok(());
+        };
         let opened = self.source.walker.open(&Dir {
             handle: &parent,
             trail,
         });
-        let Ok(dir) = opened else {
-            self.hot.remove(id);
+        let fd = opened
+            .ok()
+            .and_then(|dir| open::file(&dir, at.name.as_bytes()).ok());
+        let found = fd.and_then(|fd| stat::fstat(&fd).ok().map(|found| (fd, found)));
+        let Some((fd, found)) = found.filter(|(_, found)| found.ino == object.local.ino) else {
+            // It is not there (any more), which its events will tell. Who writes it may do so all the same.
+            self.hot.add(id, false, now);
             return Ok(());
         };
-        let Ok(fd) = open::file(&dir, at.name.as_bytes()) else {
-            self.hot.remove(id);
-            return Ok(());
-        };
-        let Ok(found) = stat::fstat(&fd) else {
-            return Ok(());
-        };
-        if found.ino != object.local.ino {
-            self.hot.remove(id);
-            return Ok(());
-        }
         let writers = lease::writable_by_anyone(&fd).unwrap_or(true)
             && !crate::planted::is("trust_unproven");
         let moved = found.ctime != object.local.ctime;

@@ -125,6 +125,7 @@ pub struct Capture {
     unheard: Unheard,
     root_dirty: bool,
     last_scan: Instant,
+    scan_took: Duration,
     /// Of a scan of everything.
     last_scan_began: Option<Instant>,
     last_index_flush: Instant,
@@ -212,6 +213,7 @@ impl Capture {
             last_scan_began: None,
             root_dirty: true,
             last_scan: now,
+            scan_took: Duration::ZERO,
             last_index_flush: now,
             last_flush: now,
             time_ns: 0,

@@ -301,9 +301,11 @@ impl Capture {
         self.note(Note::ScanEnd)?;
         self.flush()?;
         self.last_scan = Instant::now();
+        self.scan_took = began.elapsed();
         self.sweep_watches()?;
         self.count_unwatched();
         let word = self.correction(corrections);
+        self.all_seen(began);
         let mut status = self.shared.lock();
         status.scan = None;
         status.scans += 1;
@@ -312,7 +314,7 @@ impl Capture {
             status.notices.push(text);
         }
         drop(status);
-        let _ = (began, found);
+        let _ = found;
         self.status_dirty = true;
         Ok(())
     }

@@ -22,13 +22,17 @@ impl Capture {
             return Ok(());
         }
         let began = self.last_scan_began;
-        if self.is_blind() && self.barriers.iter().any(|(asked, _)| began < Some(*asked)) {
+        let unseen = self.barriers.iter().any(|(asked, _)| began < Some(*asked));
+        if self.is_blind() && unseen {
             self.want_all = Some(Why::Rolling);
             return Ok(());
         }
         // Whatever finished before the order is queued already.
         for _ in 0..8 {
             self.hear()?;
+            if self.unheard.doubt.is_some() && unseen {
+                self.want_all = Some(self.want_all.unwrap_or(Why::Rolling));
+            }
             if self.want_all.is_some() {
                 return Ok(());
             }
