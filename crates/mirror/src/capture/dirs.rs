@@ -143,14 +143,15 @@ impl DirWatches {
         self.group.poll(Some(timeout))
     }
 
-    /// Everything queued until now. False: some was lost.
+    /// Everything queued until now, and not what comes meanwhile, which may be without end. False: some was lost.
     pub fn read(&self, buffer: &mut [u8], hints: &mut Vec<Hint>) -> bool {
         let mut state = self.lock();
+        let mut left = self.group.pending_bytes().unwrap_or(u64::MAX);
         // The first half of a rename, whose second is the next record if it stayed among the watched.
         let mut half: Option<(u32, Hint)> = None;
         let mut waited = 0;
         let mut whole = true;
-        loop {
+        while left > 0 || (half.is_some() && waited < HALVES) {
             let records = match self.group.read(buffer) {
                 Ok(records) => records,
                 Err(Errno::INTR) => continue,
@@ -159,14 +160,16 @@ impl DirWatches {
                     break;
                 }
             };
+            waited += u32::from(left == 0);
             if records.is_empty() {
-                if half.is_none() || waited >= HALVES {
+                if half.is_none() {
                     break;
                 }
+                left = 0;
                 std::thread::sleep(HALF * (1 << waited));
-                waited += 1;
                 continue;
             }
+            left = left.saturating_sub(records.bytes());
             for record in records {
                 let Ok(record) = record else {
                     whole = false;

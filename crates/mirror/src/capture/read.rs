@@ -6,6 +6,8 @@
 //! maps the file after the probe moves ctime with the first byte. A lease is never held; nothing here makes a writer wait.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mirror_core::reconcile::{Body, Failure, ReadEnd, Reading, Seen};
 use mirror_core::{Content, Digest, Kind, Meta, Name, Time};
@@ -31,6 +33,8 @@ pub struct ReadOptions {
     pub multigrain: bool,
     /// Probe for writers with a momentary lease.
     pub lease: bool,
+    /// Once it is set, nothing is read to its end any more.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for ReadOptions {
@@ -39,6 +43,7 @@ impl Default for ReadOptions {
             inline_bytes_max: 64 << 10,
             multigrain: multigrain(),
             lease: true,
+            stop: Arc::default(),
         }
     }
 }
@@ -354,6 +359,12 @@ impl Reader {
         'ranges: for (start, length) in ranges {
             let mut done = 0;
             while done < length {
+                if self.options.stop.load(Ordering::Acquire) {
+                    if let (Some((token, _)), Into::Sink(sink)) = (&out, &*into) {
+                        sink.forget(*token);
+                    }
+                    return Err(at_step("read")(Errno::CANCELED));
+                }
                 let want = usize::try_from(length - done)
                     .unwrap_or(PIECE_BYTES)
                     .min(PIECE_BYTES);

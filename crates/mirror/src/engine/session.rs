@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -185,6 +186,7 @@ impl Session {
 
     /// Ends the loop and closes everything.
     pub fn stop(self) -> Ended {
+        self.shared.stop.store(true, Ordering::Release);
         let _ = self.orders.send(Order::Stop);
         let ended = self
             .ended

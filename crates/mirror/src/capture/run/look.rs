@@ -37,10 +37,16 @@ impl Capture {
     /// Looks at what is due, or (`all`) at everything that waits.
     pub(super) fn look_at_due(&mut self, all: bool) -> Result<(), Fatal> {
         let now = if all { u64::MAX } else { self.now_ms() };
+        // The kernel's queue must not grow while we look, and flushes must not wait for ever. What never rests is looked
+        // at some more times for a barrier; then it is as it was at one of them.
+        let rounds_max = match all {
+            true => self.settle.len() / DUE_MAX + 8,
+            false => 4,
+        };
         let mut rounds = 0;
         loop {
             let due = self.settle.take(now, DUE_MAX);
-            if due.is_empty() && !self.root_dirty {
+            if (due.is_empty() && !self.root_dirty) || self.shared.is_stopping() {
                 return Ok(());
             }
             let roots: &[ObjectId] = if std::mem::take(&mut self.root_dirty) {
@@ -50,8 +56,7 @@ impl Capture {
             };
             self.reconcile(due, roots, None)?;
             rounds += 1;
-            // The kernel's queue must not grow while we look, and flushes must not wait for ever.
-            if !all && rounds >= 4 {
+            if rounds >= rounds_max {
                 return Ok(());
             }
         }
@@ -77,6 +82,15 @@ impl Capture {
             None => reconcile(&*rows, &mut self.source, dirty, dirs, next, limits)?,
         };
         drop(rows);
+        if self.shared.is_stopping() {
+            // Looks were broken off. The next session's scan finds it all.
+            for proposed in outcome.group {
+                if let Body::Token(token) = proposed.body {
+                    self.sink.forget(token);
+                }
+            }
+            return Ok(0);
+        }
         self.commit(outcome)
     }
 
@@ -237,6 +251,9 @@ impl Capture {
 
     pub(super) fn fail(&mut self, at: At, dirty: Dirty, failure: Failure, now: Instant) {
         const BACK_OFF_S_MAX: u64 = 60;
+        if self.shared.is_stopping() {
+            return;
+        }
         let failing = self.failing.entry(at).or_insert_with(|| Failing {
             dirty: Dirty::default(),
             failure: failure.clone(),
@@ -318,8 +335,8 @@ impl Capture {
             self.hot.add(id, false, now);
             return Ok(());
         };
-        let writers = lease::writable_by_anyone(&fd).unwrap_or(true)
-            && !crate::planted::is("trust_unproven");
+        let writers =
+            lease::writable_by_anyone(&fd).unwrap_or(true) && !crate::planted::is("trust_unproven");
         let moved = found.ctime != object.local.ctime;
         // Without leases, or where stores show nowhere (tmpfs), the bytes themselves are asked at the long interval.
         let long = self.hot.interval_ms(id) >= HotList::INTERVAL_MS_MAX;

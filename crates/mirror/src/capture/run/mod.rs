@@ -121,7 +121,7 @@ pub struct Capture {
     large: BTreeMap<ObjectId, Instant>,
     /// Large files that were written meanwhile.
     delayed: BTreeMap<At, (Instant, Dirty)>,
-    barriers: Vec<(Instant, Sender<Barrier>)>,
+    barriers: Vec<Asked>,
     unheard: Unheard,
     root_dirty: bool,
     last_scan: Instant,
@@ -138,6 +138,14 @@ pub struct Capture {
     /// The index was durable up to here a minute ago.
     durable_mark: Option<Position>,
     status_dirty: bool,
+}
+
+/// Somebody waits for what was so until he asked.
+struct Asked {
+    since: Instant,
+    answer: Sender<Barrier>,
+    /// Scans that ended since.
+    scans: u32,
 }
 
 /// What must end the loop.
@@ -170,8 +178,9 @@ impl Capture {
             shared,
             orders,
             spill,
-            options,
+            mut options,
         } = setup;
+        options.read.stop = shared.stop.clone();
         let early: Arc<Mutex<Early>> = Arc::default();
         let more = more_hints(watch.clone(), index.clone(), early.clone());
         let source = KernelSource {
@@ -270,7 +279,7 @@ impl Capture {
             self.flush_index(false)?;
             self.answer_barriers()?;
             self.publish();
-            if self.wait()? {
+            if self.shared.is_stopping() || self.wait()? {
                 return Ok(());
             }
         }
@@ -368,7 +377,11 @@ impl Capture {
                 return Ok(true);
             }
             Ok(Order::Barrier(answer)) => {
-                self.barriers.push((Instant::now(), answer));
+                self.barriers.push(Asked {
+                    since: Instant::now(),
+                    answer,
+                    scans: 0,
+                });
             }
             Ok(Order::Rescan) => self.want_all = Some(self.want_all.unwrap_or(Why::Rolling)),
             Ok(Order::Reread(id)) => {

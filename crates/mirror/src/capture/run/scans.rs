@@ -186,7 +186,7 @@ impl Capture {
 
     /// Directories that were read ahead become one group.
     pub(super) fn take_ahead(&mut self) -> Result<(), Fatal> {
-        while !self.ahead.is_empty() {
+        while !self.ahead.is_empty() && !self.shared.is_stopping() {
             let mut batch: Vec<PreparedDir> = Vec::new();
             let mut handles: BTreeSet<Handle> = BTreeSet::new();
             let mut dirty: Vec<(At, Dirty)> = Vec::new();
@@ -277,6 +277,12 @@ impl Capture {
         } = running;
         let seen = scan.seen();
         drop(scan);
+        if self.shared.is_stopping() {
+            return Ok(());
+        }
+        for asked in &mut self.barriers {
+            asked.scans += 1;
+        }
         if why == Why::Part {
             return Ok(());
         }
@@ -291,6 +297,9 @@ impl Capture {
             self.guard(&missing, entries)?;
         }
         for names in missing.chunks(DUE_MAX) {
+            if self.shared.is_stopping() {
+                return Ok(());
+            }
             let dirty = names.iter().map(|at| (at.clone(), doubt())).collect();
             let gone = self.reconcile(dirty, &[], None)?;
             found += gone;

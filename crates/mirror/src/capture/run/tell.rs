@@ -14,15 +14,19 @@ use super::{Capture, Fatal};
 use crate::engine::status::{FAILED_MAX, Failed, PathText};
 impl Capture {
     pub(super) fn answer_barriers(&mut self) -> Result<(), Fatal> {
-        if self.barriers.is_empty()
-            || self.running.is_some()
-            || self.want_all.is_some()
-            || !self.want_some.is_empty()
+        // Where directories come and events are lost without end, all was looked at often enough some time.
+        const SCANS_MAX: u32 = 4;
+        if self.barriers.is_empty() || self.shared.is_stopping() {
+            return Ok(());
+        }
+        let patient = self.barriers.iter().all(|asked| asked.scans < SCANS_MAX);
+        if patient
+            && (self.running.is_some() || self.want_all.is_some() || !self.want_some.is_empty())
         {
             return Ok(());
         }
         let began = self.last_scan_began;
-        let unseen = self.barriers.iter().any(|(asked, _)| began < Some(*asked));
+        let unseen = self.barriers.iter().any(|asked| began < Some(asked.since));
         if self.is_blind() && unseen {
             self.want_all = Some(Why::Rolling);
             return Ok(());
@@ -33,7 +37,7 @@ impl Capture {
             if self.unheard.doubt.is_some() && unseen {
                 self.want_all = Some(self.want_all.unwrap_or(Why::Rolling));
             }
-            if self.want_all.is_some() {
+            if patient && self.want_all.is_some() {
                 return Ok(());
             }
             let now = self.now_ms();
@@ -58,7 +62,7 @@ impl Capture {
             self.release_delayed(true);
             self.look_at_linked(true)?;
             self.look_at_due(true)?;
-            if !self.want_some.is_empty() {
+            if self.shared.is_stopping() || (patient && !self.want_some.is_empty()) {
                 return Ok(());
             }
             let early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,8 +82,8 @@ impl Capture {
             fuzzy_total: status.fuzzy.len() as u64,
         };
         drop(status);
-        for (_, barrier) in self.barriers.drain(..) {
-            let _ = barrier.send(answer.clone());
+        for asked in self.barriers.drain(..) {
+            let _ = asked.answer.send(answer.clone());
         }
         Ok(())
     }

@@ -302,6 +302,9 @@ impl Capture {
         self.unheard.asked = Some(Instant::now());
         let ids: Vec<ObjectId> = self.unheard.linked.iter().copied().collect();
         for id in ids {
+            if self.shared.is_stopping() {
+                return Ok(());
+            }
             match self.ask_linked(id)? {
                 Asked::Same => {}
                 Asked::Gone => {
