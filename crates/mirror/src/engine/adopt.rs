@@ -49,15 +49,22 @@ pub fn settle(
         filter.ignored(path, at.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
     };
     let (found, differences) = crossbeam_channel::unbounded();
+    let (done, verified) = crossbeam_channel::bounded(1);
     let _ = apply.orders.send(ApplyOrder::Verify {
         content: false,
         found,
+        done,
     });
     let mut extras: Vec<Difference> = differences
         .iter()
         .filter(|difference| difference.what == DifferenceKind::Extra)
         .filter(|difference| !ignored(&difference.path))
         .collect();
+    match verified.recv() {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => return Err(RunError::Failed(anyhow::anyhow!("{text}"))),
+        Err(_) => return Err(RunError::Failed(anyhow::anyhow!("apply stopped"))),
+    }
     if extras.is_empty() {
         return finish(apply);
     }

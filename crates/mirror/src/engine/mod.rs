@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod applying;
 pub mod control;
+pub mod differing;
 mod dry_run;
 pub mod event;
 pub mod follower;

@@ -352,17 +352,19 @@ impl Hub {
         *counters = report.counters;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
+        counters.repaired += applied.repaired;
         counters.records = sequence(end.map(|end| end.position));
         let mut failed: Vec<_> = report
             .failed
             .iter()
             .chain(&applied.failed)
+            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = report.failed_total + applied.failed_total;
+        status.failed_total = report.failed_total + applied.failed_total + applied.differing.total;
         status.not_mirrored.clone_from(&report.not_mirrored);
         let recorded = &applied.recorded;
         status.recorded = [
@@ -386,6 +388,10 @@ impl Hub {
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
             State::Hold(hold.clone())
+        } else if let Some(reason) = &applied.waits {
+            State::Failed {
+                reason: reason.clone(),
+            }
         } else if !known.connected && known.ever {
             State::Disconnected {
                 since: known.since,

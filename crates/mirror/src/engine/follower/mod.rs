@@ -28,7 +28,7 @@ use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
@@ -339,9 +339,17 @@ impl Follower {
         };
         let mut applier = match Applier::open(&place.dst, &place.state, rows, options) {
             Ok(applier) => applier,
+            Err(ApplyError::Root { what, .. }) if self.ever => {
+                return Ok(End::Retry(place.lost_text(&what)));
+            }
+            Err(ApplyError::Root { what, .. }) => {
+                let what = place.lost_text(&what);
+                return Err(RunError::Held(hold(HoldReason::CopyLost, what)));
+            }
             Err(error) if self.ever => return Ok(End::Retry(chain(&error))),
             Err(error) => return Err(failed("cannot open DST", &error)),
         };
+        place.opened();
         let adoption = self
             .adoption(&mut applier, fresh && holds, log.is_some())
             .map_err(|e| failed("cannot use the index", &e))?;
@@ -543,6 +551,9 @@ impl Session<'_> {
                 if !self.place.still_there() {
                     let what = format!("{} is gone or covered", show(&options.state_dir));
                     return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
+                }
+                if let Some(what) = self.place.dst_lost() {
+                    return Ok(End::Retry(what));
                 }
             }
             if let Ok(ended) = self.ended.try_recv() {

@@ -22,7 +22,7 @@ use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::session::{Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::capture::sink::{Limited, NoSink, Sink, StagingSink};
 use crate::capture::state::{Barrier, Ended};
@@ -34,7 +34,7 @@ use crate::log::LogOptions;
 use crate::sys::{Errno, lease, mounts};
 use contents::SourceContents;
 use outer::{Handles, Outer, hold};
-use place::Place;
+use place::{Place, inode};
 
 /// How one session ended.
 enum End {
@@ -270,6 +270,7 @@ impl Mirror {
     /// Waits until the reason is gone or an operator lets it go on. True: stop.
     fn wait_held(&self, hold: &Hold) -> bool {
         let mut last = Instant::now();
+        let copy = inode(&self.options.dst);
         loop {
             let over = self
                 .outer
@@ -288,6 +289,12 @@ impl Mirror {
                         if self.root_is_back(hold.reason) {
                             return false;
                         }
+                    }
+                }
+                HoldReason::CopyLost => {
+                    // Whether it is the right one is seen when it is opened.
+                    if inode(&self.options.dst) != copy {
+                        return false;
                     }
                 }
                 HoldReason::RootEmpty => {
@@ -374,8 +381,15 @@ impl Mirror {
             .meta_get(SEEDED_KEY)
             .map_err(|e| failed("cannot read the index", &e))?
             .is_none();
-        let mut applier = Applier::open(&place.dst, &place.state, rows, options)
-            .map_err(|e| failed("cannot open DST", &e))?;
+        let mut applier = match Applier::open(&place.dst, &place.state, rows, options) {
+            Ok(applier) => applier,
+            Err(ApplyError::Root { what, .. }) => {
+                let what = place.lost_text(&what);
+                return Ok(End::Held(hold(HoldReason::CopyLost, what)));
+            }
+            Err(error) => return Err(failed("cannot open DST", &error)),
+        };
+        place.opened();
         let adoption = self
             .adoption(&mut applier, fresh && held, place)
             .map_err(|e| failed("cannot use the index", &e))?;
@@ -605,6 +619,9 @@ impl Mirror {
                 if !place.still_there() {
                     let what = format!("{} is gone or covered", show(&self.options.state_dir));
                     return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
+                }
+                if let Some(what) = place.dst_lost() {
+                    return Ok(End::Held(hold(HoldReason::CopyLost, what)));
                 }
                 if let Some((reason, what)) = session.tree.lost() {
                     return Ok(End::Held(hold(reason, what)));

@@ -230,17 +230,19 @@ impl Outer {
         counters.fuzzy = capture.fuzzy.len() as u64;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
+        counters.repaired = applied.repaired;
         counters.records = end.map_or(0, |end| end.position.sequence);
         let mut failed: Vec<Failed> = capture
             .failed
             .iter()
             .chain(&applied.failed)
+            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = capture.failed_total + applied.failed_total;
+        status.failed_total = capture.failed_total + applied.failed_total + applied.differing.total;
         let mut not_mirrored = handles.not_mirrored.clone();
         for path in &capture.foreign {
             if !not_mirrored
@@ -273,6 +275,9 @@ impl Outer {
         }
         status.state = match (&applied.hold, &capture.scan) {
             (Some(hold), _) => State::Hold(hold.clone()),
+            (None, _) if applied.waits.is_some() => State::Failed {
+                reason: applied.waits.clone().unwrap_or_default(),
+            },
             (None, Some((seen, began))) if !arrived => {
                 let files = seen.entries.load(Ordering::Relaxed);
                 let bytes = seen.read_bytes.load(Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::engine::event::{Event, RunError, Ui};
 use crate::engine::session::show;
@@ -13,10 +13,12 @@ pub struct Place {
     pub dst: PathBuf,
     pub state: PathBuf,
     /// As the person knows them.
+    typed_dst: PathBuf,
     typed_state: PathBuf,
     /// The view's path, and what it shows as a person knows it.
     view_is: Option<(String, String)>,
-    id: Option<(u64, (u32, u32))>,
+    id: Option<Inode>,
+    dst_id: OnceLock<Option<Inode>>,
     /// Keeps the view open.
     _view: Option<OwnedFd>,
 }
@@ -27,9 +29,11 @@ impl Place {
         let plain = || Place {
             dst: dst.to_path_buf(),
             state: state.to_path_buf(),
+            typed_dst: dst.to_path_buf(),
             typed_state: state.to_path_buf(),
             view_is: None,
             id: inode(state),
+            dst_id: OnceLock::new(),
             _view: None,
         };
         let Some(top) = common(dst, state) else {
@@ -46,9 +50,11 @@ impl Place {
         let place = Place {
             dst: base.join(below_dst),
             state: base.join(below_state),
+            typed_dst: dst.to_path_buf(),
             typed_state: state.to_path_buf(),
             view_is: Some((show(&base), show(&top).trim_end_matches('/').to_owned())),
             id: inode(state),
+            dst_id: OnceLock::new(),
             _view: Some(view),
         };
         // A mount between the common directory and the state is not in the view.
@@ -92,6 +98,30 @@ impl Place {
         }
     }
 
+    /// DST is open: from now on it can get lost.
+    pub fn opened(&self) {
+        let _ = self.dst_id.set(inode(&self.dst));
+    }
+
+    /// What became of DST, with the way out, if the directory that a person knows is another one by now.
+    pub fn dst_lost(&self) -> Option<String> {
+        let now = inode(&self.typed_dst);
+        if now == *self.dst_id.get()? {
+            return None;
+        }
+        let what = match now {
+            Some(_) => "another directory is there now",
+            None => "it is gone",
+        };
+        Some(self.lost_text(what))
+    }
+
+    /// For people: what became of DST, with the way out.
+    pub fn lost_text(&self, what: &str) -> String {
+        let (dst, state) = (show(&self.typed_dst), show(&self.typed_state));
+        format!("DST {dst}: {what}; bring it back, or move {state} away to begin anew")
+    }
+
     /// Whether the state directory a person knows is still this one.
     pub fn still_there(&self) -> bool {
         self.id.is_some() && inode(&self.typed_state) == self.id
@@ -121,7 +151,10 @@ impl Ui for Typed {
     }
 }
 
-fn inode(path: &Path) -> Option<(u64, (u32, u32))> {
+/// Inode and device.
+pub type Inode = (u64, (u32, u32));
+
+pub fn inode(path: &Path) -> Option<Inode> {
     let fd = crate::sys::open::dir_at_path(path).ok()?;
     let found = stat::fstat(&fd).ok()?;
     Some((found.ino, found.dev))
