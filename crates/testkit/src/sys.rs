@@ -99,29 +99,19 @@ pub fn project_of_any(fd: impl AsFd) -> io::Result<u32> {
     }
 }
 
-/// Where a file has blocks, written or not: (offset, length), in order.
-pub fn extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64)>> {
-    let found = flagged_extents(fd)?;
-    Ok(found
-        .into_iter()
-        .map(|(at, length, _)| (at, length))
-        .collect())
+/// Blocks of a file.
+pub struct Extent {
+    pub start: u64,
+    pub length: u64,
+    /// Only reserved: they read as zeros, and file systems call them data or hole as their caches happen to be.
+    pub unwritten: bool,
 }
 
-/// Those of them that were allocated and never written: they read as zeros.
-pub fn unwritten_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64)>> {
-    const UNWRITTEN: u32 = 0x800;
-    let found = flagged_extents(fd)?.into_iter();
-    Ok(found
-        .filter(|(_, _, flags)| flags & UNWRITTEN != 0)
-        .map(|(at, length, _)| (at, length))
-        .collect())
-}
-
-fn flagged_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64, u32)>> {
+/// Where a file has blocks, in order.
+pub fn extents(fd: impl AsFd) -> io::Result<Vec<Extent>> {
     #[repr(C)]
     #[derive(Default, Clone, Copy)]
-    struct Extent {
+    struct Raw {
         logical: u64,
         physical: u64,
         length: u64,
@@ -132,6 +122,7 @@ fn flagged_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64, u32)>> {
     const EXTENTS: usize = 64;
     const LAST: u32 = 1;
     const SYNC: u32 = 1;
+    const UNWRITTEN: u32 = 0x800;
     #[repr(C)]
     struct Request {
         start: u64,
@@ -140,7 +131,7 @@ fn flagged_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64, u32)>> {
         mapped: u32,
         count: u32,
         reserved: u32,
-        extents: [Extent; EXTENTS],
+        extents: [Raw; EXTENTS],
     }
     let mut found = Vec::new();
     let mut start = 0;
@@ -152,15 +143,16 @@ fn flagged_extents(fd: impl AsFd) -> io::Result<Vec<(u64, u64, u32)>> {
             mapped: 0,
             count: EXTENTS as u32,
             reserved: 0,
-            extents: [Extent::default(); EXTENTS],
+            extents: [Raw::default(); EXTENTS],
         };
         // SAFETY: the kernel fills at most `count` extents behind the header, and there is room for them.
         done(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_FIEMAP, &mut request) })?;
         let got = &request.extents[..(request.mapped as usize).min(EXTENTS)];
-        found.extend(
-            got.iter()
-                .map(|extent| (extent.logical, extent.length, extent.flags)),
-        );
+        found.extend(got.iter().map(|extent| Extent {
+            start: extent.logical,
+            length: extent.length,
+            unwritten: extent.flags & UNWRITTEN != 0,
+        }));
         match got.last() {
             Some(last) if last.flags & LAST == 0 && last.logical + last.length > start => {
                 start = last.logical + last.length;

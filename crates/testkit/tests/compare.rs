@@ -489,40 +489,23 @@ fn every_class_has_its_name() {
     );
 }
 
+/// Blocks that were only reserved are data once they are read, and a hole again when the cache forgets them.
 #[test]
-fn blocks_that_were_never_written_are_no_data_whoever_read_them() {
-    use std::os::unix::fs::FileExt;
-    testkit::lab::in_private_namespace(
-        "blocks_that_were_never_written_are_no_data_whoever_read_them",
-        |lab| {
-            let image = testkit::need!(lab.ext4(32));
-            let (left, right) = (image.dir("left").unwrap(), image.dir("right").unwrap());
-            for dir in [&left, &right] {
-                let file = std::fs::File::create(dir.join("f")).unwrap();
-                file.set_len(65_536).unwrap();
-                file.write_all_at(b"data", 0).unwrap();
-            }
-            let times = |dir: &std::path::Path| std::fs::metadata(dir.join("f")).unwrap();
-            let time = times(&left).modified().unwrap();
-            let file = std::fs::OpenOptions::new()
-                .write(true)
-                .open(left.join("f"))
-                .unwrap();
-            let keep = rustix::fs::FallocateFlags::empty();
-            rustix::fs::fallocate(&file, keep, 8192, 8192).unwrap();
-            file.set_modified(time).unwrap();
-            std::fs::File::options()
-                .write(true)
-                .open(right.join("f"))
-                .unwrap()
-                .set_modified(time)
-                .unwrap();
-            let options = Options::ignoring(&[Class::Mtime]);
-            for _ in 0..2 {
-                assert_eq!(compare(&left, &right, &options), []);
-                // From now on the kernel calls the blocks data, because they are in its cache.
-                std::fs::read(left.join("f")).unwrap();
-            }
-        },
+fn reserved_blocks_are_neither_data_nor_hole() {
+    let pair = Pair::new();
+    for tree in [pair.left(), pair.right()] {
+        let file = fs::File::create(tree.join("reserved")).unwrap();
+        if tree == pair.left() {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 64 << 10).unwrap();
+        } else {
+            file.set_len(64 << 10).unwrap();
+        }
+    }
+    assert_eq!(
+        fs::read(pair.left().join("reserved")).unwrap(),
+        [0; 64 << 10]
     );
+    still(&pair.left());
+    still(&pair.right());
+    assert_eq!(pair.found(), []);
 }

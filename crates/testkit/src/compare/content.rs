@@ -64,14 +64,6 @@ pub fn surplus(
         .collect()
 }
 
-/// Blocks of `data` but for those that either file has allocated and never written. Whether the kernel calls such a
-/// block data depends on whether somebody read it of late.
-pub fn written(data: [&Ranges; 2], files: [BorrowedFd<'_>; 2]) -> [Ranges; 2] {
-    let unwritten = files.map(|fd| sys::unwritten_extents(fd).unwrap_or_default());
-    let unwritten = union(whole_blocks(unwritten.concat()));
-    data.map(|ranges| subtract(ranges, &unwritten))
-}
-
 /// The offset of the first byte that differs, looking only where one of the two has data.
 pub fn first_difference(
     left: BorrowedFd<'_>,
@@ -119,19 +111,38 @@ fn read_full(fd: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> Result<usize, Er
     Ok(filled)
 }
 
-fn whole_blocks(extents: Vec<(u64, u64)>) -> Ranges {
-    extents
-        .into_iter()
-        .map(|(start, length)| {
-            (
-                start / BLOCK * BLOCK,
-                start
-                    .saturating_add(length)
-                    .div_ceil(BLOCK)
-                    .saturating_mul(BLOCK),
-            )
-        })
-        .collect()
+/// Whether both have data in the same blocks, but for blocks called data that were never written: room that is only
+/// reserved (`fallocate`, or ahead of a shared block's copy on xfs) is data while the page cache knows the bytes, which
+/// reading brings about, and a hole again later.
+pub fn same_data(
+    left: BorrowedFd<'_>,
+    right: BorrowedFd<'_>,
+    left_data: &Ranges,
+    right_data: &Ranges,
+) -> bool {
+    let only_cached = |fd, data: &Ranges, other: &Ranges| {
+        let apart = subtract(data, other);
+        let Ok(extents) = sys::extents(fd) else {
+            return apart.is_empty();
+        };
+        let written = union(whole_blocks(
+            extents.into_iter().filter(|extent| !extent.unwritten),
+        ));
+        subtract(&apart, &written) == apart
+    };
+    left_data == right_data
+        || (only_cached(left, left_data, right_data) && only_cached(right, right_data, left_data))
+}
+
+fn whole_blocks(extents: impl IntoIterator<Item = sys::Extent>) -> Ranges {
+    let blocks = |extent: sys::Extent| {
+        let end = extent.start.saturating_add(extent.length);
+        (
+            extent.start / BLOCK * BLOCK,
+            end.div_ceil(BLOCK).saturating_mul(BLOCK),
+        )
+    };
+    extents.into_iter().map(blocks).collect()
 }
 
 pub fn union(mut ranges: Ranges) -> Ranges {

@@ -387,10 +387,9 @@ impl<'a> Walk<'a> {
                 self.differ(Class::Blocks, "no blocks there", content::show(&surplus))?;
             }
         }
-        if left_data == right_data {
+        if content::same_data(a, b, &left_data, &right_data) {
             return Ok(());
         }
-        let [left_data, right_data] = content::written([&left_data, &right_data], [a, b]);
         self.differ_if(Class::Holes, left_data, right_data, content::show)
     }
 
