@@ -6,12 +6,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mirror_core::escape;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::engine::status::Stamp;
 use crate::sys::tree;
+
+/// One who asks who the holder is has the lock for a moment; whoever has it for longer than this holds it.
+const ASKED_WITHIN: Duration = Duration::from_millis(200);
 
 /// Held as long as a clone of it lives; the kernel drops it with the process, so a stale one can't exist.
 #[derive(Debug, Clone)]
@@ -48,7 +52,7 @@ impl std::fmt::Display for Holder {
 }
 
 impl StateLock {
-    /// Takes the lock of an existing state directory, without waiting.
+    /// Takes the lock of an existing state directory. Waits only as long as one who merely asks for the holder may have it.
     pub fn take(state_dir: &Path) -> Result<StateLock, LockError> {
         let path = state_dir.join("lock");
         let io = |source| LockError::Io {
@@ -70,15 +74,21 @@ impl StateLock {
             .custom_flags(libc::O_NOFOLLOW)
             .open(file)
             .map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LockError::Busy {
-                    state_dir: state_dir.into(),
-                    holder: read_holder(&mut file),
-                });
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if began.elapsed() < ASKED_WITHIN => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LockError::Busy {
+                        state_dir: state_dir.into(),
+                        holder: read_holder(&mut file),
+                    });
+                }
+                Err(TryLockError::Error(source)) => return Err(io(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         // Only a courtesy to the second process: that it can't be written (full disk) is no reason to stop.
         let _ = write_holder(&mut file);
