@@ -79,7 +79,6 @@ fn random_kills(lab: &Lab, fs: Fs, seed: u64, kills: u64) {
 }
 
 #[test]
-#[ignore = "known defect: a void content may stay listed until its successor comes"]
 fn killed_at_random_moments() {
     lab::in_private_namespace("killed_at_random_moments", |lab| {
         random_kills(lab, Fs::Ext4, number("SEED", 1), number("KILLS", 20));

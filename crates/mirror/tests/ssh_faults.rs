@@ -155,7 +155,6 @@ fn a_link_that_falls_silent_is_dead_after_the_timeout() {
 }
 
 #[test]
-#[ignore = "known defect: a void content may stay listed until its successor comes"]
 fn a_random_workload_of_two_processes_ends_equal() {
     let bed = Bed::new();
     bed.populate(200, 16);

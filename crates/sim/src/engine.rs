@@ -221,6 +221,7 @@ impl<C: Copy> Engine<C> {
             || until.is_some_and(|until| cursor.position().is_none_or(|at| at < until))
         {
             let Some(group) = cursor.next_group()? else {
+                self.copy.log_ends(cursor.position());
                 break;
             };
             records.extend(group.records);

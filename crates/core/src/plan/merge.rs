@@ -19,6 +19,8 @@ pub struct Wanted {
     pub want: Option<Object>,
     pub place: Option<ContentRef>,
     pub void: bool,
+    /// Names the rows do not speak of, where something of it was seen and could not be taken away yet.
+    pub also: BTreeSet<At>,
 }
 
 /// The groups can't be true of these rows.
@@ -301,8 +303,12 @@ impl<'a, R: Rows> Fold<'a, R> {
         let mut merged = Merged {
             objects: BTreeMap::new(),
             mentioned: self.mentioned,
+            owed: BTreeSet::new(),
         };
         for id in self.touched {
+            if let Some(wanted) = pending.get(&id) {
+                merged.owed.extend(wanted.also.iter().cloned());
+            }
             let old = if self.tree.is_new(id) {
                 None
             } else {
@@ -384,9 +390,11 @@ impl<'a, R: Rows> Fold<'a, R> {
                     dirs.extend(object.names.iter().map(|at| at.parent));
                     slots.extend(object.names);
                 }
+                slots.extend(pending.get(&id).into_iter().flat_map(|w| w.also.clone()));
             }
             for id in &left {
-                let mut meets = dirs.contains(id);
+                let also = pending.get(id).into_iter().flat_map(|w| &w.also);
+                let mut meets = dirs.contains(id) || also.into_iter().any(|at| slots.contains(at));
                 for object in [self.tree.object(*id)?, self.tree.base().object(*id)?]
                     .into_iter()
                     .flatten()

@@ -36,6 +36,8 @@ pub struct Merged {
     pub objects: BTreeMap<ObjectId, Target>,
     /// Every name that a record mentions: after a crash a thing may stand at any of them.
     pub mentioned: BTreeSet<At>,
+    /// Names where an earlier batch that failed left something of these objects: looked at in any case.
+    pub owed: BTreeSet<At>,
 }
 
 /// What is to become of one object. Neither `old` nor `want`: it came and went, and a crash may have left it somewhere.

@@ -7,7 +7,7 @@
 //! STATE/staging/aside/   new inodes about to trade places with something strange; after a crash moved to adopted
 //! STATE/adopted/EPOCH.SEQUENCE/N/NAME   what somebody made by hand in the tree and that stood in the way
 //! STATE/made            inodes made since the rows were last durable: see `journal`
-//! STATE/applying         the position that an unfinished batch leads to
+//! STATE/applying         no batch beyond this position has touched the tree
 //! ```
 
 use std::ffi::OsStr;
@@ -24,6 +24,9 @@ use super::ApplyError;
 use crate::sys::stat::{Stat, fstat, statx};
 use crate::sys::{Errno, flags, open, target};
 
+/// Records that a replay may have to take at once beyond those that were applied.
+const AHEAD_RECORDS: u64 = 4096;
+
 pub struct Area {
     pub root: Arc<OwnedFd>,
     pub root_stat: Stat,
@@ -34,6 +37,8 @@ pub struct Area {
     pub aside: Arc<OwnedFd>,
     adopted: Arc<OwnedFd>,
     applying: std::fs::File,
+    /// What `applying` says, once this process wrote it.
+    noted: Option<Position>,
     /// Directory of this batch in `adopted/`, and the number of the next thing in it.
     adopting: Option<(String, OwnedFd, u64)>,
     pub moved_aside: Vec<Vec<u8>>,
@@ -81,6 +86,7 @@ impl Area {
                 .truncate(false)
                 .open(state.join("applying"))
                 .map_err(|e| io("open", &state.join("applying"), e))?,
+            noted: None,
             adopting: None,
             moved_aside: Vec::new(),
         };
@@ -177,7 +183,8 @@ impl Area {
         std::mem::take(&mut self.moved_aside)
     }
 
-    /// The position an unfinished batch leads to. A torn one reads as none: it was not flushed, so nothing followed it.
+    /// No batch beyond this position has touched the tree. A torn one reads as none: it was not flushed, so nothing
+    /// followed it.
     pub fn applying(&self) -> Option<Position> {
         let mut bytes = [0u8; 16];
         self.applying.read_exact_at(&mut bytes, 0).ok()?;
@@ -190,7 +197,15 @@ impl Area {
         Some(Position { epoch, sequence })
     }
 
-    pub fn set_applying(&self, position: Position, flush: bool) -> Result<(), ApplyError> {
+    /// Notes that the tree may show records up to here, before it does. Well ahead, so that few batches pay for a flush.
+    pub fn may_show(&mut self, position: Position, flush: bool) -> Result<(), ApplyError> {
+        if self.noted.is_some_and(|noted| position <= noted) {
+            return Ok(());
+        }
+        let position = Position {
+            sequence: position.sequence.saturating_add(AHEAD_RECORDS),
+            ..position
+        };
         let mut bytes = [0u8; 16];
         bytes[..4].copy_from_slice(&position.epoch.to_le_bytes());
         bytes[4..12].copy_from_slice(&position.sequence.to_le_bytes());
@@ -207,7 +222,9 @@ impl Area {
         flushed.map_err(|source| ApplyError::Flush {
             what: "the position being applied",
             source,
-        })
+        })?;
+        self.noted = Some(position);
+        Ok(())
     }
 }
 

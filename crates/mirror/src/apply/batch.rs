@@ -45,6 +45,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub called: BTreeMap<Place, Vec<u8>>,
     /// Objects whose inode's ctime changed.
     pub stirred: BTreeSet<ObjectId>,
+    /// Objects whose inode got another mtime by us, so that every name of it shows that.
+    pub stamped: BTreeSet<ObjectId>,
     /// Objects whose immutable or append-only flag is still to be set.
     pub late: BTreeSet<ObjectId>,
     pub flush: ToFlush,
@@ -272,12 +274,11 @@ impl<S: Store> Batch<'_, S> {
     }
 
     pub fn fail(&mut self, object: ObjectId, step: &'static str, reason: String) {
-        let void = self.target(object).is_some_and(|t| t.void);
         self.failed.entry(object).or_insert(Failure {
             object,
             step,
             reason,
-            void,
+            void: false,
         });
     }
 

@@ -82,11 +82,11 @@ impl Journal {
             trusted: false,
         };
         let Some((found, entries)) = bytes.split_first_chunk::<{ HEADER as usize }>() else {
-            journal.restart()?;
+            journal.restart(|_| false)?;
             return Ok(journal);
         };
         if found[..8] != header[..8] {
-            journal.restart()?;
+            journal.restart(|_| false)?;
             return Ok(journal);
         }
         journal.trusted = found == &header && header[8..] != [0; 16];
@@ -100,28 +100,48 @@ impl Journal {
         Ok(journal)
     }
 
-    /// The rows are durable: nothing before this matters.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.before.clear();
-        self.trusted = true;
+    /// The rows are durable: nothing before this matters, but for objects that failed, whose inodes may still lie about.
+    pub fn restart(&mut self, keep: impl Fn(ObjectId) -> bool) -> io::Result<()> {
+        self.before.retain(|_, ours| keep(ours.object));
+        self.trusted |= self.before.is_empty();
+        let mut header = header();
+        if !self.trusted {
+            // Of no boot.
+            header[8..].fill(0);
+        }
         self.file.set_len(HEADER)?;
-        self.file.write_all_at(&header(), 0)?;
+        self.file.write_all_at(&header, 0)?;
         self.end = HEADER;
-        Ok(())
+        let kept: Vec<_> = self
+            .before
+            .iter()
+            .map(|(inode, ours)| (*inode, *ours))
+            .collect();
+        self.write(&kept)
     }
 
     pub fn add(&mut self, made: &[(ObjectId, Local, [u8; 16])]) -> io::Result<()> {
+        let entry = |(object, local, digest): &(ObjectId, Local, [u8; 16])| {
+            let inode = (local.ino, local.btime.seconds, local.btime.nanos);
+            let (object, digest) = (*object, *digest);
+            (inode, Ours { object, digest })
+        };
+        let made: Vec<_> = made.iter().map(entry).collect();
+        self.write(&made)
+    }
+
+    fn write(&mut self, made: &[(Inode, Ours)]) -> io::Result<()> {
         if made.is_empty() {
             return Ok(());
         }
         let mut bytes = Vec::with_capacity(made.len() * ENTRY);
-        for (object, local, digest) in made {
+        for ((ino, seconds, nanos), ours) in made {
             let start = bytes.len();
-            bytes.extend(object.0.to_le_bytes());
-            bytes.extend(local.ino.to_le_bytes());
-            bytes.extend(local.btime.seconds.to_le_bytes());
-            bytes.extend(local.btime.nanos.to_le_bytes());
-            bytes.extend(digest);
+            bytes.extend(ours.object.0.to_le_bytes());
+            bytes.extend(ino.to_le_bytes());
+            bytes.extend(seconds.to_le_bytes());
+            bytes.extend(nanos.to_le_bytes());
+            bytes.extend(ours.digest);
             let sum = crc32c::crc32c(bytes.get(start..).unwrap_or_default());
             bytes.extend(sum.to_le_bytes());
         }
@@ -194,7 +214,7 @@ mod tests {
         std::fs::write(&path, other).unwrap();
         let mut again = Journal::open(&path).unwrap();
         assert!(!again.trusted && again.before.len() == 3);
-        again.restart().unwrap();
+        again.restart(|_| false).unwrap();
         assert!(Journal::open(&path).unwrap().before.is_empty());
     }
 }

@@ -89,6 +89,7 @@ impl<S: Store> Batch<'_, S> {
                 names.extend(names_of.filter(|at| stays || !gone(&at.parent)).cloned());
             }
         }
+        names.extend(merged.owed.iter().filter(|at| !gone(&at.parent)).cloned());
         if self.replaying {
             names.extend(
                 merged

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mirror_core::plan::{Merged, Misfit, Occupant, Overlay, Place, Step, Wanted, merge, order};
-use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
+use mirror_core::{At, Content, ContentRef, Digest, ObjectId, Position, Record};
 
 use area::{Area, look};
 use batch::{Batch, StepError, ToFlush};
@@ -62,7 +62,8 @@ pub enum Fetched {
     Reader(Box<dyn Read + Send>),
     /// Already in staging, written through [`Staging`].
     Staged(Staged),
-    /// That version can't be had any more. The old occupant stays, the object waits for its successor record.
+    /// The source does not have that version now, and looks at the object again because it was asked (*restate*). The old
+    /// occupant stays; [`Applier::retry`] asks again, unless a successor record came first.
     Gone,
     /// Not now; tried again by [`Applier::retry`].
     Failed(String),
@@ -118,7 +119,8 @@ pub struct Failure {
     /// What was being done: `stage`, `fetch`, `rename`, ...
     pub step: &'static str,
     pub reason: String,
-    /// The content is void: only a successor record heals it.
+    /// The source did not have this version when it was asked. Being asked made it look at the object again: either it
+    /// has it by then, or a successor record, or the removal, is in the log.
     pub void: bool,
 }
 
@@ -254,12 +256,16 @@ impl<S: Store> Applier<S> {
     pub fn replay_until(&self) -> Option<Position> {
         self.replay_until
     }
+    /// The log as it was found ends here. Nothing beyond was ever applied, so no replay need reach further.
+    pub fn log_ends(&mut self, end: Option<Position>) {
+        let have = self.store.position();
+        self.replay_until = self.replay_until.min(end).filter(|end| have < Some(*end));
+    }
     pub fn store(&self) -> &S {
         &self.store
     }
-    /// For small things kept with the index, durable at the next checkpoint; rows are the applier's.
+    /// For small things kept with the index; rows are the applier's.
     pub fn store_mut(&mut self) -> &mut S {
-        self.dirty.get_or_insert_with(Instant::now);
         &mut self.store
     }
     /// The sink for contents that come before their record.
@@ -375,7 +381,8 @@ impl<S: Store> Applier<S> {
         crash::point("checkpointed");
         self.trace(Trace::FlushRows);
         // A list that could not be shortened only names inodes that the rows know by now.
-        let _ = self.journal.restart();
+        let wanted = &self.pending.wanted;
+        let _ = self.journal.restart(|object| wanted.contains_key(&object));
         self.dirty = None;
         self.batches = 0;
         Ok(())
@@ -572,6 +579,7 @@ impl<S: Store> Applier<S> {
             failed: BTreeMap::new(),
             called: BTreeMap::new(),
             stirred: BTreeSet::new(),
+            stamped: BTreeSet::new(),
             late: BTreeSet::new(),
             flush: ToFlush::default(),
             counts: Counts::default(),
@@ -610,6 +618,13 @@ impl<S: Store> Applier<S> {
             })
             .collect();
         let in_limbo: BTreeSet<ObjectId> = limbo.values().copied().collect();
+        // Where something of an object that is not settled was left, the next try looks again.
+        let mut stands: BTreeMap<ObjectId, BTreeSet<At>> = BTreeMap::new();
+        for (place, occupant) in &now {
+            if let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) {
+                stands.entry(*id).or_default().insert(at.clone());
+            }
+        }
         let mut pending = self.pending.clone();
         let mut outcome = Outcome {
             counts,
@@ -649,11 +664,14 @@ impl<S: Store> Applier<S> {
                 reason: "something it depends on failed".into(),
                 void: target.void,
             });
-            let void = target.void || why.void;
+            let void = why.void;
+            let known = |at: &At| row.as_ref().is_some_and(|row| row.names.contains(at));
+            let seen = stands.remove(id).unwrap_or_default();
             let wanted = Wanted {
                 want: target.want.clone(),
                 place: target.place,
                 void,
+                also: seen.into_iter().filter(|at| !known(at)).collect(),
             };
             pending.wanted.insert(*id, wanted);
             pending.why.insert(*id, why.clone());
@@ -669,6 +687,7 @@ impl<S: Store> Applier<S> {
                         want: row,
                         place: None,
                         void: false,
+                        also: BTreeSet::new(),
                     },
                 );
                 pending.why.insert(id, why.clone());

@@ -1,8 +1,9 @@
 //! What failed and is still wanted, kept with the rows: `apply.pending` in the index.
 //!
-//! Bytes: count of objects (u32), then for each: id (u64), flags (u8: 1 wanted, 2 void), step and reason (u16 length and
-//! text each), and when wanted the number of records (u32) and the records as [`mirror_core::codec`] writes them: a
-//! `Create` under the first name and a `Link` for each other. All little endian; crc32c (u32) of it all at the end.
+//! Bytes: count of objects (u32), then for each: id (u64), flags (u8: 1 wanted, 2 void, 4 lies about), step and reason (u16
+//! length and text each), and with 1 or 4 the number of records (u32) and the records as [`mirror_core::codec`] writes
+//! them: when wanted a `Create` under the first name and a `Link` for each other; an `Unlink` for each name where
+//! something of it lies about. All little endian; crc32c (u32) of it all at the end.
 
 use std::collections::BTreeMap;
 
@@ -73,26 +74,34 @@ impl Pending {
         out.extend((self.wanted.len() as u32).to_le_bytes());
         for (id, wanted) in &self.wanted {
             out.extend(id.0.to_le_bytes());
-            out.push(u8::from(wanted.want.is_some()) | u8::from(wanted.void) << 1);
+            let (is_wanted, lies) = (wanted.want.is_some(), !wanted.also.is_empty());
+            out.push(u8::from(is_wanted) | u8::from(wanted.void) << 1 | u8::from(lies) << 2);
             let why = self.why.get(id);
             text(&mut out, why.map_or("wait", |why| why.step));
             text(&mut out, why.map_or("", |why| &why.reason));
-            let Some(want) = &wanted.want else { continue };
-            let names = if *id == ObjectId::ROOT {
-                vec![root_name()?]
-            } else {
-                want.names.clone()
-            };
-            out.extend((names.len() as u32).to_le_bytes());
-            for (i, at) in names.into_iter().enumerate() {
-                let change = match i {
+            if !is_wanted && !lies {
+                continue;
+            }
+            let mut changes = Vec::new();
+            if let Some(want) = &wanted.want {
+                let names = if *id == ObjectId::ROOT {
+                    vec![root_name()?]
+                } else {
+                    want.names.clone()
+                };
+                changes.extend(names.into_iter().enumerate().map(|(i, at)| match i {
                     0 => Change::Create {
                         at,
                         object: *id,
                         state: want.state.clone(),
                     },
                     _ => Change::Link { at, object: *id },
-                };
+                }));
+            }
+            let lies = wanted.also.iter().cloned();
+            changes.extend(lies.map(|at| Change::Unlink { at, object: *id }));
+            out.extend((changes.len() as u32).to_le_bytes());
+            for change in changes {
                 codec::encode(&record(*id, change, wanted), &codec::GENESIS, &mut out).ok()?;
             }
         }
@@ -132,8 +141,9 @@ impl Pending {
                 want: None,
                 place: None,
                 void,
+                also: Default::default(),
             };
-            if flags & 1 != 0 {
+            if flags & 5 != 0 {
                 let names = u32::from_le_bytes(take(&mut rest)?);
                 for _ in 0..names {
                     let (record, _, length) = codec::decode(rest, &codec::GENESIS).ok()?;
@@ -153,6 +163,7 @@ impl Pending {
                             });
                         }
                         (Change::Link { at, .. }, Some(want)) => want.names.push(at),
+                        (Change::Unlink { at, .. }, _) => drop(wanted.also.insert(at)),
                         _ => return None,
                     }
                 }
@@ -240,6 +251,7 @@ mod tests {
                 want: Some(file),
                 place,
                 void: true,
+                also: [at("c"), at("d")].into(),
             },
         );
         pending.wanted.insert(
@@ -248,16 +260,18 @@ mod tests {
                 want: Some(root),
                 place: None,
                 void: false,
+                also: Default::default(),
             },
         );
-        pending.wanted.insert(
-            id(10),
-            Wanted {
+        for (n, also) in [(10, vec![]), (11, vec![at("e")])] {
+            let wanted = Wanted {
                 want: None,
                 place: None,
                 void: false,
-            },
-        );
+                also: also.into_iter().collect(),
+            };
+            pending.wanted.insert(id(n), wanted);
+        }
         for id in pending.wanted.keys() {
             let void = pending.wanted[id].void;
             let why = Failure {

@@ -199,7 +199,7 @@ impl<S: Store> Batch<'_, S> {
         let Some(target) = self.target(object) else {
             return Err(StepError::Held);
         };
-        let (place, void) = (target.place, target.void);
+        let place = target.place;
         // The same bytes under one of its names, in an inode that must not be changed.
         let old = Occupant::Old(object);
         let names = target
@@ -222,12 +222,7 @@ impl<S: Store> Batch<'_, S> {
         {
             return Ok(From::Copy(dir, name, place));
         }
-        if void && !crash::planted("attach_before_content") {
-            return Err(StepError::Fails {
-                step: "fetch",
-                reason: "this version of it is gone at the source".into(),
-            });
-        }
+        // Void or not: asking makes the source look at the object again, and it may well be there by now.
         Ok(From::Fetch(place))
     }
 

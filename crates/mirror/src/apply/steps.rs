@@ -28,7 +28,7 @@ impl<S: Store> Batch<'_, S> {
             let (object, done) = match step {
                 Step::Stage { .. } => continue,
                 Step::Finish { object } => (*object, self.finish(*object)),
-                Step::FlushStaged => (ObjectId::ROOT, self.before_names(plan)),
+                Step::FlushStaged => (ObjectId::ROOT, self.before_names()),
                 Step::Link { object, from, to } => (*object, self.link(*object, from, to)),
                 Step::Rename {
                     object,
@@ -78,25 +78,8 @@ impl<S: Store> Batch<'_, S> {
         Ok(())
     }
 
-    fn before_names(&mut self, plan: &Plan) -> Result<(), StepError> {
-        // A batch that only adds needs no note: applying it twice finds what it added.
-        let adds = |step: &Step| match step {
-            Step::Rename {
-                from: Place::Staging(..),
-                over: None,
-                ..
-            } => true,
-            Step::Rename { .. }
-            | Step::Exchange { .. }
-            | Step::Unlink { .. }
-            | Step::Remove { .. } => false,
-            Step::Link {
-                from: Place::Tree(_),
-                ..
-            }
-            | Step::Aside { .. } => false,
-            _ => true,
-        };
+    /// All that must be on stable storage before the first name changes.
+    fn before_names(&mut self) -> Result<(), StepError> {
         let made: Vec<_> = self
             .made
             .iter()
@@ -107,12 +90,10 @@ impl<S: Store> Batch<'_, S> {
             .collect();
         // Without it bytes are compared after a crash.
         let _ = self.journal.add(&made);
-        if let Some(position) = self.position
-            && !plan.steps.iter().all(adds)
-        {
-            let flush = self.options.flush == Flush::Batch;
+        if let Some(position) = self.position {
+            let flush = self.options.flush != Flush::Never;
             self.area
-                .set_applying(position, flush)
+                .may_show(position, flush)
                 .map_err(StepError::Fatal)?;
         }
         if crash::planted("attach_before_content") {
@@ -139,8 +120,13 @@ impl<S: Store> Batch<'_, S> {
             return Ok(());
         };
         let now = look(dir, name).map_err(StepError::sys("look"))?;
+        let ours = match self.now.get(place) {
+            Some(Occupant::Is(id)) => self.stamped.contains(id),
+            _ => false,
+        };
         let same = now.is_some_and(|now| {
-            let file = now.is_dir() || (now.bytes == seen.bytes && now.mtime == seen.mtime);
+            let time = ours || now.mtime == seen.mtime;
+            let file = now.is_dir() || (now.bytes == seen.bytes && time);
             now.ino == seen.ino && now.btime == seen.btime && file
         });
         if same {
@@ -358,12 +344,8 @@ impl<S: Store> Batch<'_, S> {
         let set = self.rules.adjust(&dir, name, &here.kind, &here.meta, false);
         let set = set.map_err(StepError::sys("set the metadata of"))?;
         if set {
-            // Its other names, which may have to go yet, show our own change.
-            if let Some(target) = self.merged.objects.get(&object) {
-                for at in target.old.iter().chain(&target.want).flat_map(|o| &o.names) {
-                    self.stats.remove(at);
-                }
-            }
+            // Any other name of it that has to go yet shows our own change, also one that only a replay knows of.
+            self.stamped.insert(object);
             self.counts.meta += 1;
             self.record(recorded);
             self.stirred.insert(object);

@@ -225,6 +225,7 @@ pub(super) fn owe<S: Store>(
             want: Some(row.clone()),
             place: None,
             void: false,
+            also: Default::default(),
         };
         pending.wanted.entry(id).or_insert(wanted);
         let why = Failure {

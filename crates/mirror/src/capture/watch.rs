@@ -213,9 +213,7 @@ impl Watch {
 
     fn read_fanotify(&self, group: &fanotify::Group, marked: &Marked, heard: &mut Heard) {
         let mut buffer = std::mem::take(&mut heard.buffer);
-        // What comes meanwhile is for the next time: it may come without end.
-        let mut left = group.pending().unwrap_or(u64::MAX);
-        while left > 0 {
+        loop {
             let records = match group.read(&mut buffer) {
                 Ok(records) => records,
                 Err(Errno::INTR) => continue,
@@ -230,7 +228,6 @@ impl Watch {
                 break;
             }
             for record in records {
-                left = left.saturating_sub(1);
                 let Ok(record) = record else {
                     heard.lost = true;
                     break;

@@ -7,19 +7,18 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use mirror_core::guard::{Alarm, Flow, Window};
 use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::ADOPTING_KEY;
-use super::differing::Differing;
+use super::control::Until;
 use super::event::{Event, Ui};
 use super::going::{Tally, count_below};
 use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
-    Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
-    Recorded, Store,
+    Applier, ApplyError, Contents, Counts, Difference, Failure, Flush, Outcome, Recorded, Store,
 };
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
@@ -30,8 +29,8 @@ const BATCH_RECORDS_MAX: usize = 16_384;
 /// While seeding a batch waits for so many records, but not longer than this.
 const SEEDING_RECORDS_MIN: usize = 8192;
 const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
-/// First wait before what failed is tried again; doubled up to a minute.
-const RETRY_MS_MIN: u64 = 500;
+/// First wait before what failed is tried again; doubled up to a minute. From the start again when more fails.
+const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 60_000;
 /// Things moved aside that are named, each in a line.
 const ASIDE_TOLD_MAX: u64 = 10;
@@ -56,11 +55,6 @@ pub struct ApplyStatus {
     pub recorded: Recorded,
     pub failed: Vec<Failed>,
     pub failed_total: u64,
-    pub differing: Differing,
-    /// By `verify`, since this process began.
-    pub repaired: u64,
-    /// Why it does not go on for now.
-    pub waits: Option<String>,
     pub moved_aside: Vec<PathText>,
     pub hold: Option<Hold>,
     pub alarm_gone: u64,
@@ -95,8 +89,6 @@ pub enum ApplyOrder {
     Verify {
         content: bool,
         found: Sender<Difference>,
-        /// Sent when `found` is closed: whether everything was looked at.
-        done: Sender<Result<(), String>>,
     },
     Repair {
         differences: Vec<Difference>,
@@ -105,6 +97,9 @@ pub enum ApplyOrder {
     },
     /// Make rows and position durable.
     Checkpoint(Sender<Result<(), String>>),
+    /// Try again what failed, now. Answered with how many of what still fails the source was asked about: what it says is
+    /// in the log at the next barrier.
+    Retry(Sender<u64>),
     /// Say what waits in the log.
     Show(Sender<Result<Going, String>>),
     /// Let a hold go on.
@@ -132,6 +127,24 @@ impl Applied {
         let mut state = self.lock();
         while state.hold.is_some() && Instant::now() < until {
             state = self.wait(state, Duration::from_millis(50));
+        }
+    }
+}
+
+/// Barriers that a wait adds for what the source was asked about.
+pub const AGAIN_ROUNDS: u32 = 8;
+
+/// Tries again what failed. True: the source was asked about some of it, and its answer is in the log at the next barrier.
+pub fn try_again(orders: &Sender<ApplyOrder>, until: &Until<'_>) -> bool {
+    let (answer, told) = crossbeam_channel::bounded(1);
+    if orders.send(ApplyOrder::Retry(answer)).is_err() {
+        return false;
+    }
+    loop {
+        match told.recv_timeout(until.nap()) {
+            Ok(asked) => return asked > 0,
+            Err(RecvTimeoutError::Timeout) if !until.over() => {}
+            Err(_) => return false,
         }
     }
 }
@@ -176,11 +189,11 @@ impl ApplyLoop {
         let (orders, taken) = unbounded();
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let tail = setup.reader.tail();
-        {
-            let mut status = applied.lock();
-            status.applied = setup.applier.store().position();
-            status.differing = Differing::load(setup.applier.store());
-        }
+        let mut setup = setup;
+        setup
+            .applier
+            .log_ends(tail.durable().map(|end| end.position));
+        applied.lock().applied = setup.applier.store().position();
         let (shared, stopped) = (applied.clone(), stop.clone());
         let passes = setup
             .released
@@ -319,13 +332,13 @@ impl Running {
             }
             match self.applier.apply(&batch, last, &*self.contents) {
                 Ok(outcome) => {
-                    if std::mem::take(&mut tries) > 0 {
-                        self.applied.update(|status| status.waits = None);
-                    }
+                    tries = 0;
                     self.tell(&batch);
                     batch.clear();
                     head = None;
                     self.took(outcome);
+                    // Also while there is always more to apply.
+                    self.retry()?;
                 }
                 Err(error) => {
                     // Nothing moved: the same records come again. A disk that is full may have room later.
@@ -336,7 +349,6 @@ impl Running {
                     }
                     if tries == 1 {
                         self.ui.event(Event::Notice(format!("apply waits: {text}")));
-                        self.applied.update(|status| status.waits = Some(text));
                     }
                     let wait = Duration::from_millis((100u64 << tries.min(7)).min(10_000));
                     let until = Instant::now() + wait;
@@ -422,13 +434,14 @@ impl Running {
     fn orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                ApplyOrder::Verify {
-                    content,
-                    found,
-                    done,
-                } => {
-                    let verified = self.verify(content, found);
-                    let _ = done.send(verified.map_err(|e| chain(&e)));
+                ApplyOrder::Verify { content, found } => {
+                    let done = self.applier.verify(content, &mut |difference| {
+                        let _ = found.send(difference);
+                    });
+                    if let Err(error) = done {
+                        self.ui
+                            .event(Event::Notice(format!("verify: {}", chain(&error))));
+                    }
                 }
                 ApplyOrder::Repair { differences, done } => {
                     let outcome = self
@@ -440,12 +453,16 @@ impl Running {
                         // Nobody was told that it had failed.
                         outcome.healed.clear();
                         self.took(outcome);
-                        self.repaired(&differences, &failed);
                         failed
                     }));
                 }
                 ApplyOrder::Checkpoint(done) => {
                     let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
+                }
+                ApplyOrder::Retry(answer) => {
+                    self.try_again();
+                    let failed = self.applier.failed();
+                    let _ = answer.send(failed.iter().filter(|why| why.void).count() as u64);
                 }
                 ApplyOrder::Show(answer) => {
                     let _ = answer.send(self.going());
@@ -460,48 +477,6 @@ impl Running {
                 }
             }
         }
-    }
-
-    fn verify(&mut self, content: bool, found: Sender<Difference>) -> Result<(), ApplyError> {
-        let mut differing = Differing::default();
-        self.applier.verify(content, &mut |difference| {
-            // What is owed anyway is listed as failed already.
-            if difference.what != DifferenceKind::Pending {
-                differing.add(&difference);
-            }
-            let _ = found.send(difference);
-        })?;
-        // Else it did not look at all there is.
-        if content {
-            self.differ(differing)?;
-        }
-        Ok(())
-    }
-
-    fn repaired(&mut self, differences: &[Difference], failed: &[Failure]) {
-        let mut differing = self.applied.lock().differing.clone();
-        let mut repaired = 0;
-        for difference in differences {
-            let again = |id| failed.iter().any(|failure| failure.object == id);
-            if difference.what == DifferenceKind::Pending || difference.object.is_some_and(again) {
-                continue;
-            }
-            repaired += 1;
-            differing.repaired(difference);
-        }
-        self.applied.update(|status| status.repaired += repaired);
-        if let Err(error) = self.differ(differing) {
-            self.ui.event(Event::Notice(chain(&error)));
-        }
-    }
-
-    fn differ(&mut self, differing: Differing) -> Result<(), ApplyError> {
-        if self.applied.lock().differing != differing {
-            differing.save(self.applier.store_mut())?;
-            self.applier.checkpoint()?;
-            self.applied.update(|status| status.differing = differing);
-        }
-        Ok(())
     }
 
     fn adopted(&mut self) -> Result<(), ApplyError> {
@@ -578,6 +553,11 @@ impl Running {
         }
         self.retry_ms = (self.retry_ms * 2).min(RETRY_MS_MAX);
         self.retry_at = Some(Instant::now() + Duration::from_millis(self.retry_ms));
+        self.try_again();
+        Ok(())
+    }
+
+    fn try_again(&mut self) {
         match self.applier.retry(&*self.contents) {
             Ok(outcome) => self.took(outcome),
             Err(error) => self.ui.event(Event::Notice(format!(
@@ -585,7 +565,6 @@ impl Running {
                 chain(&error)
             ))),
         }
-        Ok(())
     }
 
     fn took(&mut self, outcome: Outcome) {
@@ -612,6 +591,10 @@ impl Running {
         let all = self.applier.failed();
         let total = all.len() as u64;
         let failed = self.failed(&all);
+        if total > self.applied.lock().failed_total {
+            self.retry_ms = RETRY_MS_MIN;
+            self.retry_at = None;
+        }
         if all.is_empty() {
             self.trouble.clear();
         } else if self.trouble.len() > all.len() {

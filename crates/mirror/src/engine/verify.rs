@@ -31,11 +31,9 @@ pub fn copy(
     end: &mut VerifyEnd,
 ) -> Result<(), ControlError> {
     let (found, differences) = unbounded();
-    let (done, verified) = bounded(1);
     let _ = apply_orders.send(ApplyOrder::Verify {
         content: true,
         found,
-        done,
     });
     let mut all: Vec<Difference> = Vec::new();
     for difference in differences {
@@ -55,10 +53,6 @@ pub fn copy(
             return Ok(());
         }
     }
-    verified
-        .recv()
-        .map_err(|_| ControlError::Busy("the mirror is restarting".into()))?
-        .map_err(ControlError::Failed)?;
     if !repair || all.is_empty() {
         return Ok(());
     }
@@ -87,7 +81,7 @@ pub fn copy(
     Ok(())
 }
 
-pub fn word(what: DifferenceKind) -> &'static str {
+fn word(what: DifferenceKind) -> &'static str {
     match what {
         DifferenceKind::Missing => "missing",
         DifferenceKind::Extra => "extra",

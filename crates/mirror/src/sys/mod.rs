@@ -7,7 +7,6 @@
 
 pub mod descriptors;
 pub mod dir;
-pub mod extents;
 pub mod fanotify;
 pub mod flags;
 pub mod handle;

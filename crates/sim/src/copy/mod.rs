@@ -54,6 +54,8 @@ pub trait Copy {
     fn position(&self) -> Option<Position>;
     /// After a crash the next call must reach this position.
     fn replay_until(&self) -> Option<Position>;
+    /// There is nothing in the log beyond this, which is not before its end at the start.
+    fn log_ends(&mut self, end: Option<Position>);
     /// Applies consecutive whole groups; killed after so many things done to the tree, if that is asked for.
     fn apply(
         &mut self,

@@ -96,6 +96,12 @@ impl Copy for RealCopy {
         self.applier.as_ref()?.replay_until()
     }
 
+    fn log_ends(&mut self, end: Option<Position>) {
+        if let Some(applier) = &mut self.applier {
+            applier.log_ends(end);
+        }
+    }
+
     fn apply(
         &mut self,
         groups: &[Record],

@@ -270,6 +270,7 @@ fn what_is_owed_is_planned_with_what_touches_it() {
     let pending = BTreeMap::from([(
         dir,
         Wanted {
+            also: Default::default(),
             want: tree.rows().object(dir).ok().flatten(),
             place: None,
             void: false,

@@ -192,6 +192,8 @@ impl Pair {
     pub fn crash(&mut self) {
         self.memory = self.applier().store().crashed();
         self.open();
+        let end = self.records.last().map(|record| record.position);
+        self.applier().log_ends(end);
     }
     /// Everything since the rows' position, in one slice.
     pub fn catch_up(&mut self) -> Outcome {

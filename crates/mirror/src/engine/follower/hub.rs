@@ -1,6 +1,7 @@
 //! What the threads of a follower, and the other commands, know of it.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,10 +10,10 @@ use mirror_core::{Position, escape};
 
 use super::verify;
 use super::wire::{Covered, Link, Links};
-use crate::engine::applying::{Applied, ApplyOrder, going};
+use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, going, try_again};
 use crate::engine::control::{
-    Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
-    VerifyOptions, WaitReport,
+    Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
+    WaitReport,
 };
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
@@ -39,6 +40,8 @@ pub struct Handles {
     pub applied: Arc<Applied>,
     pub tail: Tail,
     pub dst: PathBuf,
+    /// What an adopted copy held and the source does not is out of the way.
+    pub adopted: Arc<AtomicBool>,
 }
 
 /// What was asked for.
@@ -272,6 +275,13 @@ impl Hub {
         known.status.now = Stamp::now();
     }
 
+    /// Nothing of what an adopted copy held is in the way any more, or a person wants it left.
+    pub fn adopted(&self) {
+        if let Some(handles) = &lock(&self.known).handles {
+            handles.adopted.store(true, Ordering::Release);
+        }
+    }
+
     /// The first copy is done. What failed keeps it from being equal, and so does what an adopted copy holds besides.
     pub fn arrived(&self, extras: u64) -> Status {
         lock(&self.known).arrived = extras == 0;
@@ -352,19 +362,17 @@ impl Hub {
         *counters = report.counters;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
-        counters.repaired += applied.repaired;
         counters.records = sequence(end.map(|end| end.position));
         let mut failed: Vec<_> = report
             .failed
             .iter()
             .chain(&applied.failed)
-            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = report.failed_total + applied.failed_total + applied.differing.total;
+        status.failed_total = report.failed_total + applied.failed_total;
         status.not_mirrored.clone_from(&report.not_mirrored);
         let recorded = &applied.recorded;
         status.recorded = [
@@ -388,10 +396,6 @@ impl Hub {
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
             State::Hold(hold.clone())
-        } else if let Some(reason) = &applied.waits {
-            State::Failed {
-                reason: reason.clone(),
-            }
         } else if !known.connected && known.ever {
             State::Disconnected {
                 since: known.since,
@@ -563,8 +567,26 @@ impl Control for Hub {
     }
 
     fn wait_idle(&self, until: &Until<'_>) -> Result<WaitReport, ControlError> {
-        let covered = self.barrier(until)?;
-        self.wait_applied(covered.position, until)?;
+        let mut rounds = 0;
+        let covered = loop {
+            let covered = self.barrier(until)?;
+            self.wait_applied(covered.position, until)?;
+            // What failed is tried again; what the source was asked about is in the log at the next barrier.
+            let handles = self.handles(until)?;
+            let failed = handles.applied.lock().failed_total;
+            if failed == 0 || rounds == AGAIN_ROUNDS || !try_again(&handles.apply_orders, until) {
+                break covered;
+            }
+            rounds += 1;
+        };
+        while !self.handles(until)?.adopted.load(Ordering::Acquire) {
+            self.wait_applied(covered.position, until)?;
+            if until.over() {
+                let what = "what the source does not have is being moved aside";
+                return Err(ControlError::Timeout(what.into()));
+            }
+            std::thread::sleep(until.nap().min(Duration::from_millis(10)));
+        }
         self.checkpoint(until)?;
         let status = self.refresh();
         Ok(WaitReport {
@@ -628,8 +650,7 @@ impl Control for Hub {
         if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
             report.add(going);
         }
-        if !yes || !hold.reason.can_be_released() {
-            report.released = false;
+        if !yes {
             return Ok(report);
         }
         if ours {
@@ -660,10 +681,7 @@ impl Control for Hub {
             at: None,
             gone: &|| false,
         };
-        // What waits, or is held, does not matter to a comparison of the copy with its own index.
-        if options.against == Against::Source {
-            self.wait_idle(&forever)?;
-        }
+        self.wait_idle(&forever)?;
         let handles = self.handles(&forever)?;
         verify::verify(self, &handles, options, line)
     }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use mirror_core::Position;
 
-use crate::capture::state::{Order, Shared};
+use crate::capture::state::{Barrier, Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
-use crate::engine::applying::{Applied, ApplyOrder, going};
+use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, going, try_again};
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -42,6 +42,8 @@ pub struct Handles {
     pub why: String,
     pub not_mirrored: Vec<PathText>,
     pub dst: PathBuf,
+    /// What an adopted copy held and the source does not is out of the way.
+    pub adopted: Arc<AtomicBool>,
 }
 
 /// What was asked for.
@@ -157,6 +159,13 @@ impl Outer {
         status.now = Stamp::now();
     }
 
+    /// Nothing of what an adopted copy held is in the way any more, or a person wants it left.
+    pub fn adopted(&self) {
+        if let Some(handles) = self.handles() {
+            handles.adopted.store(true, Ordering::Release);
+        }
+    }
+
     /// The first copy is done. What failed keeps it from being equal, and so does what an adopted copy holds besides.
     pub fn arrived(&self, extras: u64) -> Status {
         self.arrived.store(extras == 0, Ordering::Release);
@@ -230,19 +239,17 @@ impl Outer {
         counters.fuzzy = capture.fuzzy.len() as u64;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
-        counters.repaired = applied.repaired;
         counters.records = end.map_or(0, |end| end.position.sequence);
         let mut failed: Vec<Failed> = capture
             .failed
             .iter()
             .chain(&applied.failed)
-            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = capture.failed_total + applied.failed_total + applied.differing.total;
+        status.failed_total = capture.failed_total + applied.failed_total;
         let mut not_mirrored = handles.not_mirrored.clone();
         for path in &capture.foreign {
             if !not_mirrored
@@ -275,9 +282,6 @@ impl Outer {
         }
         status.state = match (&applied.hold, &capture.scan) {
             (Some(hold), _) => State::Hold(hold.clone()),
-            (None, _) if applied.waits.is_some() => State::Failed {
-                reason: applied.waits.clone().unwrap_or_default(),
-            },
             (None, Some((seen, began))) if !arrived => {
                 let files = seen.entries.load(Ordering::Relaxed);
                 let bytes = seen.read_bytes.load(Ordering::Relaxed);
@@ -348,6 +352,29 @@ impl Outer {
         }
     }
 
+    /// What happened in the tree before now is in the log.
+    fn barrier(&self, handles: &Handles, until: &Until<'_>) -> Result<Barrier, ControlError> {
+        let (answer, asked) = bounded(1);
+        let _ = handles.orders.send(Order::Barrier(answer));
+        loop {
+            match asked.recv_timeout(until.nap()) {
+                Ok(barrier) => return Ok(barrier),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                    return match self.session() {
+                        Err(ControlError::Held(what)) => Err(ControlError::Held(what)),
+                        _ => Err(ControlError::Busy("the mirror is restarting".into())),
+                    };
+                }
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) if until.over() => {
+                    return Err(ControlError::Timeout(
+                        "what was written before is not all in the log yet".into(),
+                    ));
+                }
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
     /// Rows and tree of the copy durable.
     fn checkpoint(&self, until: &Until<'_>) -> Result<(), ControlError> {
         let handles = self.session()?;
@@ -408,26 +435,25 @@ impl Control for Outer {
                 other => break other?,
             }
         };
-        let (answer, asked) = bounded(1);
-        let _ = handles.orders.send(Order::Barrier(answer));
+        let mut rounds = 0;
         let barrier = loop {
-            match asked.recv_timeout(until.nap()) {
-                Ok(barrier) => break barrier,
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
-                    return match self.session() {
-                        Err(ControlError::Held(what)) => Err(ControlError::Held(what)),
-                        _ => Err(ControlError::Busy("the mirror is restarting".into())),
-                    };
-                }
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) if until.over() => {
-                    return Err(ControlError::Timeout(
-                        "what was written before is not all in the log yet".into(),
-                    ));
-                }
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+            let barrier = self.barrier(&handles, until)?;
+            self.wait_applied(barrier.position, until)?;
+            // What failed is tried again; what the source was asked about is in the log at the next barrier.
+            let failed = handles.applied.lock().failed_total;
+            if failed == 0 || rounds == AGAIN_ROUNDS || !try_again(&handles.apply_orders, until) {
+                break barrier;
             }
+            rounds += 1;
         };
-        self.wait_applied(barrier.position, until)?;
+        while !handles.adopted.load(Ordering::Acquire) {
+            self.wait_applied(barrier.position, until)?;
+            if until.over() {
+                let what = "what the source does not have is being moved aside";
+                return Err(ControlError::Timeout(what.into()));
+            }
+            std::thread::sleep(until.nap().min(Duration::from_millis(10)));
+        }
         self.checkpoint(until)?;
         Ok(self.report(barrier.fuzzy, barrier.fuzzy_total))
     }
@@ -491,8 +517,7 @@ impl Control for Outer {
         if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
             report.add(going);
         }
-        if !yes || !hold.reason.can_be_released() {
-            report.released = false;
+        if !yes {
             return Ok(report);
         }
         // Whoever asks next must not find it held any more.
@@ -518,15 +543,12 @@ impl Control for Outer {
         options: VerifyOptions,
         line: &mut dyn FnMut(VerifyLine) -> bool,
     ) -> Result<VerifyEnd, ControlError> {
+        let handles = self.session()?;
         let forever = Until {
             at: None,
             gone: &|| false,
         };
-        // What waits, or is held, does not matter to a comparison of the copy with its own index.
-        if options.against == Against::Source {
-            self.wait_idle(&forever)?;
-        }
-        let handles = self.session()?;
+        self.wait_idle(&forever)?;
         let mut end = VerifyEnd::default();
         if options.against == Against::Source {
             let source = verify::SourceOf {

@@ -23,7 +23,6 @@ use super::super::control::{
 };
 use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold};
-use super::super::lost;
 use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
@@ -177,8 +176,7 @@ struct Now {
     failed: Option<(Cause, String)>,
     /// A session has run: from now on the source may be gone without being a mistake.
     ever: bool,
-    /// Of the tree that was captured last: the root's and those of crossed mounts.
-    roots: Option<Vec<RootId>>,
+    root: Option<RootId>,
     notices: VecDeque<String>,
     notices_total: u64,
 }
@@ -359,7 +357,7 @@ impl Host {
 
     /// Held because the root was not there, and now it is again.
     fn root_is_back(&self) -> bool {
-        let roots = {
+        let root = {
             let now = lock(&self.now);
             match &now.hold {
                 Some(hold)
@@ -372,12 +370,12 @@ impl Host {
                 }
                 _ => return false,
             }
-            now.roots.clone()
+            now.root.clone()
         };
         let Ok(tree) = SourceTree::open_with(&self.config.tree, &self.config.cross) else {
             return false;
         };
-        roots.is_some_and(|roots| tree.is_same(&roots))
+        root.is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
     }
 
     fn session(&self, idle: &mut Instant) -> End {
@@ -398,7 +396,7 @@ impl Host {
         );
         {
             let mut now = lock(&self.now);
-            now.roots = Some(session.tree.ids());
+            now.root = Some(session.tree.id.clone());
             now.live = Some(live);
             now.hold = None;
             now.failed = None;
@@ -467,15 +465,6 @@ impl Host {
                 error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
             ) => fail(Cause::Usage, error.to_string()),
             SessionError::Detector(text) => fail(Cause::Usage, text),
-            SessionError::Log(error) if lost::lost_log(&error).is_some() => fail(
-                Cause::Failed,
-                format!(
-                    "{}. The mirror can go on without it: move {} away on this host, then start the mirror with --adopt",
-                    chain(&error),
-                    show(&self.config.state_dir)
-                ),
-            ),
-            SessionError::Log(error) => fail(Cause::Failed, lost::cannot_open(&error)),
             error => fail(Cause::Failed, chain(&error)),
         })
     }
@@ -511,7 +500,13 @@ impl Host {
             });
             if moved || looked.elapsed() >= Duration::from_secs(1) {
                 looked = Instant::now();
-                if let Some((reason, what)) = session.tree.lost() {
+                if let Err(what) = session.tree.still_there() {
+                    let reason = match what {
+                        "is gone" => HoldReason::RootGone,
+                        "is another directory now" => HoldReason::RootReplaced,
+                        _ => HoldReason::RootCovered,
+                    };
+                    let what = format!("{} {what}", show(&self.config.tree));
                     return End::Held(hold(reason, what));
                 }
             }
