@@ -11,6 +11,7 @@ pub mod filter;
 pub mod guard;
 pub mod hints;
 pub mod model;
+pub mod passing;
 pub mod plan;
 pub mod reconcile;
 pub mod record;

@@ -147,6 +147,11 @@ impl Settle {
         taken
     }
 
+    /// Whether this name is still to be looked at.
+    pub fn waits(&self, at: &At) -> bool {
+        self.waiting.contains_key(at)
+    }
+
     /// When the next name is due.
     pub fn next_ms(&self) -> Option<u64> {
         self.due.first().map(|(due, _)| *due)

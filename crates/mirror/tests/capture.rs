@@ -7,6 +7,19 @@ use mirror::engine::options::Detector;
 use testkit::lab::{self, QueueLimit};
 use testkit::workload;
 
+/// The seeds a test runs: its own, or what the environment says (`SEED=n` that one alone, `SEEDS=n` so many).
+fn seeds(first: u64, usual: u64) -> std::ops::Range<u64> {
+    let number = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    match (number("SEED"), number("SEEDS")) {
+        (Some(seed), count) => seed..seed + count.unwrap_or(1),
+        (None, count) => first..first + count.unwrap_or(usual),
+    }
+}
+
 fn race(lab: &testkit::lab::Lab, seed: u64, limit: Option<u32>, detector: Option<Detector>) {
     let image = testkit::need!(lab.ext4(256));
     let (tree, outside) = (image.dir("tree").unwrap(), image.dir("outside").unwrap());
@@ -53,7 +66,7 @@ fn race(lab: &testkit::lab::Lab, seed: u64, limit: Option<u32>, detector: Option
 #[test]
 fn two_processes_race() {
     lab::in_private_namespace("two_processes_race", |lab| {
-        for seed in 1..=4 {
+        for seed in seeds(1, 4) {
             race(lab, seed, None, None);
         }
     });
@@ -62,19 +75,89 @@ fn two_processes_race() {
 #[test]
 fn two_processes_race_and_the_queue_overflows() {
     lab::in_private_namespace("two_processes_race_and_the_queue_overflows", |lab| {
-        for seed in 11..=14 {
+        for seed in seeds(11, 4) {
             race(lab, seed, Some(40), None);
         }
     });
 }
 
 #[test]
-#[ignore = "known defect: inotify loses a change in about one seed of sixty"]
 fn two_processes_race_under_inotify() {
     // Nothing outside: what is written through a link outside of the tree tells inotify nothing.
     lab::in_private_namespace("two_processes_race_under_inotify", |lab| {
-        for seed in 21..=22 {
+        for seed in seeds(21, 2) {
             race(lab, seed, None, Some(Detector::Inotify));
         }
     });
+}
+
+/// Names that nobody saw: a file is changed through a link that came and went, or that went while it was held open.
+#[test]
+fn inotify_finds_what_was_changed_through_a_name_that_is_gone() {
+    use std::fs::{self, File, OpenOptions};
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    let t = tempfile::tempdir().unwrap();
+    let (tree, state) = (t.path().join("tree"), t.path().join("state"));
+    let at = |path: &str| tree.join(path);
+    let open_to_append =
+        |path: &str| -> File { OpenOptions::new().append(true).open(at(path)).unwrap() };
+    let other_name = |name: &str, path: &str| fs::hard_link(at(name), at(path)).unwrap();
+    fs::create_dir_all(at("dir")).unwrap();
+    for name in ["short", "held", "seen", "below", "hidden", "mode"] {
+        fs::write(at(name), name).unwrap();
+    }
+    other_name("seen", "dir/seen");
+    let session = open(&tree, &state, Some(Detector::Inotify));
+    barrier(&session);
+    let settled = |what: &str| {
+        barrier(&session);
+        assert_eq!(differences(&session, &tree), Vec::<String>::new(), "{what}");
+    };
+
+    other_name("short", "x");
+    open_to_append("x").write_all(b", written").unwrap();
+    fs::remove_file(at("x")).unwrap();
+    settled("written through a name that came and went");
+
+    other_name("mode", "x");
+    fs::set_permissions(at("x"), PermissionsExt::from_mode(0o600)).unwrap();
+    fs::remove_file(at("x")).unwrap();
+    settled("changed its mode through a name that came and went");
+
+    other_name("held", "x");
+    let mut held = open_to_append("x");
+    fs::remove_file(at("x")).unwrap();
+    settled("opened through a name that came and went");
+    held.write_all(b", written").unwrap();
+    settled("written by who opened it so");
+    held.write_all(b", and again").unwrap();
+    drop(held);
+    settled("written again");
+
+    let mut seen = open_to_append("dir/seen");
+    fs::remove_dir_all(at("dir")).unwrap();
+    settled("its directory is gone");
+    seen.write_all(b", written").unwrap();
+    drop(seen);
+    settled("written in a directory that is gone");
+
+    fs::create_dir(at("dir")).unwrap();
+    other_name("hidden", "dir/x");
+    let mut hidden = open_to_append("dir/x");
+    fs::remove_dir_all(at("dir")).unwrap();
+    settled("a directory came and went");
+    hidden.write_all(b", written").unwrap();
+    drop(hidden);
+    settled("written in a directory that came and went");
+
+    other_name("below", "x");
+    barrier(&session);
+    let mut below = open_to_append("x");
+    fs::rename(at("short"), at("x")).unwrap();
+    settled("another file took its name");
+    below.write_all(b", written").unwrap();
+    settled("written by who opened it by that name");
+    session.stop();
 }

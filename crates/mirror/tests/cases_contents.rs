@@ -40,7 +40,6 @@ fn contents_on_ext4() {
     });
 }
 #[test]
-#[ignore = "known defect: preallocated ranges count as data once they were read"]
 fn contents_on_xfs() {
     lab::in_private_namespace("contents_on_xfs", |lab| run_cases(lab, Fs::Xfs, 800, CASES));
 }

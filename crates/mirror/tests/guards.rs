@@ -9,7 +9,9 @@ use std::time::Duration;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 use testkit::lab::{self, Image, Lab, Skip};
 
-use common::{Mirror, fs_mirror, mirror_arguments, run, run_command};
+use testkit::proc::wait_until;
+
+use common::{DEADLINE, Mirror, fs_mirror, mirror_arguments, run, run_command};
 
 /// Directories of 50 files each.
 fn fill(tree: &Path, dirs: u32) {
@@ -42,7 +44,12 @@ fn start(src: &Path, dst: &Path) -> Mirror {
 
 fn held(mirror: &mut Mirror, reason: &str) {
     mirror.wait_state("hold");
-    let ran = mirror.wait_idle();
+    // It may be on hold for another reason until it looks again.
+    let mut ran = mirror.wait_idle();
+    let _ = wait_until("it is held for this reason", DEADLINE, || {
+        ran = mirror.wait_idle();
+        ran.code == 4 && ran.stderr.contains(reason)
+    });
     assert!(ran.code == 4 && ran.stderr.contains(reason), "{ran:?}");
     let ran = mirror.ask(&["check"]);
     assert!(ran.code == 2 && ran.stdout.contains(reason), "{ran:?}");
@@ -260,6 +267,79 @@ fn the_copy_can_be_unmounted_while_it_is_mirrored() {
         }
         mirror.goes_on();
         mirror.must_be_equal();
+    });
+}
+
+#[test]
+fn a_copy_removed_or_replaced_is_held() {
+    lab::in_private_namespace("a_copy_removed_or_replaced_is_held", |lab| {
+        let (image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        let aside = image.path().join("aside");
+        fs::rename(&dst, &aside).unwrap();
+        held(&mut mirror, "it is gone; bring it back, or move ");
+        let verified = mirror.ask(&["verify"]);
+        assert!(!matches!(verified.code, 0 | 3), "{verified:?}");
+        fs::create_dir(&dst).unwrap();
+        fs::write(dst.join("by hand"), "stays").unwrap();
+        fs::write(src.join("d0/meanwhile"), "later").unwrap();
+        held(&mut mirror, "another directory is there now");
+        // Not only the running one knows.
+        mirror.stop();
+        let mut mirror = start(&src, &dst);
+        held(&mut mirror, "another directory is there now");
+        assert_eq!(fs::read(dst.join("by hand")).unwrap(), b"stays");
+        let once = |code: i32| {
+            let ran = run(mirror_arguments(&src, &dst, &["--once"]));
+            assert_eq!(ran.code, code, "{ran:?}");
+        };
+        fs::remove_dir_all(&dst).unwrap();
+        fs::rename(&aside, &dst).unwrap();
+        mirror.goes_on();
+        mirror.must_be_equal();
+        mirror.stop();
+        fs::remove_dir_all(&dst).unwrap();
+        once(4);
+        let state = image.path().join("dst.fs_mirror");
+        fs::rename(&state, image.path().join("old state")).unwrap();
+        once(0);
+        assert_eq!(files(&dst), files(&src));
+    });
+}
+
+#[test]
+fn what_verify_found_is_not_called_equal() {
+    lab::in_private_namespace("what_verify_found_is_not_called_equal", |lab| {
+        let (_image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 2);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        fs::write(dst.join("d0/f1"), "changed by hand").unwrap();
+        fs::remove_file(dst.join("d1/f2")).unwrap();
+        fs::write(dst.join("extra"), "by hand").unwrap();
+        assert_eq!(mirror.ask(&["verify"]).code, 3);
+        let check = mirror.ask(&["check"]);
+        assert!(
+            check.code == 1 && check.stdout.contains("verify found"),
+            "{check:?}"
+        );
+        assert_eq!(mirror.wait_idle().code, 3);
+        // Nor after a restart.
+        mirror.stop();
+        let once = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert!(
+            once.code == 3 && !once.stderr.contains("equal:"),
+            "{once:?}"
+        );
+        let mut mirror = start(&src, &dst);
+        assert_eq!(mirror.wait_idle().code, 3);
+        assert_eq!(mirror.ask(&["verify", "--repair"]).code, 0);
+        assert!(mirror.number("counters/repaired") >= 3);
+        assert_eq!(mirror.number("failed_total"), 0);
+        mirror.must_be_equal();
+        assert_eq!(mirror.ask(&["check"]).code, 0);
     });
 }
 

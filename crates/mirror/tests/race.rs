@@ -169,3 +169,105 @@ fn planted_defects_are_caught() {
         ("ignore_overflow", "race_on_ext4_with_overflows"),
     ]);
 }
+
+/// Processes that write all the time, faster than anybody can look. Ended when it is dropped.
+struct Restless(Vec<std::process::Child>);
+
+impl Restless {
+    fn start(tree: &std::path::Path) -> Restless {
+        let loops = [
+            "while :; do echo x > f; done",
+            "while :; do echo x >> g; : > h; rm h; mkdir d; mv g d/g; mv d/g g; rmdir d; done",
+            "exec 3>>log; while :; do echo x >&3; done",
+        ];
+        let start = |script: &&str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", script]).current_dir(tree);
+            command.stderr(std::process::Stdio::null()).spawn().unwrap()
+        };
+        Restless(loops.iter().map(start).collect())
+    }
+}
+
+impl Drop for Restless {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Under writers that never rest `--once` ends, and a signal ends what follows.
+#[test]
+fn writers_that_never_rest_keep_nothing_from_ending() {
+    lab::in_private_namespace("writers_that_never_rest_keep_nothing_from_ending", |lab| {
+        let image = testkit::need!(lab.ext4(256));
+        let src = image.dir("src").unwrap();
+        for number in 0..500 {
+            std::fs::write(src.join(format!("still {number}")), format!("{number}")).unwrap();
+        }
+        for detector in ["fanotify", "inotify", "scan"] {
+            let dst = image.path().join(format!("dst {detector}"));
+            let options = ["--on-mass-change", "follow", "--detector", detector];
+            let restless = Restless::start(&src);
+            let began = std::time::Instant::now();
+            let once = [&options[..], &["--once"]].concat();
+            let ran = common::run_command(&mut common::fs_mirror(common::mirror_arguments(
+                &src, &dst, &once,
+            )));
+            println!("{detector}: once took {:?}", began.elapsed());
+            assert!(ran.code == 0 || ran.code == 3, "{ran:?}");
+            assert!(began.elapsed().as_secs() < 40, "{:?}", began.elapsed());
+            assert!(dst.join("still 499").exists());
+            let mut mirror = Mirror::start_with(&src, &dst, &options);
+            mirror.watching();
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            let began = std::time::Instant::now();
+            assert_eq!(mirror.stop(), 0);
+            println!("{detector}: the end took {:?}", began.elapsed());
+            assert!(began.elapsed().as_secs() < 8, "{:?}", began.elapsed());
+            drop(restless);
+            let mut mirror = Mirror::start_with(&src, &dst, &options);
+            mirror.must_be_equal();
+            assert_eq!(mirror.stop(), 0);
+        }
+    });
+}
+
+/// Each of our system calls makes another process write into the tree, so that the kernel's queue is never empty.
+#[test]
+fn what_writes_whenever_we_read_keeps_nothing_from_ending() {
+    let strace = std::process::Command::new("strace").arg("-V").output();
+    if !strace.is_ok_and(|ran| ran.status.success()) {
+        testkit::skip!("no strace");
+    }
+    lab::in_private_namespace(
+        "what_writes_whenever_we_read_keeps_nothing_from_ending",
+        |lab| {
+            let image = testkit::need!(lab.ext4(256));
+            let (src, dst) = (image.dir("src").unwrap(), image.path().join("dst"));
+            std::fs::write(src.join("still"), "still").unwrap();
+            for detector in ["fanotify", "inotify"] {
+                let mut command = std::process::Command::new("timeout");
+                command.args(["--signal=KILL", "60", "strace", "-f", "-o"]);
+                command.arg(src.join("trace")).arg(common::program());
+                let options = [
+                    "--once",
+                    "--detector",
+                    detector,
+                    "--on-mass-change",
+                    "follow",
+                ];
+                command.args(common::mirror_arguments(&src, &dst, &options));
+                let ran = common::run_command(command.stdin(std::process::Stdio::null()));
+                if ran.stderr.contains("PTRACE") {
+                    testkit::skip!("strace may not trace");
+                }
+                // The trace itself may be as it was at some time.
+                assert!(ran.code == 0 || ran.code == 3, "{detector}: {ran:?}");
+                assert!(dst.join("still").exists() && dst.join("trace").exists());
+            }
+        },
+    );
+}

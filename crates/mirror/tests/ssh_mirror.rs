@@ -419,6 +419,85 @@ fn everything_going_at_once_is_held_and_released() {
 }
 
 #[test]
+fn mounts_are_crossed_and_the_guard_knows_them() {
+    use rustix::mount::{UnmountFlags, mount_bind, unmount};
+    testkit::lab::in_private_namespace("mounts_are_crossed_and_the_guard_knows_them", |lab| {
+        let data = testkit::need!(lab.ext4(64));
+        let bed = Bed::new();
+        bed.populate(50, 7);
+        let at = bed.src().join("m");
+        fs::create_dir(&at).unwrap();
+        fs::write(data.path().join("in"), "data").unwrap();
+        mount_bind(data.path(), &at).unwrap();
+        // First without it.
+        let (code, said) = bed.mirror_once(&[]);
+        assert_eq!(code, 0, "{said}");
+        assert!(bed.dst().join("m").is_dir() && !bed.dst().join("m/in").exists());
+        // Added later: all is compared, nothing equal is copied.
+        let inode = |path: &str| {
+            use std::os::unix::fs::MetadataExt;
+            fs::symlink_metadata(bed.dst().join(path)).unwrap().ino()
+        };
+        let before = inode("tree");
+        let mut follower = bed.mirror(&["--cross", "m"]);
+        follower.wait_stderr("equal: ", LONG).unwrap();
+        assert_eq!(inode("tree"), before);
+        fs::write(at.join("live"), "more").unwrap();
+        bed.wait("it is crossed", || {
+            fs::read(bed.dst().join("m/live")).is_ok_and(|bytes| bytes == b"more")
+                && bed.dst().join("m/in").exists()
+        });
+        // It goes: a hold, and what it held stays.
+        unmount(&at, UnmountFlags::empty()).unwrap();
+        follower.wait_stderr("on hold", LONG).unwrap();
+        assert!(bed.dst().join("m/in").exists());
+        mount_bind(data.path(), &at).unwrap();
+        fs::write(at.join("back"), "again").unwrap();
+        bed.wait("it goes on", || bed.dst().join("m/back").exists());
+        stop(follower);
+        unmount(&at, UnmountFlags::DETACH).unwrap();
+    });
+}
+
+#[test]
+fn a_first_run_that_reaches_nobody_leaves_nothing() {
+    let bed = Bed::new();
+    bed.script("echo 'ssh: connect to host far port 22: No route to host' >&2; exit 255");
+    let (code, said) = bed.mirror_once(&[]);
+    assert!(
+        code == 6 && said.contains("No route to host"),
+        "{code} {said}"
+    );
+    assert!(!bed.dst().exists() && !bed.path("dst.fs_mirror").exists());
+    // What was there stays.
+    fs::create_dir(bed.dst()).unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 6, "{said}");
+    assert!(bed.dst().exists() && !bed.path("dst.fs_mirror").exists());
+}
+
+#[test]
+fn what_is_ignored_may_be_changed_later() {
+    let bed = Bed::new();
+    for name in ["a.txt", "a.log", "a.tmp"] {
+        fs::write(bed.src().join(name), name).unwrap();
+    }
+    let (code, said) = bed.mirror_once(&["--ignore", "*.log"]);
+    assert_eq!(code, 0, "{said}");
+    assert!(!bed.dst().join("a.log").exists() && bed.dst().join("a.tmp").exists());
+    let (code, said) = bed.mirror_once(&["--ignore", "*.tmp"]);
+    assert_eq!(code, 0, "{said}");
+    // What is ignored from now on stays as it is.
+    assert!(bed.dst().join("a.log").exists() && bed.dst().join("a.tmp").exists());
+    fs::write(bed.src().join("a.tmp"), "changed").unwrap();
+    fs::write(bed.src().join("b.txt"), "new").unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(bed.dst().join("b.txt").exists());
+    assert_eq!(fs::read(bed.dst().join("a.tmp")).unwrap(), b"a.tmp");
+}
+
+#[test]
 fn an_unreadable_tree_is_told() {
     if testkit::is_root() {
         testkit::skip!("root reads everything");

@@ -7,7 +7,7 @@ use mirror_core::Content;
 use rustix::fs::ftruncate;
 use rustix::io::{pread, pwrite, retry_on_intr};
 
-use crate::sys::holes::data_ranges;
+use crate::sys::holes::written_ranges;
 use crate::sys::stat::Stat;
 use crate::sys::{Errno, Result};
 
@@ -130,7 +130,7 @@ pub fn matches(file: &OwnedFd, stat: &Stat, content: &Content) -> Result<bool> {
         return Ok(false);
     }
     // Blocks say nothing: an attribute block, or room allocated beyond the end, makes up for a hole.
-    let here = data_ranges(file, stat.bytes, RANGES_MAX)?;
+    let here = written_ranges(file, stat.bytes, RANGES_MAX)?;
     if here.is_empty() != content.data.is_empty() && stat.bytes > 0 {
         return Ok(false);
     }

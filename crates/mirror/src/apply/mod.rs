@@ -264,8 +264,9 @@ impl<S: Store> Applier<S> {
     pub fn store(&self) -> &S {
         &self.store
     }
-    /// For small things kept with the index; rows are the applier's.
+    /// For small things kept with the index, durable at the next checkpoint; rows are the applier's.
     pub fn store_mut(&mut self) -> &mut S {
+        self.dirty.get_or_insert_with(Instant::now);
         &mut self.store
     }
     /// The sink for contents that come before their record.

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mirror_core::hints::{Hint, HintName};
+use mirror_core::passing::Passage;
 use mirror_core::{Handle, Name};
 use rustix::event::Timespec;
 
@@ -16,6 +17,8 @@ use crate::sys::{Errno, Result};
 
 /// Files with more names than are known, kept until the capture loop comes for them.
 const LINKED_MAX: usize = 65_536;
+/// What was told of names, kept until then too; more is as good as lost.
+const TOLD_MAX: usize = 400_000;
 /// The first pause, of several that double, in which the second half of a rename comes if it comes at all.
 const HALF: Duration = Duration::from_micros(50);
 const HALVES: u32 = 6;
@@ -35,6 +38,7 @@ struct State {
     refused: Option<Errno>,
     round: u32,
     linked: Vec<(Handle, u32)>,
+    told: Vec<(HintName, Passage)>,
 }
 
 fn hash(handle: &Handle) -> u64 {
@@ -130,18 +134,24 @@ impl DirWatches {
         std::mem::take(&mut self.lock().linked)
     }
 
+    /// What was told of names since, in order.
+    pub fn take_told(&self) -> Vec<(HintName, Passage)> {
+        std::mem::take(&mut self.lock().told)
+    }
+
     pub fn poll(&self, timeout: &Timespec) -> Result<bool> {
         self.group.poll(Some(timeout))
     }
 
-    /// Everything queued until now. False: some was lost.
+    /// Everything queued until now, and not what comes meanwhile, which may be without end. False: some was lost.
     pub fn read(&self, buffer: &mut [u8], hints: &mut Vec<Hint>) -> bool {
         let mut state = self.lock();
+        let mut left = self.group.pending_bytes().unwrap_or(u64::MAX);
         // The first half of a rename, whose second is the next record if it stayed among the watched.
         let mut half: Option<(u32, Hint)> = None;
         let mut waited = 0;
         let mut whole = true;
-        loop {
+        while left > 0 || (half.is_some() && waited < HALVES) {
             let records = match self.group.read(buffer) {
                 Ok(records) => records,
                 Err(Errno::INTR) => continue,
@@ -150,14 +160,16 @@ impl DirWatches {
                     break;
                 }
             };
+            waited += u32::from(left == 0);
             if records.is_empty() {
-                if half.is_none() || waited >= HALVES {
+                if half.is_none() {
                     break;
                 }
+                left = 0;
                 std::thread::sleep(HALF * (1 << waited));
-                waited += 1;
                 continue;
             }
+            left = left.saturating_sub(records.bytes());
             for record in records {
                 let Ok(record) = record else {
                     whole = false;
@@ -180,6 +192,12 @@ impl DirWatches {
                     continue;
                 };
                 let hint = hint(&record, dir.clone());
+                if let Some(at) = &hint.at
+                    && at.name.is_some()
+                {
+                    let at = at.clone();
+                    state.told.push((at, passage(&record)));
+                }
                 if record.mask & mask::MOVED_TO != 0
                     && half
                         .as_ref()
@@ -199,6 +217,10 @@ impl DirWatches {
             }
         }
         hints.extend(half.map(|(_, first)| first));
+        if state.told.len() > TOLD_MAX {
+            state.told.clear();
+            whole = false;
+        }
         whole
     }
 }
@@ -218,6 +240,22 @@ fn hint(record: &inotify::Record<'_>, dir: Handle) -> Hint {
         renamed: has(mask::MOVED_FROM) || has(mask::MOVED_TO),
         on_dir: record.is_dir(),
         who: None,
+    }
+}
+
+fn passage(record: &inotify::Record<'_>) -> Passage {
+    let has = |bit: u32| record.mask & bit != 0;
+    if has(mask::CREATE) || has(mask::MOVED_TO) {
+        Passage::Came {
+            dir: record.is_dir(),
+            only: None,
+        }
+    } else if has(mask::MOVED_FROM) {
+        Passage::Left
+    } else if has(mask::DELETE) {
+        Passage::Went
+    } else {
+        Passage::Touched
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Seen, Source, Whereabouts};
 use mirror_core::{At, Handle, Name, ObjectId};
@@ -103,6 +104,10 @@ impl Source for KernelSource {
     fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
         if self.is_lost_and_found(dir, name) {
             return Look::Absent;
+        }
+        if self.reader.options.stop.load(Ordering::Acquire) {
+            // What was found is thrown away.
+            return Look::Failed(failure("stat", Errno::CANCELED));
         }
         let fd = match self.open(dir) {
             Ok(fd) => fd,

@@ -6,6 +6,8 @@
 //! maps the file after the probe moves ctime with the first byte. A lease is never held; nothing here makes a writer wait.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mirror_core::reconcile::{Body, Failure, ReadEnd, Reading, Seen};
 use mirror_core::{Content, Digest, Kind, Meta, Name, Time};
@@ -31,6 +33,8 @@ pub struct ReadOptions {
     pub multigrain: bool,
     /// Probe for writers with a momentary lease.
     pub lease: bool,
+    /// Once it is set, nothing is read to its end any more.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for ReadOptions {
@@ -39,6 +43,7 @@ impl Default for ReadOptions {
             inline_bytes_max: 64 << 10,
             multigrain: multigrain(),
             lease: true,
+            stop: Arc::default(),
         }
     }
 }
@@ -328,19 +333,15 @@ impl Reader {
         } else {
             Vec::new()
         };
-        // A file whose data is the whole of it has no holes, however few blocks it takes.
-        let data =
-            if matches!(data.as_slice(), [(0, length)] if *length == of.bytes) || of.bytes == 0 {
-                Vec::new()
-            } else {
-                data
-            };
-        let length: u64 = if data.is_empty() {
-            of.bytes
-        } else {
-            data.iter().map(|(_, length)| length).sum()
+        let length = |data: &[(u64, u64)]| match data {
+            [] => of.bytes,
+            _ => data.iter().map(|(_, length)| length).sum(),
         };
-        if length <= self.options.inline_bytes_max {
+        if length(&data) <= self.options.inline_bytes_max {
+            return self.hash_small(fd, name, meta, of.bytes, data, into);
+        }
+        let data = holes::written_ranges(fd, of.bytes, RANGES_MAX).map_err(at_step("read"))?;
+        if length(&data) <= self.options.inline_bytes_max {
             return self.hash_small(fd, name, meta, of.bytes, data, into);
         }
         let mut out: Option<(u64, Box<dyn SinkFile>)> = match into {
@@ -358,6 +359,12 @@ impl Reader {
         'ranges: for (start, length) in ranges {
             let mut done = 0;
             while done < length {
+                if self.options.stop.load(Ordering::Acquire) {
+                    if let (Some((token, _)), Into::Sink(sink)) = (&out, &*into) {
+                        sink.forget(*token);
+                    }
+                    return Err(at_step("read")(Errno::CANCELED));
+                }
                 let want = usize::try_from(length - done)
                     .unwrap_or(PIECE_BYTES)
                     .min(PIECE_BYTES);
@@ -407,23 +414,17 @@ impl Reader {
         Ok((content, body))
     }
 
-    fn hash_small(
+    /// Fills the buffer with the bytes of these ranges (none: of the whole file). True: the file is shorter by now.
+    fn gather(
         &mut self,
         fd: std::os::fd::BorrowedFd<'_>,
-        name: &Name,
-        meta: &Meta,
         bytes: u64,
-        data: Vec<(u64, u64)>,
-        into: &mut Into<'_>,
-    ) -> Tried<(Content, Body)> {
-        let ranges = if data.is_empty() {
-            vec![(0, bytes)]
-        } else {
-            data.clone()
-        };
+        data: &[(u64, u64)],
+    ) -> Tried<bool> {
+        let whole = [(0, bytes)];
+        let ranges = if data.is_empty() { &whole } else { data };
         self.buffer.clear();
-        let mut short = false;
-        for (start, length) in ranges {
+        for &(start, length) in ranges {
             let from = self.buffer.len();
             let want = usize::try_from(length).unwrap_or(0);
             self.buffer.resize(from + want, 0);
@@ -438,8 +439,41 @@ impl Reader {
             }
             if done < want {
                 self.buffer.truncate(from + done);
-                short = true;
-                break;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a block of zeros is in what was gathered.
+    fn zeros_gathered(&self, bytes: u64, data: &[(u64, u64)]) -> bool {
+        let whole = [(0, bytes)];
+        let ranges = if data.is_empty() { &whole } else { data };
+        let mut rest = self.buffer.as_slice();
+        ranges.iter().any(|&(start, length)| {
+            let length = usize::try_from(length).map_or(rest.len(), |n| n.min(rest.len()));
+            let (piece, after) = rest.split_at(length);
+            rest = after;
+            holes::has_zero_block(piece, start)
+        })
+    }
+
+    fn hash_small(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        meta: &Meta,
+        bytes: u64,
+        mut data: Vec<(u64, u64)>,
+        into: &mut Into<'_>,
+    ) -> Tried<(Content, Body)> {
+        let mut short = self.gather(fd, bytes, &data)?;
+        // Zeros may be what was allocated ahead and never written.
+        if !short && self.zeros_gathered(bytes, &data) {
+            let written = holes::written_ranges(fd, bytes, RANGES_MAX).map_err(at_step("read"))?;
+            if written != data {
+                data = written;
+                short = self.gather(fd, bytes, &data)?;
             }
         }
         if short && !data.is_empty() {

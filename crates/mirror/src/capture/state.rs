@@ -1,6 +1,7 @@
 //! What capture lets others see of itself while it runs.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -73,9 +74,15 @@ pub struct CaptureStatus {
 #[derive(Default)]
 pub struct Shared {
     status: Mutex<CaptureStatus>,
+    /// The session ends: whatever takes long is left as it is.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Shared {
+    pub fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, CaptureStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }

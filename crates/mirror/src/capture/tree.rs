@@ -136,11 +136,6 @@ impl SourceTree {
         })
     }
 
-    /// Whether the path a person gave still leads to this root.
-    pub fn still_there(&self) -> Result<(), &'static str> {
-        self.parts[0].still_at(&self.path)
-    }
-
     /// The root or a crossed mount that is not where it was: why to stop, in a line.
     pub fn lost(&self) -> Option<(HoldReason, String)> {
         self.parts.iter().find_map(|part| {

@@ -213,7 +213,9 @@ impl Watch {
 
     fn read_fanotify(&self, group: &fanotify::Group, marked: &Marked, heard: &mut Heard) {
         let mut buffer = std::mem::take(&mut heard.buffer);
-        loop {
+        // What comes meanwhile is for the next time: it may come without end.
+        let mut left = group.pending().unwrap_or(u64::MAX);
+        while left > 0 {
             let records = match group.read(&mut buffer) {
                 Ok(records) => records,
                 Err(Errno::INTR) => continue,
@@ -228,6 +230,7 @@ impl Watch {
                 break;
             }
             for record in records {
+                left = left.saturating_sub(1);
                 let Ok(record) = record else {
                     heard.lost = true;
                     break;

@@ -1,6 +1,7 @@
 //! The commands that talk to a running mirror: status, check, wait, pause, resume, release, verify.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
@@ -15,6 +16,7 @@ use crate::engine::control::{
     Client, ClientError, PersistError, StateLock, Stop, VerifyLine, VerifyOptions, leave_release,
     read_status,
 };
+use crate::engine::event::{Silent, Ui};
 use crate::engine::options::MirrorOptions;
 use crate::engine::status::{Stamp, State, Status};
 
@@ -31,8 +33,11 @@ pub enum Seen {
         why: String,
         last: Option<Box<Status>>,
     },
-    /// No process; this is what the last one wrote.
-    Stopped(Option<Box<Status>>),
+    /// No process; this is what the last one wrote, or why that is not known.
+    Stopped {
+        last: Option<Box<Status>>,
+        note: Option<String>,
+    },
 }
 
 pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
@@ -40,22 +45,34 @@ pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
     match asked {
         Ok(status) => Ok(Seen::Running(Box::new(status))),
         Err(ClientError::NotRunning) => {
-            let last = last(state_dir)?;
+            let (last, note) = last_or_why(state_dir)?;
             match StateLock::holder(state_dir) {
                 // Just starting or ending: its lock is there, its socket is not.
                 Ok(Some(holder)) => Ok(Seen::Silent {
                     why: format!("{holder} does not answer"),
                     last,
                 }),
-                Ok(None) => Ok(Seen::Stopped(last)),
+                Ok(None) => Ok(Seen::Stopped { last, note }),
                 Err(e) => Err(e.into()),
             }
         }
         Err(e @ (ClientError::Silent(_) | ClientError::Told(_))) => Ok(Seen::Silent {
             why: chain(&e),
-            last: last(state_dir).unwrap_or_default(),
+            last: last_or_why(state_dir).unwrap_or_default().0,
         }),
         Err(e @ ClientError::Io(_)) => Err(e.into()),
+    }
+}
+
+/// What was last written; if that can't be understood, a line that says so.
+fn last_or_why(state_dir: &Path) -> Result<(Option<Box<Status>>, Option<String>), CliError> {
+    match read_status(state_dir) {
+        Ok(status) => Ok((status.map(Box::new), None)),
+        Err(e @ PersistError::Damaged { .. }) => {
+            let note = format!("what it last was is not known: {}", chain(&e));
+            Ok((None, Some(note)))
+        }
+        Err(e @ PersistError::Io { .. }) => Err(CliError::failed(chain(&e))),
     }
 }
 
@@ -79,7 +96,7 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
     let (running, status, note) = match seen {
         Seen::Running(status) => (true, Some(status), None),
         Seen::Silent { why, last } => (false, last.as_ref(), Some(why.as_str())),
-        Seen::Stopped(last) => (false, last.as_ref(), None),
+        Seen::Stopped { last, note } => (false, last.as_ref(), note.as_deref()),
     };
     if say.json {
         let state_dir = crate::cli::places::show(state_dir);
@@ -94,10 +111,16 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
             Stamp::now(),
             &TimeZone::system(),
         ),
-        None => format!(
-            "{}: not running, and nothing is known of it yet\n",
-            crate::cli::places::show(state_dir)
-        ),
+        None => {
+            let known = match note {
+                Some(_) => "",
+                None => ", and nothing is known of it yet",
+            };
+            format!(
+                "{}: not running{known}\n",
+                crate::cli::places::show(state_dir)
+            )
+        }
     };
     if let Some(note) = note {
         text.push_str(&format!("  note          {note}\n"));
@@ -132,7 +155,7 @@ pub fn judge(seen: Result<Seen, CliError>, max_lag: Duration) -> (Health, String
             }
             _ => (Health::Critical, why),
         },
-        Ok(Seen::Stopped(last)) => {
+        Ok(Seen::Stopped { last, .. }) => {
             let age = last.map(|s| {
                 format!(
                     " for {}",
@@ -238,8 +261,10 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
         } else {
             ui::say(show::release(&would).trim_end());
         }
-        if would.hold.is_none() {
-            return Ok(Exit::Done);
+        match &would.hold {
+            None => return Ok(Exit::Done),
+            Some(hold) if !hold.reason.can_be_released() => return Ok(Exit::Hold),
+            Some(_) => {}
         }
         if !ui::can_ask() || args.say.json {
             return Err(CliError::new(
@@ -252,6 +277,14 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
         }
     }
     let report = client.release(true)?;
+    if let Some(hold) = &report.hold
+        && !hold.reason.can_be_released()
+    {
+        return Err(CliError::new(
+            Exit::Hold,
+            format!("on hold: {}; {}", hold.what, show::way_out(hold)),
+        ));
+    }
     if args.say.json {
         ui::say(&to_json(&report));
     } else if !args.say.quiet {
@@ -278,6 +311,12 @@ fn release_stopped(
     let Some(State::Hold(hold)) = last(&found.state_dir)?.map(|last| last.state) else {
         return Err(otherwise);
     };
+    if !hold.reason.can_be_released() {
+        return Err(CliError::new(
+            Exit::Hold,
+            format!("on hold: {}; {}", hold.what, show::way_out(&hold)),
+        ));
+    }
     let yes = args.yes
         || (!args.say.json && ui::can_ask() && {
             ui::complain(&format!("on hold: {}", hold.what));
@@ -326,7 +365,13 @@ pub fn verify(args: &VerifyArgs) -> Result<Exit, CliError> {
                 lock,
                 ..found.config()?.options(&found.state_dir)
             };
-            crate::engine::verify(run, options, &mut |line| {
+            // Beside the lines of `verify` nothing may stand in JSON.
+            let ui: Arc<dyn Ui> = if say.json {
+                Arc::new(Silent)
+            } else {
+                Arc::new(ui::Console::new(output, false, stop.clone()))
+            };
+            crate::engine::verify(run, options, ui, &mut |line| {
                 tell(line);
                 !stop.requested()
             })?
@@ -395,7 +440,7 @@ mod tests {
         std::fs::write(dir.path().join("status.json"), "{").unwrap();
         let (health, line) = judged();
         assert!(
-            health == Health::Critical && line.contains("status.json is damaged: "),
+            health == Health::Critical && line == "not running",
             "{line}"
         );
         let nowhere = judge(Err(CliError::usage("there is no mirror at /x")), minute);

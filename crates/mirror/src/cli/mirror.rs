@@ -30,6 +30,11 @@ pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
     let once = prepared.options.once;
     let end = crate::engine::run_mirror(prepared.options, console.clone());
     drop(console);
+    if end.is_err()
+        && let Some(made) = prepared.made
+    {
+        made.undo();
+    }
     let end = end?;
     // With JSON or in a log the paths were told when they failed; here is where they can be looked up.
     let failed = end.failed + end.fuzzy;
@@ -47,6 +52,39 @@ struct Prepared {
     options: MirrorOptions,
     /// Settings that were saved, and the like.
     notices: Vec<String>,
+    /// What this run made before anything was mirrored.
+    made: Option<Made>,
+}
+
+/// Places that were not there before this run.
+struct Made {
+    state_dir: PathBuf,
+    /// `None`: it was there.
+    dst: Option<PathBuf>,
+    link: Option<PathBuf>,
+}
+
+impl Made {
+    /// A mirror that could not begin leaves nothing behind. What holds anything of the source stays.
+    fn undo(self) {
+        // Nobody else has begun here meanwhile.
+        let Ok(_lock) = StateLock::take(&self.state_dir) else {
+            return;
+        };
+        if has_begun(&self.state_dir).unwrap_or(true) {
+            return;
+        }
+        if let Some(dst) = self.dst
+            && fs::remove_dir(&dst).is_err()
+            && dst.exists()
+        {
+            return;
+        }
+        if let Some(link) = self.link {
+            let _ = fs::remove_file(link);
+        }
+        let _ = fs::remove_dir_all(&self.state_dir);
+    }
 }
 
 fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
@@ -65,13 +103,20 @@ fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
     };
     let given = given(args, cross)?;
     let begun = has_begun(&places.state_dir).map_err(|e| cannot("read", &places.state_dir, &e))?;
-    if places.dst_holds == DstHolds::Something && !begun && !args.adopt {
+    // Without its log, but with an index, it was a mirror: the engine says what is lost.
+    let was = places.state_dir.join("index").is_file();
+    if places.dst_holds == DstHolds::Something && !begun && !was && !args.adopt {
         return Err(CliError::usage(format!(
             "DST {} is not empty and was never this mirror's: with --adopt what is equal stays and what is extra is \
              moved aside; else name a new directory",
             show(&places.dst)
         )));
     }
+    let made = (!args.dry_run && !places.state_dir.exists()).then(|| Made {
+        state_dir: places.state_dir.clone(),
+        dst: (places.dst_holds == DstHolds::Missing).then(|| places.dst.clone()),
+        link: places.state_link.clone(),
+    });
     let lock = if args.dry_run {
         None
     } else {
@@ -102,7 +147,11 @@ fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
         lock,
         ..config.options(&places.state_dir)
     };
-    Ok(Prepared { options, notices })
+    Ok(Prepared {
+        options,
+        notices,
+        made,
+    })
 }
 
 fn cannot(what: &str, path: &Path, e: &io::Error) -> CliError {

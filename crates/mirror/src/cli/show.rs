@@ -9,7 +9,7 @@ use mirror_core::Position;
 use crate::cli::text::{bytes, count, counted, seconds, stamp};
 use crate::engine::control::{ReleaseReport, VerifyEnd, WaitReport};
 use crate::engine::going::SAMPLE_MAX;
-use crate::engine::status::{Hold, HoldReason, Stamp, State, Status};
+use crate::engine::status::{Hold, HoldReason, Role, Stamp, State, Status};
 
 /// How many failed paths and mounts are shown without `-v`.
 const FEW: usize = 10;
@@ -36,7 +36,10 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
         out.row("", way_out(hold));
     }
     let well = status.failed_total == 0 && status.counters.fuzzy == 0;
+    // A worker has no copy that could be equal or late.
+    let primary = status.role == Role::Primary;
     match status.equal_at {
+        _ if primary => {}
         Some(at) if running && status.state == State::Following && well => out.row(
             "equal",
             &format!("known to be at {}, followed since", stamp(at, zone)),
@@ -45,12 +48,14 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
         None => out.row("equal", "not known to be yet"),
     }
     let lag = &status.lag;
-    let todo = format!(
+    let behind = format!(
         "{}, {}",
         counted(lag.records, "record", "records"),
         bytes(lag.bytes)
     );
-    out.row("lag", &format!("{}, {todo}", seconds(lag.seconds)));
+    if !primary {
+        out.row("lag", &format!("{}, {behind}", seconds(lag.seconds)));
+    }
     if let Some(last) = &status.last_change {
         out.row(
             "last change",
@@ -211,6 +216,9 @@ pub fn way_out(hold: &Hold) -> &'static str {
             "it goes on by itself when the same directory is back"
         }
         HoldReason::CopyLost => "it goes on by itself when DST and its state are back",
+        HoldReason::RootReplaced => {
+            "it goes on by itself when the same directory is back; `fs_mirror release` takes what is there now for the source"
+        }
         _ => "`fs_mirror release` shows what would go, and lets it through",
     }
 }
@@ -397,6 +405,16 @@ pub fn release(report: &ReleaseReport) -> String {
     };
     let mut out = String::new();
     let _ = writeln!(out, "on hold: {}", hold.what);
+    if !hold.reason.can_be_released() {
+        let _ = writeln!(out, "nothing to let through: {}", way_out(hold));
+        return out;
+    }
+    if hold.reason == HoldReason::RootReplaced {
+        let _ = writeln!(
+            out,
+            "what is there now is taken for the source: what it does not have goes from the copy"
+        );
+    }
     if report.gone + report.new + report.changed == 0 {
         return out;
     }

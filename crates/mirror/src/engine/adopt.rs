@@ -3,16 +3,20 @@
 //! Nothing is deleted, and without a yes nothing is moved. Until that is settled the rows say so ([`ADOPTING_KEY`]), so
 //! that a mirror that was killed meanwhile asks again.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::applying::{ApplyLoop, ApplyOrder};
 use super::event::{Event, RunError, Ui};
+use super::options::MirrorOptions;
 use super::session::show;
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
+use crate::filter::Filter;
 
 /// Kept with the rows from the start of an adoption until its extras are settled.
 pub const ADOPTING_KEY: &str = "adopting";
@@ -34,18 +38,33 @@ pub enum Extras {
 pub fn settle(
     apply: &ApplyLoop,
     ui: &dyn Ui,
-    state_dir: &Path,
+    options: &MirrorOptions,
     ask: bool,
 ) -> Result<Extras, RunError> {
+    let state_dir = &options.state_dir;
+    // What is left out stays as it is.
+    let filter = Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
+    let ignored = |path: &[u8]| {
+        let at = options.dst.join(OsStr::from_bytes(path));
+        filter.ignored(path, at.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
+    };
     let (found, differences) = crossbeam_channel::unbounded();
+    let (done, verified) = crossbeam_channel::bounded(1);
     let _ = apply.orders.send(ApplyOrder::Verify {
         content: false,
         found,
+        done,
     });
     let mut extras: Vec<Difference> = differences
         .iter()
         .filter(|difference| difference.what == DifferenceKind::Extra)
+        .filter(|difference| !ignored(&difference.path))
         .collect();
+    match verified.recv() {
+        Ok(Ok(())) => {}
+        Ok(Err(text)) => return Err(RunError::Failed(anyhow::anyhow!("{text}"))),
+        Err(_) => return Err(RunError::Failed(anyhow::anyhow!("apply stopped"))),
+    }
     if extras.is_empty() {
         return finish(apply);
     }

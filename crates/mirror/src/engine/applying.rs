@@ -13,12 +13,14 @@ use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::ADOPTING_KEY;
 use super::control::Until;
+use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::{Tally, count_below};
 use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
-    Applier, ApplyError, Contents, Counts, Difference, Failure, Flush, Outcome, Recorded, Store,
+    Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
+    Recorded, Store,
 };
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
@@ -55,6 +57,11 @@ pub struct ApplyStatus {
     pub recorded: Recorded,
     pub failed: Vec<Failed>,
     pub failed_total: u64,
+    pub differing: Differing,
+    /// By `verify`, since this process began.
+    pub repaired: u64,
+    /// Why it does not go on for now.
+    pub waits: Option<String>,
     pub moved_aside: Vec<PathText>,
     pub hold: Option<Hold>,
     pub alarm_gone: u64,
@@ -89,6 +96,8 @@ pub enum ApplyOrder {
     Verify {
         content: bool,
         found: Sender<Difference>,
+        /// Sent when `found` is closed: whether everything was looked at.
+        done: Sender<Result<(), String>>,
     },
     Repair {
         differences: Vec<Difference>,
@@ -193,7 +202,11 @@ impl ApplyLoop {
         setup
             .applier
             .log_ends(tail.durable().map(|end| end.position));
-        applied.lock().applied = setup.applier.store().position();
+        {
+            let mut status = applied.lock();
+            status.applied = setup.applier.store().position();
+            status.differing = Differing::load(setup.applier.store());
+        }
         let (shared, stopped) = (applied.clone(), stop.clone());
         let passes = setup
             .released
@@ -332,7 +345,9 @@ impl Running {
             }
             match self.applier.apply(&batch, last, &*self.contents) {
                 Ok(outcome) => {
-                    tries = 0;
+                    if std::mem::take(&mut tries) > 0 {
+                        self.applied.update(|status| status.waits = None);
+                    }
                     self.tell(&batch);
                     batch.clear();
                     head = None;
@@ -349,6 +364,7 @@ impl Running {
                     }
                     if tries == 1 {
                         self.ui.event(Event::Notice(format!("apply waits: {text}")));
+                        self.applied.update(|status| status.waits = Some(text));
                     }
                     let wait = Duration::from_millis((100u64 << tries.min(7)).min(10_000));
                     let until = Instant::now() + wait;
@@ -434,14 +450,13 @@ impl Running {
     fn orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                ApplyOrder::Verify { content, found } => {
-                    let done = self.applier.verify(content, &mut |difference| {
-                        let _ = found.send(difference);
-                    });
-                    if let Err(error) = done {
-                        self.ui
-                            .event(Event::Notice(format!("verify: {}", chain(&error))));
-                    }
+                ApplyOrder::Verify {
+                    content,
+                    found,
+                    done,
+                } => {
+                    let verified = self.verify(content, found);
+                    let _ = done.send(verified.map_err(|e| chain(&e)));
                 }
                 ApplyOrder::Repair { differences, done } => {
                     let outcome = self
@@ -453,6 +468,7 @@ impl Running {
                         // Nobody was told that it had failed.
                         outcome.healed.clear();
                         self.took(outcome);
+                        self.repaired(&differences, &failed);
                         failed
                     }));
                 }
@@ -477,6 +493,48 @@ impl Running {
                 }
             }
         }
+    }
+
+    fn verify(&mut self, content: bool, found: Sender<Difference>) -> Result<(), ApplyError> {
+        let mut differing = Differing::default();
+        self.applier.verify(content, &mut |difference| {
+            // What is owed anyway is listed as failed already.
+            if difference.what != DifferenceKind::Pending {
+                differing.add(&difference);
+            }
+            let _ = found.send(difference);
+        })?;
+        // Else it did not look at all there is.
+        if content {
+            self.differ(differing)?;
+        }
+        Ok(())
+    }
+
+    fn repaired(&mut self, differences: &[Difference], failed: &[Failure]) {
+        let mut differing = self.applied.lock().differing.clone();
+        let mut repaired = 0;
+        for difference in differences {
+            let again = |id| failed.iter().any(|failure| failure.object == id);
+            if difference.what == DifferenceKind::Pending || difference.object.is_some_and(again) {
+                continue;
+            }
+            repaired += 1;
+            differing.repaired(difference);
+        }
+        self.applied.update(|status| status.repaired += repaired);
+        if let Err(error) = self.differ(differing) {
+            self.ui.event(Event::Notice(chain(&error)));
+        }
+    }
+
+    fn differ(&mut self, differing: Differing) -> Result<(), ApplyError> {
+        if self.applied.lock().differing != differing {
+            differing.save(self.applier.store_mut())?;
+            self.applier.checkpoint()?;
+            self.applied.update(|status| status.differing = differing);
+        }
+        Ok(())
     }
 
     fn adopted(&mut self) -> Result<(), ApplyError> {

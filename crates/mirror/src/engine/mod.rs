@@ -6,19 +6,23 @@
 pub mod adopt;
 pub mod applying;
 pub mod control;
+pub mod differing;
 mod dry_run;
 pub mod event;
 pub mod follower;
 pub mod going;
 pub mod local;
+mod lost;
 pub mod options;
 pub mod session;
 pub mod status;
+mod stopped;
 mod verify;
 pub mod worker;
 
 pub use event::{Event, RunEnd, RunError, Ui};
 pub use options::MirrorOptions;
+pub use stopped::verify;
 
 /// Runs a mirror until it is done (`once`), stopped, or can't go on.
 pub fn run_mirror(options: MirrorOptions, ui: std::sync::Arc<dyn Ui>) -> Result<RunEnd, RunError> {
@@ -29,16 +33,4 @@ pub fn run_mirror(options: MirrorOptions, ui: std::sync::Arc<dyn Ui>) -> Result<
             "mirror:// sources are not built yet: use [user@]host:/path over ssh".into(),
         )),
     }
-}
-
-/// Compares a mirror that no process runs; takes its lock. `line` as in [`control::Control::verify`].
-pub fn verify(
-    options: MirrorOptions,
-    verify: control::VerifyOptions,
-    line: &mut dyn FnMut(control::VerifyLine) -> bool,
-) -> Result<control::VerifyEnd, RunError> {
-    let _ = (options, verify, line);
-    Err(RunError::Failed(anyhow::anyhow!(
-        "the mirror is not running: start it with `fs_mirror mirror SRC DST`"
-    )))
 }

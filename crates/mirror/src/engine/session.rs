@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -185,6 +186,7 @@ impl Session {
 
     /// Ends the loop and closes everything.
     pub fn stop(self) -> Ended {
+        self.shared.stop.store(true, Ordering::Release);
         let _ = self.orders.send(Order::Stop);
         let ended = self
             .ended
@@ -239,6 +241,12 @@ fn open_index(
     let mut why = None;
     let mut index = match Index::open(&setup.index, setup.index_options.clone()) {
         Ok((index, opened)) => {
+            if opened.created && log.end().is_some() {
+                notices.push(format!(
+                    "the index {} is gone: it is made again",
+                    show(&setup.index)
+                ));
+            }
             if !opened.created && opened.tree != Some(log.tree()) {
                 why = Some("it is of another tree".to_string());
             } else if let Some(mark) = opened.mark
@@ -255,10 +263,7 @@ fn open_index(
         Err(error @ (IndexError::Newer { .. } | IndexError::Io { .. })) => return Err(error.into()),
         Err(error) => {
             let aside = move_aside(&setup.index)?;
-            notices.push(format!(
-                "the index is damaged ({error}): it is made again; the old one is {}",
-                show(&aside)
-            ));
+            notices.push(super::lost::rebuilt(&error, &aside));
             Index::open(&setup.index, setup.index_options.clone())?.0
         }
     };

@@ -156,6 +156,16 @@ pub enum HoldReason {
     CopyLost,
 }
 
+impl HoldReason {
+    /// Whether an operator's word lets it go on. Else there is nothing to go on with: it does so by itself.
+    pub fn can_be_released(self) -> bool {
+        !matches!(
+            self,
+            HoldReason::RootGone | HoldReason::RootCovered | HoldReason::CopyLost
+        )
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DetectorStatus {
     pub uses: Detector,

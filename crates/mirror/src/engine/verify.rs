@@ -31,9 +31,11 @@ pub fn copy(
     end: &mut VerifyEnd,
 ) -> Result<(), ControlError> {
     let (found, differences) = unbounded();
+    let (done, verified) = bounded(1);
     let _ = apply_orders.send(ApplyOrder::Verify {
         content: true,
         found,
+        done,
     });
     let mut all: Vec<Difference> = Vec::new();
     for difference in differences {
@@ -53,6 +55,10 @@ pub fn copy(
             return Ok(());
         }
     }
+    verified
+        .recv()
+        .map_err(|_| ControlError::Busy("the mirror is restarting".into()))?
+        .map_err(ControlError::Failed)?;
     if !repair || all.is_empty() {
         return Ok(());
     }
@@ -81,7 +87,7 @@ pub fn copy(
     Ok(())
 }
 
-fn word(what: DifferenceKind) -> &'static str {
+pub fn word(what: DifferenceKind) -> &'static str {
     match what {
         DifferenceKind::Missing => "missing",
         DifferenceKind::Extra => "extra",

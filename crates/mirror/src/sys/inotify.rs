@@ -140,6 +140,10 @@ impl<'a> Records<'a> {
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
+    /// Bytes of the records not taken yet.
+    pub fn bytes(&self) -> u64 {
+        self.rest.len() as u64
+    }
 }
 
 impl<'a> Iterator for Records<'a> {

@@ -7,6 +7,7 @@
 
 pub mod descriptors;
 pub mod dir;
+pub mod extents;
 pub mod fanotify;
 pub mod flags;
 pub mod handle;

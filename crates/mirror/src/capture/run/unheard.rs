@@ -4,12 +4,14 @@
 //! limit of watches; nobody hears what is changed elsewhere on a network file system, or through a mapping on an overlay. Files of the first kind are
 //! asked for their ctime now and then, for the others everything is looked at more often. A barrier asks all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use mirror_core::hints::HintName;
+use mirror_core::passing::{Passage, Passing};
 use mirror_core::reconcile::{Dir, Dirty};
 use mirror_core::settle::Phase;
-use mirror_core::{At, Change, Handle, Name, ObjectId, Record, Rows};
+use mirror_core::{At, Change, Handle, Kind, Name, Object, ObjectId, Record, Rows};
 
 use super::super::kernel::trail;
 use super::{Capture, Fatal};
@@ -22,6 +24,13 @@ const LINKED_EVERY: Duration = Duration::from_secs(30);
 const LINKED_MAX: usize = 1 << 20;
 /// How often everything is looked at where some of it is never heard of.
 const SCAN_EVERY: Duration = Duration::from_secs(60);
+/// For a doubt one part in so many of the time is spent on looking at everything.
+const DOUBT_SHARE: u32 = 20;
+/// Names in directories that are not known yet, kept while a scan is on its way.
+const UNTOLD_MAX: usize = 65_536;
+/// How long a directory is young, and how many are known to be.
+const YOUNG: Duration = Duration::from_secs(2);
+const YOUNG_MAX: usize = 4096;
 /// Rows read at once.
 const ROWS: usize = 1024;
 
@@ -33,6 +42,35 @@ pub struct Unheard {
     told: bool,
     /// Directories without a watch.
     pub unwatched: u64,
+    passing: Passing,
+    /// What was told of names in directories that the rows don't know yet.
+    untold: Vec<(HintName, Passage)>,
+    /// Directories that were just found: what happened in them before that was told to nobody.
+    young: BTreeMap<ObjectId, Instant>,
+    /// Since when something may have been changed through a name that came and went.
+    pub doubt: Option<Instant>,
+}
+
+/// What leaves the tree with a group of records, or may.
+#[derive(Default)]
+pub struct Leaving {
+    dirs: Vec<Handle>,
+    /// Files with other names, perhaps elsewhere.
+    files: Vec<ObjectId>,
+}
+
+impl Unheard {
+    /// A new directory: from now on it is heard.
+    pub fn found(&mut self, change: &Change) {
+        if let Change::Create { object, state, .. } = change
+            && state.kind.is_dir()
+        {
+            if self.young.len() >= YOUNG_MAX {
+                self.young.clear();
+            }
+            self.young.insert(*object, Instant::now());
+        }
+    }
 }
 
 impl Capture {
@@ -45,14 +83,72 @@ impl Capture {
         let usual = self.options.scan_interval;
         if self.is_blind() {
             usual.min(SCAN_EVERY)
+        } else if self.unheard.doubt.is_some() {
+            // A large tree is not looked at all the time for one name.
+            usual.min(SCAN_EVERY.max(self.scan_took * DOUBT_SHARE))
         } else {
             usual
         }
     }
 
+    /// What inotify told of names: did one come and go that another file may have been changed through?
+    pub(super) fn names_passed(&mut self) -> Result<(), Fatal> {
+        let Some(dirs) = self.watch.dirs() else {
+            return Ok(());
+        };
+        let mut told = std::mem::take(&mut self.unheard.untold);
+        told.extend(dirs.take_told());
+        let now = self.now_ms();
+        let index = self.index.clone();
+        let rows = index
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut doubt = false;
+        for (at, mut passage) in told {
+            let (Some(parent), Some(name)) = (rows.by_handle(&at.dir)?, &at.name) else {
+                if self.running.is_some() && self.unheard.untold.len() < UNTOLD_MAX {
+                    self.unheard.untold.push((at, passage));
+                }
+                continue;
+            };
+            let name = name.clone();
+            let at = At { parent, name };
+            if let Passage::Came { dir: false, only } = &mut passage {
+                *only = self
+                    .stat_now(&rows, &at)?
+                    .and_then(|found| (!found.is_dir() && found.nlink == 1).then_some(found.ino));
+            }
+            // Known to nobody, so it came before its directory was heard: what was done by it was not heard either.
+            doubt |= passage == Passage::Went
+                && self.unheard.young.contains_key(&parent)
+                && !self.unheard.passing.knows(&at)
+                && rows.name(&at)?.is_none();
+            doubt |= self.unheard.passing.tell(at, passage, now);
+        }
+        drop(rows);
+        if doubt {
+            self.unheard.doubt = Some(Instant::now());
+        }
+        let settle = &self.settle;
+        self.unheard.passing.forget(now, |at| settle.waits(at));
+        self.unheard
+            .young
+            .retain(|_, since| since.elapsed() < YOUNG);
+        Ok(())
+    }
+
+    /// A scan of everything is over: what was in doubt before it began is known.
+    pub(super) fn all_seen(&mut self, began: Instant) {
+        if self.unheard.doubt.is_some_and(|since| since < began) {
+            self.unheard.doubt = None;
+        }
+        let began = began.saturating_duration_since(self.began).as_millis() as u64;
+        self.unheard.passing.scanned(began);
+    }
+
     /// A scan found changes that no event told: worth a word?
     pub(super) fn correction(&self, corrections: u64) -> Option<String> {
-        if self.is_blind() || corrections == 0 {
+        if self.is_blind() || self.unheard.doubt.is_some() || corrections == 0 {
             return None;
         }
         let may_be = match self.watch.detector {
@@ -99,9 +195,9 @@ impl Capture {
         }
     }
 
-    /// The directories that a group takes out of the tree, before it is applied to the rows.
-    pub(super) fn leaving(&self, records: &[Record]) -> Result<Vec<Handle>, Fatal> {
-        let mut leaving = Vec::new();
+    /// What a group takes out of the tree, before it is applied to the rows.
+    pub(super) fn leaving(&self, records: &[Record]) -> Result<Leaving, Fatal> {
+        let mut leaving = Leaving::default();
         if self.watch.dirs().is_none() {
             return Ok(leaving);
         }
@@ -114,9 +210,10 @@ impl Capture {
                 continue;
             };
             if !found.state.kind.is_dir() {
+                leaving.file(*object, &found);
                 continue;
             }
-            leaving.extend(found.local.handle);
+            leaving.dirs.extend(found.local.handle);
             let mut dirs = vec![*object];
             while let Some(dir) = dirs.pop() {
                 let mut after: Option<Name> = None;
@@ -126,8 +223,10 @@ impl Capture {
                     after = Some(last.name.clone());
                     for child in children {
                         if child.object.state.kind.is_dir() {
-                            leaving.extend(child.object.local.handle);
+                            leaving.dirs.extend(child.object.local.handle);
                             dirs.push(child.id);
+                        } else {
+                            leaving.file(child.id, &child.object);
                         }
                     }
                 }
@@ -136,8 +235,20 @@ impl Capture {
         Ok(leaving)
     }
 
-    /// After it was applied: those that did not stay elsewhere need no watch any more.
-    pub(super) fn left(&self, leaving: Vec<Handle>) -> Result<(), Fatal> {
+    /// After it was applied: directories that did not stay elsewhere need no watch any more. Files that did may have
+    /// writers who opened them by the name that is gone, and are heard of under that name only, or nowhere. Nobody new
+    /// can come by it, so whoever may still write shows now: the hot list looks.
+    pub(super) fn left(&mut self, leaving: Leaving) -> Result<(), Fatal> {
+        let now = self.now_ms();
+        for id in leaving.files {
+            if self.rows().object(id)?.is_some() {
+                self.hot.add(id, true, now);
+            }
+        }
+        self.unwatch(leaving.dirs)
+    }
+
+    fn unwatch(&self, leaving: Vec<Handle>) -> Result<(), Fatal> {
         let Some(dirs) = self.watch.dirs() else {
             return Ok(());
         };
@@ -153,7 +264,7 @@ impl Capture {
     /// After a scan of everything: watches of directories that nobody came by and nobody knows.
     pub(super) fn sweep_watches(&self) -> Result<(), Fatal> {
         match self.watch.dirs() {
-            Some(dirs) => self.left(dirs.not_seen()),
+            Some(dirs) => self.unwatch(dirs.not_seen()),
             None => Ok(()),
         }
     }
@@ -170,9 +281,8 @@ impl Capture {
             };
             let names = rows.object(id)?.map_or(0, |object| object.names.len());
             drop(rows);
-            if links as usize <= names {
-                self.unheard.linked.remove(&id);
-            } else if self.unheard.linked.len() < LINKED_MAX {
+            // Once all names are known it is asked a last time: by one that is gone it may have been written.
+            if links as usize > names && self.unheard.linked.len() < LINKED_MAX {
                 self.unheard.linked.insert(id);
             }
         }
@@ -192,6 +302,9 @@ impl Capture {
         self.unheard.asked = Some(Instant::now());
         let ids: Vec<ObjectId> = self.unheard.linked.iter().copied().collect();
         for id in ids {
+            if self.shared.is_stopping() {
+                return Ok(());
+            }
             match self.ask_linked(id)? {
                 Asked::Same => {}
                 Asked::Gone => {
@@ -244,13 +357,21 @@ impl Capture {
         let Ok(found) = stat::statx(&dir, at.name.as_bytes()) else {
             return Ok(Asked::Same);
         };
+        if found.ino != object.local.ino || found.ctime != object.local.ctime {
+            return Ok(Asked::Changed(at));
+        }
         if found.nlink as usize <= object.names.len() {
             return Ok(Asked::Gone);
         }
-        if found.ino == object.local.ino && found.ctime == object.local.ctime {
-            return Ok(Asked::Same);
+        Ok(Asked::Same)
+    }
+}
+
+impl Leaving {
+    fn file(&mut self, id: ObjectId, object: &Object) {
+        if object.names.len() > 1 && matches!(object.state.kind, Kind::File(_)) {
+            self.files.push(id);
         }
-        Ok(Asked::Changed(at))
     }
 }
 

@@ -12,8 +12,8 @@ use super::verify;
 use super::wire::{Covered, Link, Links};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, going, try_again};
 use crate::engine::control::{
-    Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine, VerifyOptions,
-    WaitReport,
+    Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
+    VerifyOptions, WaitReport,
 };
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
@@ -362,17 +362,19 @@ impl Hub {
         *counters = report.counters;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
+        counters.repaired += applied.repaired;
         counters.records = sequence(end.map(|end| end.position));
         let mut failed: Vec<_> = report
             .failed
             .iter()
             .chain(&applied.failed)
+            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = report.failed_total + applied.failed_total;
+        status.failed_total = report.failed_total + applied.failed_total + applied.differing.total;
         status.not_mirrored.clone_from(&report.not_mirrored);
         let recorded = &applied.recorded;
         status.recorded = [
@@ -396,6 +398,10 @@ impl Hub {
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
             State::Hold(hold.clone())
+        } else if let Some(reason) = &applied.waits {
+            State::Failed {
+                reason: reason.clone(),
+            }
         } else if !known.connected && known.ever {
             State::Disconnected {
                 since: known.since,
@@ -650,7 +656,8 @@ impl Control for Hub {
         if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
             report.add(going);
         }
-        if !yes {
+        if !yes || !hold.reason.can_be_released() {
+            report.released = false;
             return Ok(report);
         }
         if ours {
@@ -681,7 +688,10 @@ impl Control for Hub {
             at: None,
             gone: &|| false,
         };
-        self.wait_idle(&forever)?;
+        // What waits, or is held, does not matter to a comparison of the copy with its own index.
+        if options.against == Against::Source {
+            self.wait_idle(&forever)?;
+        }
         let handles = self.handles(&forever)?;
         verify::verify(self, &handles, options, line)
     }

@@ -24,10 +24,11 @@ use super::control::{Handle, StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
 use super::local::{holds_something, outer::hold, told_arrival};
+use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
@@ -42,6 +43,15 @@ use wire::Covered;
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Rounds in which `--once` waits for what failed at first.
 const ONCE_ROUNDS: u32 = 3;
+
+/// Kept with the rows: what of the tree the log is of.
+const VARIANT_KEY: &str = "variant";
+
+#[derive(PartialEq, serde::Serialize, serde::Deserialize)]
+struct Variant {
+    ignore: Vec<String>,
+    cross: Vec<Vec<u8>>,
+}
 
 /// How one session ended.
 enum End {
@@ -172,7 +182,12 @@ impl Follower {
                     self.ui.event(Event::Released);
                 }
                 End::Restart(reason) => {
-                    let aside = self.give_up_state()?;
+                    let aside = lost::give_up_state(&self.options.state_dir).map_err(|e| {
+                        RunError::Failed(anyhow::anyhow!(
+                            "cannot move the old log aside in {}: {e}",
+                            show(&self.options.state_dir)
+                        ))
+                    })?;
                     self.ui.event(Event::Notice(format!(
                         "{reason}. All is compared again, nothing equal is copied; the old log and index are in {}",
                         show(&aside)
@@ -237,30 +252,21 @@ impl Follower {
         }
     }
 
-    /// Log, contents and index move aside.
-    fn give_up_state(&self) -> Result<std::path::PathBuf, RunError> {
-        let failed = |e: std::io::Error| {
-            RunError::Failed(anyhow::anyhow!(
-                "cannot move the old log aside in {}: {e}",
-                show(&self.options.state_dir)
-            ))
-        };
-        let base = self.options.state_dir.join("divergence");
-        std::fs::create_dir_all(&base).map_err(failed)?;
-        let aside = base.join(Stamp::now().to_string());
-        std::fs::create_dir(&aside).map_err(failed)?;
-        for name in ["index", "applying", "content", "log"] {
-            match std::fs::rename(self.options.state_dir.join(name), aside.join(name)) {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(failed(e)),
-            }
-        }
-        Ok(aside)
-    }
-
     fn session(&mut self) -> Result<End, RunError> {
         let place = Place::open(&self.options.dst, &self.options.state_dir);
+        let plain = self.ui.clone();
+        self.ui = place.typed_ui(&plain);
+        let end = self.session_in(&place);
+        self.ui = plain;
+        match end {
+            Ok(End::Retry(text)) => Ok(End::Retry(place.typed(&text))),
+            Ok(End::Restart(text)) => Ok(End::Restart(place.typed(&text))),
+            Err(error) => Err(place.typed_error(error)),
+            end => end,
+        }
+    }
+
+    fn session_in(&mut self, place: &Place) -> Result<End, RunError> {
         let failed = |what: &str, error: &dyn std::error::Error| {
             RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
         };
@@ -290,11 +296,26 @@ impl Follower {
             Err(error @ (LogError::Io { .. } | LogError::Content(_))) if self.ever => {
                 return Ok(End::Retry(chain(&error)));
             }
-            Err(error) => return Err(failed("cannot open the log", &error)),
+            Err(error) => match lost::lost_log(&error) {
+                Some(reason) if self.options.adopt => return Ok(End::Restart(reason)),
+                Some(reason) => {
+                    let line = lost::with_adopt(&reason, &self.options.state_dir);
+                    return Err(RunError::Failed(anyhow::anyhow!("{line}")));
+                }
+                None => {
+                    let line = lost::cannot_open(&error);
+                    return Err(RunError::Failed(anyhow::anyhow!("{line}")));
+                }
+            },
         };
-        let mut rows = self.open_rows(&place)?;
-        if let Some(reason) = misfit(&rows, log.as_ref()) {
-            drop((rows, log));
+        let mut rows = self.open_rows(place)?;
+        let reader = log.as_ref().map(Log::reader);
+        let of = reader
+            .as_ref()
+            .zip(log.as_ref())
+            .map(|(reader, log)| (reader, log.tree()));
+        if let Some(reason) = lost::misfit(&rows, of) {
+            drop((rows, reader, log));
             return Ok(End::Restart(reason));
         }
         let fresh = rows.mark().is_none();
@@ -318,11 +339,22 @@ impl Follower {
         };
         let mut applier = match Applier::open(&place.dst, &place.state, rows, options) {
             Ok(applier) => applier,
+            Err(ApplyError::Root { what, .. }) if self.ever => {
+                return Ok(End::Retry(place.lost_text(&what)));
+            }
+            Err(ApplyError::Root { what, .. }) => {
+                let what = place.lost_text(&what);
+                return Err(RunError::Held(hold(HoldReason::CopyLost, what)));
+            }
             Err(error) if self.ever => return Ok(End::Retry(chain(&error))),
             Err(error) => return Err(failed("cannot open DST", &error)),
         };
+        place.opened();
         let adoption = self
             .adoption(&mut applier, fresh && holds, log.is_some())
+            .map_err(|e| failed("cannot use the index", &e))?;
+        let changed = self
+            .variant_changed(&mut applier, log.is_some())
             .map_err(|e| failed("cannot use the index", &e))?;
         let ever = log.is_some() || self.ever;
         self.ever = true;
@@ -343,6 +375,7 @@ impl Follower {
             stopping: stopping.clone(),
             begun,
             ever,
+            changed,
         };
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()
@@ -353,7 +386,7 @@ impl Follower {
             .map_err(|e| failed("cannot start a thread", &e))?;
         let mut session = Session {
             follower: self,
-            place: &place,
+            place,
             log: &log,
             memory,
             stopping: stopping.clone(),
@@ -420,6 +453,36 @@ impl Follower {
         Ok(Some(true))
     }
 
+    /// Whether ignore lines or crossed mounts are others than those this log is of, and no mount is left out that
+    /// was crossed: what it held would go.
+    fn variant_changed(
+        &self,
+        applier: &mut Applier<Index>,
+        has_log: bool,
+    ) -> Result<bool, index::IndexError> {
+        let now = Variant {
+            ignore: self.options.ignore.clone(),
+            cross: self
+                .options
+                .cross
+                .iter()
+                .map(|path| std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec())
+                .collect(),
+        };
+        let rows = applier.store_mut();
+        let before: Option<Variant> = rows
+            .meta_get(VARIANT_KEY)?
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if !has_log || before.is_none() {
+            let bytes = serde_json::to_vec(&now).unwrap_or_default();
+            rows.meta_put(VARIANT_KEY, &bytes)?;
+            return Ok(false);
+        }
+        Ok(before.is_some_and(|before| {
+            before != now && before.cross.iter().all(|path| now.cross.contains(path))
+        }))
+    }
+
     /// The rows of the copy. Damaged ones are made again, from the log or by comparing.
     fn open_rows(&self, place: &Place) -> Result<Index, RunError> {
         let path = place.state.join("index");
@@ -428,43 +491,12 @@ impl Follower {
             Ok((index, _)) => Ok(index),
             Err(error) if error.is_rebuildable() => {
                 let aside = move_aside(&path).map_err(failed)?;
-                self.ui.event(Event::Notice(format!(
-                    "the copy's index is damaged ({error}); it is made again, the old one is {}",
-                    show(&aside)
-                )));
+                self.ui.event(Event::Notice(lost::rebuilt(&error, &aside)));
                 let opened = Index::open(&path, index::Options::default());
                 Ok(opened.map_err(failed)?.0)
             }
             Err(error) => Err(failed(error)),
         }
-    }
-}
-
-/// Why rows and log can't be of one history, if they can't.
-fn misfit(rows: &Index, log: Option<&Log>) -> Option<String> {
-    match (log, rows.mark()) {
-        (None, None) => None,
-        (None, Some(mark)) => Some(format!(
-            "the log is lost, and the copy's index stands at {}",
-            mark.position
-        )),
-        (Some(log), _) if rows.tree().is_some_and(|tree| tree != log.tree()) => {
-            Some("the copy's index and the log are of different trees".into())
-        }
-        (Some(log), None) => {
-            let reader = log.reader();
-            let first = reader.first();
-            (first.sequence > 1)
-                .then(|| format!("the copy's index is lost, and the log begins only at {first}"))
-        }
-        (Some(log), Some(mark)) => match log.reader().head_at(mark.position) {
-            Ok(Some(head)) if head == mark.head => None,
-            Ok(_) => Some(format!(
-                "the copy's index stands at {}, which is not in the log",
-                mark.position
-            )),
-            Err(error) => Some(format!("the log can't be read: {}", chain(&error))),
-        },
     }
 }
 
@@ -521,6 +553,9 @@ impl Session<'_> {
                 if !self.place.still_there() {
                     let what = format!("{} is gone or covered", show(&options.state_dir));
                     return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
+                }
+                if let Some(what) = self.place.dst_lost() {
+                    return Ok(End::Retry(what));
                 }
             }
             if let Ok(ended) = self.ended.try_recv() {
@@ -716,7 +751,7 @@ impl Session<'_> {
             return Ok(None);
         }
         let left = match self.adoption.take() {
-            Some(ask) => match adopt::settle(apply, &*follower.ui, &options.state_dir, ask)? {
+            Some(ask) => match adopt::settle(apply, &*follower.ui, options, ask)? {
                 Extras::None => 0,
                 Extras::Left(left) => left,
             },

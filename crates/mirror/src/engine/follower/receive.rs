@@ -57,6 +57,8 @@ pub struct Receiver {
     pub begun: Sender<()>,
     /// This mirror was connected before, in this or another run.
     pub ever: bool,
+    /// What is left out or crossed is not what this log is of: another capture there, and another log.
+    pub changed: bool,
 }
 
 /// Why one connection ended.
@@ -244,6 +246,9 @@ impl Receiver {
     fn begin_log(&mut self, welcome: &say::Welcome) -> Result<Option<crate::log::End>, Broken> {
         let mut log = lock(&self.log);
         match &*log {
+            Some(log) if log.tree() != welcome.tree && self.changed => Err(Broken::Ended(
+                Ended::Restart("what is left out or crossed was changed".into()),
+            )),
             Some(log) if log.tree() != welcome.tree => {
                 let host = escape(self.far.host.as_bytes());
                 let text = format!(

@@ -18,10 +18,11 @@ use super::adopt::{self, ADOPTING_KEY, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
 use super::control::{StateLock, Until, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
+use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::session::{Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::capture::sink::{Limited, NoSink, Sink, StagingSink};
 use crate::capture::state::{Barrier, Ended};
@@ -33,7 +34,7 @@ use crate::log::LogOptions;
 use crate::sys::{Errno, lease, mounts};
 use contents::SourceContents;
 use outer::{Handles, Outer, hold};
-use place::Place;
+use place::{Place, inode};
 
 /// How one session ended.
 enum End {
@@ -43,6 +44,8 @@ enum End {
     Held(Hold),
     /// DST or its state is not there any more.
     CopyLost(Hold),
+    /// Log and index make no sense (together): begin again by comparing, if that was asked for.
+    Lost(String),
     /// Something went wrong that may go by itself.
     Retry(String),
 }
@@ -191,6 +194,24 @@ impl Mirror {
                     control = self.serve()?;
                     self.ui.event(Event::Released);
                 }
+                End::Lost(reason) if !self.options.adopt => {
+                    let line = lost::with_adopt(&reason, &self.options.state_dir);
+                    self.outer.set_state(State::Failed { reason });
+                    self.persist();
+                    return Err(RunError::Failed(anyhow::anyhow!("{line}")));
+                }
+                End::Lost(reason) => {
+                    let aside = lost::give_up_state(&self.options.state_dir).map_err(|e| {
+                        RunError::Failed(anyhow::anyhow!(
+                            "cannot move the old log aside in {}: {e}",
+                            show(&self.options.state_dir)
+                        ))
+                    })?;
+                    self.ui.event(Event::Notice(format!(
+                        "{reason}. All is compared again, nothing equal is copied; the old log and index are in {}",
+                        show(&aside)
+                    )));
+                }
                 End::Retry(reason) => {
                     if began.elapsed() > Duration::from_secs(60) {
                         wait = Duration::from_millis(200);
@@ -249,6 +270,7 @@ impl Mirror {
     /// Waits until the reason is gone or an operator lets it go on. True: stop.
     fn wait_held(&self, hold: &Hold) -> bool {
         let mut last = Instant::now();
+        let copy = inode(&self.options.dst);
         loop {
             let over = self
                 .outer
@@ -267,6 +289,12 @@ impl Mirror {
                         if self.root_is_back(hold.reason) {
                             return false;
                         }
+                    }
+                }
+                HoldReason::CopyLost => {
+                    // Whether it is the right one is seen when it is opened.
+                    if inode(&self.options.dst) != copy {
+                        return false;
                     }
                 }
                 HoldReason::RootEmpty => {
@@ -303,6 +331,19 @@ impl Mirror {
 
     fn session(&mut self) -> Result<End, RunError> {
         let place = Place::open(&self.options.dst, &self.options.state_dir);
+        let plain = self.ui.clone();
+        self.ui = place.typed_ui(&plain);
+        let end = self.session_in(&place);
+        self.ui = plain;
+        match end {
+            Ok(End::Retry(text)) => Ok(End::Retry(place.typed(&text))),
+            Ok(End::Lost(text)) => Ok(End::Lost(place.typed(&text))),
+            Err(error) => Err(place.typed_error(error)),
+            end => end,
+        }
+    }
+
+    fn session_in(&mut self, place: &Place) -> Result<End, RunError> {
         let failed = |what: &str, error: &dyn std::error::Error| {
             RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
         };
@@ -316,10 +357,14 @@ impl Mirror {
         }
         let disk = RealDisk::open(&place.state)
             .map_err(|e| failed("cannot open the state directory", &e))?;
-        let rows = self.open_rows(&place)?;
+        let rows = self.open_rows(place)?;
         let fresh = rows.mark().is_none();
         let held = holds_something(&place.dst);
-        if fresh && held && !self.options.adopt && !self.has_log(&place) {
+        let begun = self.has_log(place);
+        if !begun && let Some(reason) = lost::misfit(&rows, None) {
+            return Ok(End::Lost(reason));
+        }
+        if fresh && held && !self.options.adopt && !begun {
             return Err(RunError::Usage(format!(
                 "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only what differs",
                 show(&self.options.dst)
@@ -336,10 +381,17 @@ impl Mirror {
             .meta_get(SEEDED_KEY)
             .map_err(|e| failed("cannot read the index", &e))?
             .is_none();
-        let mut applier = Applier::open(&place.dst, &place.state, rows, options)
-            .map_err(|e| failed("cannot open DST", &e))?;
+        let mut applier = match Applier::open(&place.dst, &place.state, rows, options) {
+            Ok(applier) => applier,
+            Err(ApplyError::Root { what, .. }) => {
+                let what = place.lost_text(&what);
+                return Ok(End::Held(hold(HoldReason::CopyLost, what)));
+            }
+            Err(error) => return Err(failed("cannot open DST", &error)),
+        };
+        place.opened();
         let adoption = self
-            .adoption(&mut applier, fresh && held, &place)
+            .adoption(&mut applier, fresh && held, place)
             .map_err(|e| failed("cannot use the index", &e))?;
         let adopting = adoption.is_some();
         let stop = self.options.stop.clone();
@@ -375,12 +427,17 @@ impl Mirror {
         };
         let session = match Session::open(setup) {
             Ok(session) => session,
-            Err(error) => return self.not_opened(error, self.ever || self.has_log(&place)),
+            Err(error) => return self.not_opened(error, self.ever || begun),
         };
+        let of = Some((&session.reader, session.tree_id));
+        if let Some(reason) = lost::misfit(applier.store(), of) {
+            drop(applier);
+            session.stop();
+            return Ok(End::Lost(reason));
+        }
         for notice in &session.notices {
             self.ui.event(Event::Notice(notice.clone()));
         }
-        self.check_trees(&session, &applier)?;
         let contents = Arc::new(SourceContents::new(
             session.reader.content(),
             session.tree.clone(),
@@ -424,7 +481,7 @@ impl Mirror {
             adopted: Arc::new(AtomicBool::new(!adopting)),
         });
         self.ever = true;
-        let end = self.follow(&session, &apply, &place, adoption);
+        let end = self.follow(&session, &apply, place, adoption);
         // What is staged and what waits for room must not keep the threads.
         self.outer.stopping.store(true, Ordering::Release);
         self.outer.close();
@@ -473,29 +530,22 @@ impl Mirror {
         let path = place.state.join("index");
         let failed = |e: IndexError| RunError::Failed(anyhow::anyhow!("{}", chain(&e)));
         match Index::open(&path, index::Options::default()) {
-            Ok((index, _)) => Ok(index),
+            Ok((index, opened)) => {
+                if opened.created && self.has_log(place) {
+                    let text =
+                        format!("the copy's index {} is gone: it is made again", show(&path));
+                    self.ui.event(Event::Notice(text));
+                }
+                Ok(index)
+            }
             Err(error) if error.is_rebuildable() => {
                 let aside = move_aside(&path).map_err(failed)?;
-                let text = format!(
-                    "the copy's index is damaged ({error}); it is made again from the log, the old one is {}",
-                    show(&aside)
-                );
-                self.ui.event(Event::Notice(text));
+                self.ui.event(Event::Notice(lost::rebuilt(&error, &aside)));
                 Ok(Index::open(&path, index::Options::default())
                     .map_err(failed)?
                     .0)
             }
             Err(error) => Err(failed(error)),
-        }
-    }
-
-    fn check_trees(&self, session: &Session, applier: &Applier<Index>) -> Result<(), RunError> {
-        match applier.store().tree() {
-            Some(tree) if tree != session.tree_id => Err(RunError::Failed(anyhow::anyhow!(
-                "the copy's index and the log in {} are of different trees: move that directory away and start with --adopt",
-                show(&self.options.state_dir)
-            ))),
-            _ => Ok(()),
         }
     }
 
@@ -523,6 +573,13 @@ impl Mirror {
                 error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
             ) => Err(RunError::Usage(error.to_string())),
             SessionError::Detector(text) => Err(RunError::Usage(text)),
+            SessionError::Log(error) => match lost::lost_log(&error) {
+                Some(reason) => Ok(End::Lost(reason)),
+                None => Err(RunError::Failed(anyhow::anyhow!(
+                    "{}",
+                    lost::cannot_open(&error)
+                ))),
+            },
             error => Err(RunError::Failed(anyhow::anyhow!("{}", chain(&error)))),
         }
     }
@@ -565,6 +622,9 @@ impl Mirror {
                 if !place.still_there() {
                     let what = format!("{} is gone or covered", show(&self.options.state_dir));
                     return Ok(End::CopyLost(hold(HoldReason::CopyLost, what)));
+                }
+                if let Some(what) = place.dst_lost() {
+                    return Ok(End::Held(hold(HoldReason::CopyLost, what)));
                 }
                 if let Some((reason, what)) = session.tree.lost() {
                     return Ok(End::Held(hold(reason, what)));
@@ -673,9 +733,7 @@ impl Mirror {
                         return Ok(None);
                     }
                     let extras = match adoption {
-                        Some(Ask(ask)) => {
-                            adopt::settle(apply, &*self.ui, &self.options.state_dir, ask)?
-                        }
+                        Some(Ask(ask)) => adopt::settle(apply, &*self.ui, &self.options, ask)?,
                         None => Extras::None,
                     };
                     self.outer.adopted();

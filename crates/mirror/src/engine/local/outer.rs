@@ -239,17 +239,19 @@ impl Outer {
         counters.fuzzy = capture.fuzzy.len() as u64;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
+        counters.repaired = applied.repaired;
         counters.records = end.map_or(0, |end| end.position.sequence);
         let mut failed: Vec<Failed> = capture
             .failed
             .iter()
             .chain(&applied.failed)
+            .chain(&applied.differing.listed)
             .cloned()
             .collect();
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = capture.failed_total + applied.failed_total;
+        status.failed_total = capture.failed_total + applied.failed_total + applied.differing.total;
         let mut not_mirrored = handles.not_mirrored.clone();
         for path in &capture.foreign {
             if !not_mirrored
@@ -282,6 +284,9 @@ impl Outer {
         }
         status.state = match (&applied.hold, &capture.scan) {
             (Some(hold), _) => State::Hold(hold.clone()),
+            (None, _) if applied.waits.is_some() => State::Failed {
+                reason: applied.waits.clone().unwrap_or_default(),
+            },
             (None, Some((seen, began))) if !arrived => {
                 let files = seen.entries.load(Ordering::Relaxed);
                 let bytes = seen.read_bytes.load(Ordering::Relaxed);
@@ -517,7 +522,8 @@ impl Control for Outer {
         if let Some(going) = handles.as_ref().and_then(|h| going(&h.apply_orders)) {
             report.add(going);
         }
-        if !yes {
+        if !yes || !hold.reason.can_be_released() {
+            report.released = false;
             return Ok(report);
         }
         // Whoever asks next must not find it held any more.
@@ -543,12 +549,15 @@ impl Control for Outer {
         options: VerifyOptions,
         line: &mut dyn FnMut(VerifyLine) -> bool,
     ) -> Result<VerifyEnd, ControlError> {
-        let handles = self.session()?;
         let forever = Until {
             at: None,
             gone: &|| false,
         };
-        self.wait_idle(&forever)?;
+        // What waits, or is held, does not matter to a comparison of the copy with its own index.
+        if options.against == Against::Source {
+            self.wait_idle(&forever)?;
+        }
+        let handles = self.session()?;
         let mut end = VerifyEnd::default();
         if options.against == Against::Source {
             let source = verify::SourceOf {

@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use crate::engine::event::{Event, RunError, Ui};
+use crate::engine::session::show;
 use crate::sys::{stat, tree};
 
 /// DST and its state, as paths that stay good and block nobody. Everything is opened through these.
@@ -10,8 +13,12 @@ pub struct Place {
     pub dst: PathBuf,
     pub state: PathBuf,
     /// As the person knows them.
+    typed_dst: PathBuf,
     typed_state: PathBuf,
-    id: Option<(u64, (u32, u32))>,
+    /// The view's path, and what it shows as a person knows it.
+    view_is: Option<(String, String)>,
+    id: Option<Inode>,
+    dst_id: OnceLock<Option<Inode>>,
     /// Keeps the view open.
     _view: Option<OwnedFd>,
 }
@@ -22,8 +29,11 @@ impl Place {
         let plain = || Place {
             dst: dst.to_path_buf(),
             state: state.to_path_buf(),
+            typed_dst: dst.to_path_buf(),
             typed_state: state.to_path_buf(),
+            view_is: None,
             id: inode(state),
+            dst_id: OnceLock::new(),
             _view: None,
         };
         let Some(top) = common(dst, state) else {
@@ -40,8 +50,11 @@ impl Place {
         let place = Place {
             dst: base.join(below_dst),
             state: base.join(below_state),
+            typed_dst: dst.to_path_buf(),
             typed_state: state.to_path_buf(),
+            view_is: Some((show(&base), show(&top).trim_end_matches('/').to_owned())),
             id: inode(state),
+            dst_id: OnceLock::new(),
             _view: Some(view),
         };
         // A mount between the common directory and the state is not in the view.
@@ -52,13 +65,96 @@ impl Place {
         }
     }
 
+    /// A text with paths in it, as a person knows them.
+    pub fn typed(&self, text: &str) -> String {
+        match &self.view_is {
+            // With the slash: another view's number may begin alike.
+            Some((view, top)) => text.replace(&format!("{view}/"), &format!("{top}/")),
+            None => text.to_owned(),
+        }
+    }
+
+    /// Likewise the text of an error.
+    pub fn typed_error(&self, error: RunError) -> RunError {
+        match error {
+            RunError::Usage(text) => RunError::Usage(self.typed(&text)),
+            RunError::Busy(text) => RunError::Busy(self.typed(&text)),
+            RunError::Unreachable(text) => RunError::Unreachable(self.typed(&text)),
+            RunError::Failed(error) => {
+                RunError::Failed(anyhow::anyhow!("{}", self.typed(&format!("{error:#}"))))
+            }
+            RunError::Held(hold) => RunError::Held(hold),
+        }
+    }
+
+    /// A ui that hears of paths as a person knows them.
+    pub fn typed_ui(&self, ui: &Arc<dyn Ui>) -> Arc<dyn Ui> {
+        match &self.view_is {
+            Some(view_is) => Arc::new(Typed {
+                ui: ui.clone(),
+                view_is: view_is.clone(),
+            }),
+            None => ui.clone(),
+        }
+    }
+
+    /// DST is open: from now on it can get lost.
+    pub fn opened(&self) {
+        let _ = self.dst_id.set(inode(&self.dst));
+    }
+
+    /// What became of DST, with the way out, if the directory that a person knows is another one by now.
+    pub fn dst_lost(&self) -> Option<String> {
+        let now = inode(&self.typed_dst);
+        if now == *self.dst_id.get()? {
+            return None;
+        }
+        let what = match now {
+            Some(_) => "another directory is there now",
+            None => "it is gone",
+        };
+        Some(self.lost_text(what))
+    }
+
+    /// For people: what became of DST, with the way out.
+    pub fn lost_text(&self, what: &str) -> String {
+        let (dst, state) = (show(&self.typed_dst), show(&self.typed_state));
+        format!("DST {dst}: {what}; bring it back, or move {state} away to begin anew")
+    }
+
     /// Whether the state directory a person knows is still this one.
     pub fn still_there(&self) -> bool {
         self.id.is_some() && inode(&self.typed_state) == self.id
     }
 }
 
-fn inode(path: &Path) -> Option<(u64, (u32, u32))> {
+struct Typed {
+    ui: Arc<dyn Ui>,
+    view_is: (String, String),
+}
+
+impl Ui for Typed {
+    fn event(&self, event: Event) {
+        let (view, top) = &self.view_is;
+        let typed = |text: String| text.replace(&format!("{view}/"), &format!("{top}/"));
+        self.ui.event(match event {
+            Event::Notice(text) => Event::Notice(typed(text)),
+            Event::Failed { path, reason } => Event::Failed {
+                path,
+                reason: typed(reason),
+            },
+            other => other,
+        });
+    }
+    fn ask(&self, question: &str) -> bool {
+        self.ui.ask(question)
+    }
+}
+
+/// Inode and device.
+pub type Inode = (u64, (u32, u32));
+
+pub fn inode(path: &Path) -> Option<Inode> {
     let fd = crate::sys::open::dir_at_path(path).ok()?;
     let found = stat::fstat(&fd).ok()?;
     Some((found.ino, found.dev))

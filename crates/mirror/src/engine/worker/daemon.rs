@@ -23,6 +23,7 @@ use super::super::control::{
 };
 use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold};
+use super::super::lost;
 use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
@@ -176,7 +177,8 @@ struct Now {
     failed: Option<(Cause, String)>,
     /// A session has run: from now on the source may be gone without being a mistake.
     ever: bool,
-    root: Option<RootId>,
+    /// Of the tree that was captured last: the root's and those of crossed mounts.
+    roots: Option<Vec<RootId>>,
     notices: VecDeque<String>,
     notices_total: u64,
 }
@@ -357,7 +359,7 @@ impl Host {
 
     /// Held because the root was not there, and now it is again.
     fn root_is_back(&self) -> bool {
-        let root = {
+        let roots = {
             let now = lock(&self.now);
             match &now.hold {
                 Some(hold)
@@ -370,12 +372,12 @@ impl Host {
                 }
                 _ => return false,
             }
-            now.root.clone()
+            now.roots.clone()
         };
         let Ok(tree) = SourceTree::open_with(&self.config.tree, &self.config.cross) else {
             return false;
         };
-        root.is_some_and(|root| root.handle == tree.id.handle && root.btime == tree.id.btime)
+        roots.is_some_and(|roots| tree.is_same(&roots))
     }
 
     fn session(&self, idle: &mut Instant) -> End {
@@ -396,7 +398,7 @@ impl Host {
         );
         {
             let mut now = lock(&self.now);
-            now.root = Some(session.tree.id.clone());
+            now.roots = Some(session.tree.ids());
             now.live = Some(live);
             now.hold = None;
             now.failed = None;
@@ -465,6 +467,15 @@ impl Host {
                 error @ (TreeError::NotMounted { .. } | TreeError::NotReached { .. }),
             ) => fail(Cause::Usage, error.to_string()),
             SessionError::Detector(text) => fail(Cause::Usage, text),
+            SessionError::Log(error) if lost::lost_log(&error).is_some() => fail(
+                Cause::Failed,
+                format!(
+                    "{}. The mirror can go on without it: move {} away on this host, then start the mirror with --adopt",
+                    chain(&error),
+                    show(&self.config.state_dir)
+                ),
+            ),
+            SessionError::Log(error) => fail(Cause::Failed, lost::cannot_open(&error)),
             error => fail(Cause::Failed, chain(&error)),
         })
     }
@@ -500,13 +511,7 @@ impl Host {
             });
             if moved || looked.elapsed() >= Duration::from_secs(1) {
                 looked = Instant::now();
-                if let Err(what) = session.tree.still_there() {
-                    let reason = match what {
-                        "is gone" => HoldReason::RootGone,
-                        "is another directory now" => HoldReason::RootReplaced,
-                        _ => HoldReason::RootCovered,
-                    };
-                    let what = format!("{} {what}", show(&self.config.tree));
+                if let Some((reason, what)) = session.tree.lost() {
                     return End::Held(hold(reason, what));
                 }
             }

@@ -166,9 +166,11 @@ impl Group {
         Ok(unsafe { Records::from_kernel(filled) })
     }
 
-    /// How many bytes of records wait.
-    pub fn pending_bytes(&self) -> Result<u64> {
-        rustix::io::ioctl_fionread(&self.fd)
+    /// How many records wait.
+    pub fn pending(&self) -> Result<u64> {
+        // The kernel counts the fixed part of each, whatever comes with it.
+        const RECORD_BYTES: u64 = 24;
+        Ok(rustix::io::ioctl_fionread(&self.fd)? / RECORD_BYTES)
     }
 }
 

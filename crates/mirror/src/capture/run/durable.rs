@@ -1,0 +1,95 @@
+//! Durability: the log is flushed, then now and then the index, and what nobody needs any more is pruned.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use mirror_core::{Change, Note};
+
+use super::{Capture, Fatal};
+use crate::log::Draft;
+impl Capture {
+    pub(super) fn note(&mut self, note: Note) -> Result<(), Fatal> {
+        let time = self.time();
+        self.log.append(
+            vec![Draft {
+                change: Change::Note(note),
+                who: None,
+                local: None,
+                content: None,
+            }],
+            time,
+        )?;
+        self.unflushed = true;
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), Fatal> {
+        if std::mem::take(&mut self.unflushed) {
+            self.last_flush = Instant::now();
+            self.log.flush()?;
+        }
+        Ok(())
+    }
+
+    /// While a scan fills the log, a flush every so often will do.
+    pub(super) fn flush_in_turn(&mut self) -> Result<(), Fatal> {
+        const EVERY: Duration = Duration::from_millis(50);
+        if self.running.is_some() && self.last_flush.elapsed() < EVERY {
+            return Ok(());
+        }
+        self.flush()
+    }
+
+    /// Makes the index durable every so often. The wait for the disk is another thread's, but at the end (`now`).
+    pub(super) fn flush_index(&mut self, now: bool) -> Result<(), Fatal> {
+        if self
+            .index_flush
+            .as_ref()
+            .is_some_and(|flush| now || flush.is_finished())
+            && let Some(flush) = self.index_flush.take()
+        {
+            flush
+                .join()
+                .map_err(|_| Fatal::Index("the index's flush broke off".into()))??;
+        }
+        if !self.index_dirty
+            || self.index_flush.is_some()
+            || (!now && self.last_index_flush.elapsed() < self.options.index_flush)
+        {
+            return Ok(());
+        }
+        self.flush()?;
+        let end = self.log.end();
+        let index = self.index.clone();
+        let mut rows = index.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(end) = end {
+            rows.set_position(end.position, end.head);
+        }
+        if now {
+            rows.flush()?;
+        } else if let Some(flush) = rows.flush_start()? {
+            drop(rows);
+            self.index_flush = Some(std::thread::spawn(move || flush.finish()));
+        }
+        self.index_dirty = false;
+        self.last_index_flush = Instant::now();
+        self.prune()
+    }
+
+    /// Drops old segments that neither index nor any replica needs.
+    pub(super) fn prune(&mut self) -> Result<(), Fatal> {
+        const EVERY: Duration = Duration::from_secs(60);
+        if self.last_prune.elapsed() < EVERY {
+            return Ok(());
+        }
+        self.last_prune = Instant::now();
+        let needed = self.shared.lock().needed;
+        let own = self.durable_mark;
+        let mark = self.rows().mark().map(|mark| mark.position);
+        self.durable_mark = mark;
+        if let (Some(needed), Some(own)) = (needed, own) {
+            self.log.prune(needed.min(own), &self.options.prune)?;
+        }
+        Ok(())
+    }
+}

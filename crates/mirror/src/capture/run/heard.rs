@@ -1,0 +1,204 @@
+//! Hints: what the kernel said becomes names that are due, at once or when they are quiet.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
+
+use mirror_core::hints::{Hint, Hints};
+use mirror_core::reconcile::{Dir, Dirty, Source};
+use mirror_core::settle::Phase;
+use mirror_core::{At, Note, Rows};
+
+use super::super::kernel::trail;
+use super::super::watch::Watch;
+use super::scans::Why;
+use super::{Capture, Fatal};
+use crate::index::Index;
+use crate::sys::stat::{self, Stat};
+#[derive(Default)]
+pub(super) struct Early {
+    pub hints: Vec<Hint>,
+    pub lost: bool,
+}
+
+impl Capture {
+    pub(super) fn hear(&mut self) -> Result<(), Fatal> {
+        let early = std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner));
+        let (hints, lost) = self.watch.drain();
+        let lost = lost || early.lost;
+        self.names_passed()?;
+        for hint in early.hints.into_iter().chain(hints) {
+            self.hint(hint)?;
+        }
+        let confirmed = self.unconfirmed.drained(lost, self.now_ms());
+        if !confirmed.is_empty() {
+            let mut rows = self.rows_mut();
+            for (id, local) in confirmed {
+                if let Some(mut object) = rows.object(id)?
+                    && object.local.handle == local.handle
+                {
+                    object.local = local;
+                    rows.put(id, object)?;
+                }
+            }
+            drop(rows);
+            self.index_dirty = true;
+        }
+        if lost {
+            self.lost()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn lost(&mut self) -> Result<(), Fatal> {
+        self.hints.clear();
+        self.shared.lock().overflows += 1;
+        self.want_all = Some(Why::Overflow);
+        self.note(Note::Overflow)
+    }
+
+    pub(super) fn hint(&mut self, hint: Hint) -> Result<(), Fatal> {
+        let now = self.now_ms();
+        let index = self.index.clone();
+        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+        let mut found = self.hints.resolve(&*rows, &hint)?;
+        self.root_dirty |= found.root;
+        self.unconfirmed.heard(&*rows, &found)?;
+        if hint.created && !hint.contents {
+            for at in 0..found.dirty.len() {
+                let Some((name, _, Phase::Open)) = found.dirty.get(at) else {
+                    continue;
+                };
+                let name = name.clone();
+                if self.is_complete(&rows, &name)?
+                    && let Some((_, _, phase)) = found.dirty.get_mut(at)
+                {
+                    *phase = Phase::Final;
+                }
+            }
+        }
+        self.hold_back(&rows, &mut found.dirty)?;
+        self.settle.accept(&mut found, now);
+        for dir in found.unknown {
+            let walker = &mut self.source.walker;
+            if let Some(at) = self
+                .hints
+                .classify(&*rows, &dir, &mut |dir| walker.locate(dir))?
+            {
+                self.settle.hint(
+                    at,
+                    Dirty {
+                        contents: true,
+                        who: hint.who.clone(),
+                        ..Dirty::default()
+                    },
+                    Phase::Final,
+                    now,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A large file that is written again and again is not read whole each time: it waits, the larger the longer.
+    pub(super) fn hold_back(
+        &mut self,
+        rows: &Index,
+        dirty: &mut Vec<(At, Dirty, Phase)>,
+    ) -> Result<(), Fatal> {
+        if self.large.is_empty() {
+            return Ok(());
+        }
+        let mut kept = Vec::with_capacity(dirty.len());
+        for (at, bits, phase) in dirty.drain(..) {
+            let due = bits
+                .wrote
+                .iter()
+                .filter_map(|id| self.large.get(id))
+                .max()
+                .copied();
+            match due {
+                Some(due) if due > Instant::now() && rows.name(&at)?.is_some() => {
+                    self.delayed
+                        .entry(at)
+                        .or_insert((due, Dirty::default()))
+                        .1
+                        .merge(bits);
+                }
+                _ => kept.push((at, bits, phase)),
+            }
+        }
+        *dirty = kept;
+        Ok(())
+    }
+
+    /// Large files whose time has come, or (`all`) all of them.
+    pub(super) fn release_delayed(&mut self, all: bool) {
+        let now = Instant::now();
+        let now_ms = self.now_ms();
+        let due: Vec<At> = self
+            .delayed
+            .iter()
+            .filter(|(_, (due, _))| all || *due <= now)
+            .map(|(at, _)| at.clone())
+            .collect();
+        for at in due {
+            if let Some((_, dirty)) = self.delayed.remove(&at) {
+                self.settle.hint(at, dirty, Phase::Final, now_ms);
+            }
+        }
+        self.large.retain(|_, due| *due > now);
+    }
+
+    /// A name that was just made and is nothing that will be written and closed: a symlink, a node, one more link.
+    pub(super) fn is_complete(&mut self, rows: &Index, at: &At) -> Result<bool, Fatal> {
+        Ok(self
+            .stat_now(rows, at)?
+            .is_none_or(|found| !found.is_file() || found.nlink > 1))
+    }
+
+    /// What is under a name now, looked at without a word to anyone.
+    pub(super) fn stat_now(&mut self, rows: &Index, at: &At) -> Result<Option<Stat>, Fatal> {
+        let Some(parent) = rows.object(at.parent)? else {
+            return Ok(None);
+        };
+        let Some(handle) = parent.local.handle else {
+            return Ok(None);
+        };
+        let trail = if self.source.wants_trail() {
+            trail(rows, at.parent)?
+        } else {
+            None
+        };
+        let Ok(fd) = self.source.walker.open(&Dir {
+            handle: &handle,
+            trail,
+        }) else {
+            return Ok(None);
+        };
+        Ok(stat::statx(&fd, at.name.as_bytes()).ok())
+    }
+}
+
+/// What [`Source::more`] answers: names hinted meanwhile, as the rows know them now. The hints come again later.
+pub(super) fn more_hints(
+    watch: Arc<Watch>,
+    index: Arc<RwLock<Index>>,
+    early: Arc<Mutex<Early>>,
+) -> Box<dyn FnMut() -> Vec<(At, Dirty)> + Send> {
+    Box::new(move || {
+        let (hints, lost) = watch.drain();
+        let mut names = Vec::new();
+        if let Ok(rows) = index.try_read() {
+            let mut resolver = Hints::new();
+            for hint in &hints {
+                if let Ok(found) = resolver.resolve(&*rows, hint) {
+                    names.extend(found.dirty.into_iter().map(|(at, dirty, _)| (at, dirty)));
+                }
+            }
+        }
+        let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.hints.extend(hints);
+        early.lost |= lost;
+        names
+    })
+}

@@ -1,0 +1,389 @@
+//! Scans of everything, or of a part: begun when there is doubt, taken in a bounded amount at a time, and ended with the
+//! guard's word on what is missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use mirror_core::guard::{Alarm, Loss, judge};
+use mirror_core::reconcile::Dirty;
+use mirror_core::{At, Handle, Name, Note, ObjectId, Rows};
+
+use super::super::kernel::trail;
+use super::super::prepared::PreparedDir;
+use super::super::scan::{Found, Scan, ScanSetup};
+use super::look::DUE_MAX;
+use super::{Capture, Fatal};
+use crate::engine::status::PathText;
+/// Entries of read-ahead directories put into one group.
+const AHEAD_ENTRIES_MAX: usize = 2048;
+/// Missing names kept until a scan ends. More can only be a loss the guard stops at.
+const MISSING_MAX: usize = 2_000_000;
+
+/// Why a full scan runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    Start,
+    /// Events were lost, so whatever is gone may have gone by them.
+    Overflow,
+    /// Nothing should be found.
+    Rolling,
+    /// New directories that were too large to list at once; not the whole tree.
+    Part,
+}
+
+pub(super) struct Running {
+    pub scan: Scan,
+    pub why: Why,
+    pub began: Instant,
+    pub missing: Vec<At>,
+    pub corrections: u64,
+    pub broken: Option<String>,
+    pub found: u64,
+}
+
+impl Capture {
+    pub(super) fn start_scan(&mut self) -> Result<(), Fatal> {
+        if self.running.is_some() || !self.ahead.is_empty() {
+            return Ok(());
+        }
+        if self.want_all.is_none() && self.last_scan.elapsed() >= self.scan_interval() {
+            self.want_all = Some(Why::Rolling);
+        }
+        let (why, dirs) = match self.want_all.take() {
+            Some(why) => {
+                self.want_some.clear();
+                self.note(Note::ScanBegin)?;
+                (
+                    why,
+                    vec![(ObjectId::ROOT, self.tree.id.handle.clone(), Vec::new())],
+                )
+            }
+            None if self.want_some.is_empty() => return Ok(()),
+            None => {
+                let rows = self.rows();
+                let mut dirs = Vec::new();
+                for id in &self.want_some {
+                    if let Some(object) = rows.object(*id)?
+                        && let Some(handle) = object.local.handle
+                        && let Some(path) = trail(&*rows, *id)?
+                    {
+                        dirs.push((*id, handle, path));
+                    }
+                }
+                drop(rows);
+                self.want_some.clear();
+                if dirs.is_empty() {
+                    return Ok(());
+                }
+                (Why::Part, dirs)
+            }
+        };
+        // What the queue holds is older than the scan: resolve it first, so that nothing is lost between them.
+        self.source.walker.forget_all();
+        let setup = ScanSetup {
+            tree: self.tree.clone(),
+            index: self.index.clone(),
+            filter: self.filter.clone(),
+            sink: self.sink.clone(),
+            watch: self.watch.clone(),
+            read: self.options.read.clone(),
+            threads: self.options.scan_threads,
+            spill: self.spill.clone(),
+        };
+        if why != Why::Part {
+            self.last_scan_began = Some(Instant::now());
+            if let Some(dirs) = self.watch.dirs() {
+                dirs.begin_round();
+            }
+        }
+        let scan = Scan::start(setup, &dirs);
+        if why != Why::Part {
+            self.shared.lock().scan = Some((scan.seen(), Instant::now()));
+        }
+        self.running = Some(Running {
+            scan,
+            why,
+            began: Instant::now(),
+            missing: Vec::new(),
+            corrections: 0,
+            broken: None,
+            found: 0,
+        });
+        Ok(())
+    }
+
+    /// Takes what the workers found, a bounded amount at a time.
+    pub(super) fn scan_found(&mut self) -> Result<(), Fatal> {
+        let until = Instant::now() + Duration::from_millis(20);
+        let mut ended = false;
+        while let Some(running) = &mut self.running
+            && let Ok(found) = running.scan.found.try_recv()
+        {
+            match found {
+                Found::End => ended = true,
+                Found::Missing(names) => {
+                    let why = running.why;
+                    if why == Why::Part {
+                        let dirty = names.into_iter().map(|at| (at, doubt())).collect();
+                        self.reconcile(dirty, &[], None)?;
+                    } else if running.missing.len() < MISSING_MAX {
+                        running.missing.extend(names);
+                    }
+                }
+                Found::Differ(dirty) => {
+                    let found = self.reconcile(dirty, &[], None)?;
+                    self.corrected(found);
+                }
+                Found::Dir(id) => {
+                    let found = self.reconcile(Vec::new(), &[id], None)?;
+                    self.corrected(found);
+                }
+                Found::Failed(failed) => {
+                    let now = Instant::now();
+                    for (at, failure) in failed {
+                        self.fail(at, doubt(), failure, now);
+                    }
+                }
+                Found::Foreign(paths) => {
+                    self.foreign(paths.iter().map(|path| PathText::new(path)).collect())
+                }
+                Found::Broken(text) => running.broken = Some(text),
+                Found::Ahead(prepared) => {
+                    self.ahead.push_back(*prepared);
+                    let entries: usize = self.ahead.iter().map(PreparedDir::count).sum();
+                    if entries >= AHEAD_ENTRIES_MAX {
+                        self.take_ahead()?;
+                    }
+                }
+            }
+            if ended || Instant::now() >= until {
+                break;
+            }
+        }
+        if ended
+            || self
+                .running
+                .as_ref()
+                .is_some_and(|running| running.scan.found.is_empty())
+        {
+            self.take_ahead()?;
+        }
+        if ended {
+            self.scan_ended()?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn corrected(&mut self, records: u64) {
+        if let Some(running) = &mut self.running {
+            running.found += records;
+            if running.why == Why::Rolling {
+                running.corrections += records;
+            }
+        }
+    }
+
+    /// Directories that were read ahead become one group.
+    pub(super) fn take_ahead(&mut self) -> Result<(), Fatal> {
+        while !self.ahead.is_empty() && !self.shared.is_stopping() {
+            let mut batch: Vec<PreparedDir> = Vec::new();
+            let mut handles: BTreeSet<Handle> = BTreeSet::new();
+            let mut dirty: Vec<(At, Dirty)> = Vec::new();
+            let mut entries = 0;
+            let index = self.index.clone();
+            let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+            while let Some(mut dir) = self.ahead.pop_front() {
+                // A directory comes once in a batch, so that its parts do not hide each other.
+                if handles.contains(&dir.handle)
+                    || (entries > 0 && entries + dir.count() > 2 * AHEAD_ENTRIES_MAX)
+                {
+                    self.ahead.push_front(dir);
+                    break;
+                }
+                entries += dir.count();
+                let changed = |name: &Name, parent| {
+                    (
+                        At {
+                            parent,
+                            name: name.clone(),
+                        },
+                        Dirty {
+                            contents: true,
+                            ..Dirty::default()
+                        },
+                    )
+                };
+                match (rows.by_handle(&dir.handle)?, &dir.own) {
+                    (Some(id), _) => {
+                        if let Some(token) = dir.token {
+                            self.sink.bind(token, id);
+                        }
+                        dirty.extend(dir.names().map(|name| changed(name, id)));
+                        if let Some(own) = dir.own.take()
+                            && let Some(parent) = rows.by_handle(&own.parent)?
+                        {
+                            dirty.push((
+                                At {
+                                    parent,
+                                    name: own.name,
+                                },
+                                doubt(),
+                            ));
+                        }
+                    }
+                    (None, Some(own)) => {
+                        if let Some(parent) = rows.by_handle(&own.parent)? {
+                            dirty.push(changed(&own.name, parent));
+                        } else if !handles.contains(&own.parent) {
+                            // Its parent could not be taken; that is listed and tried again, with all below it.
+                            if let Some(token) = dir.token {
+                                self.sink.forget(token);
+                            }
+                            continue;
+                        }
+                    }
+                    (None, None) => {
+                        if let Some(token) = dir.token {
+                            self.sink.forget(token);
+                        }
+                        continue;
+                    }
+                }
+                handles.insert(dir.handle.clone());
+                batch.push(dir);
+            }
+            drop(rows);
+            if !batch.is_empty() {
+                let found = self.reconcile(dirty, &[], Some(batch))?;
+                self.corrected(found);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn scan_ended(&mut self) -> Result<(), Fatal> {
+        let Some(running) = self.running.take() else {
+            return Ok(());
+        };
+        let Running {
+            scan,
+            why,
+            began,
+            missing,
+            mut corrections,
+            broken,
+            mut found,
+        } = running;
+        let seen = scan.seen();
+        drop(scan);
+        if self.shared.is_stopping() {
+            return Ok(());
+        }
+        for asked in &mut self.barriers {
+            asked.scans += 1;
+        }
+        if why == Why::Part {
+            return Ok(());
+        }
+        if let Some(text) = broken {
+            return Err(Fatal::Index(format!(
+                "the tree could not be looked at: {text}"
+            )));
+        }
+        let released = std::mem::take(&mut self.options.released);
+        if why != Why::Overflow && !released {
+            let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
+            self.guard(&missing, entries)?;
+        }
+        for names in missing.chunks(DUE_MAX) {
+            if self.shared.is_stopping() {
+                return Ok(());
+            }
+            let dirty = names.iter().map(|at| (at.clone(), doubt())).collect();
+            let gone = self.reconcile(dirty, &[], None)?;
+            found += gone;
+            if why == Why::Rolling {
+                corrections += gone;
+            }
+        }
+        self.note(Note::ScanEnd)?;
+        self.flush()?;
+        self.last_scan = Instant::now();
+        self.scan_took = began.elapsed();
+        self.sweep_watches()?;
+        self.count_unwatched();
+        let word = self.correction(corrections);
+        self.all_seen(began);
+        let mut status = self.shared.lock();
+        status.scan = None;
+        status.scans += 1;
+        if let Some(text) = word {
+            status.corrections += corrections;
+            status.notices.push(text);
+        }
+        drop(status);
+        let _ = found;
+        self.status_dirty = true;
+        Ok(())
+    }
+
+    /// Names that are missing, with all below them: too many to believe?
+    pub(super) fn guard(&self, missing: &[At], seen: u64) -> Result<(), Fatal> {
+        let rows = self.rows();
+        let mut gone = 0;
+        let mut dirs: BTreeMap<Name, Loss> = BTreeMap::new();
+        for at in missing {
+            // What moved elsewhere was attached there meanwhile, and is not lost.
+            let Some(id) = rows.name(at)? else { continue };
+            let lost = 1 + rows.count_below(id)?;
+            gone += lost;
+            let mut first = at.clone();
+            while first.parent != ObjectId::ROOT {
+                let Some(up) = rows
+                    .object(first.parent)?
+                    .and_then(|dir| dir.names.into_iter().next())
+                else {
+                    break;
+                };
+                first = up;
+            }
+            let is_dir = rows
+                .name(&first)?
+                .map(|id| rows.object(id))
+                .transpose()?
+                .flatten()
+                .is_some_and(|o| o.state.kind.is_dir());
+            if is_dir {
+                dirs.entry(first.name).or_default().gone += if at.parent == ObjectId::ROOT {
+                    lost - 1
+                } else {
+                    lost
+                };
+            }
+        }
+        for (name, loss) in &mut dirs {
+            if let Some(id) = rows.name(&At {
+                parent: ObjectId::ROOT,
+                name: name.clone(),
+            })? {
+                loss.before = rows.count_below(id)?;
+            }
+        }
+        let before = rows.stats().entries;
+        drop(rows);
+        let alarm = if seen == 0 && before > 0 && gone > 0 {
+            Some(Alarm::Empty { before })
+        } else {
+            judge(Loss { before, gone }, &dirs)
+        };
+        alarm.map_or(Ok(()), |alarm| Err(Fatal::Held(alarm, gone)))
+    }
+}
+
+pub(super) fn doubt() -> Dirty {
+    Dirty {
+        doubt: true,
+        ..Dirty::default()
+    }
+}
