@@ -70,6 +70,10 @@ impl Capture {
                 break;
             }
         }
+        if self.tree.lost().is_some() {
+            // What was looked at is not what a person finds there now. The guard holds in a moment.
+            return Ok(());
+        }
         self.flush()?;
         self.status_dirty = true;
         self.publish();
