@@ -13,7 +13,7 @@ use super::dirs::DirError;
 use super::journal::{Inode, digest_of, inode};
 use super::meta::same_type;
 use super::staging::local_of;
-use super::{Store, content, crash};
+use super::{Store, content};
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{self, Errno, dir, open, target};
 
@@ -140,6 +140,7 @@ impl<S: Store> Batch<'_, S> {
             }
         }
         if state.lost.is_empty() {
+            self.spare_foreign(&mut state.seen)?;
             Ok(Looked::Seen(state.seen))
         } else {
             Ok(Looked::Lost(state.lost))
@@ -241,7 +242,8 @@ impl<S: Store> Batch<'_, S> {
         if !same_content(&here.kind, fd, at.name.as_bytes(), stat).unwrap_or(false) {
             return Ok(strange);
         }
-        // Equal in content. Another inode has the name already, or this one has names that are not ours to change.
+        // Equal in content. Another inode has the name already, or this one has names that are not ours to change
+        // (see also `foreign`).
         let taken = self.made.contains_key(&id);
         let foreign_links = stat.nlink as usize > want.names.len();
         let differs = foreign_links && {
@@ -333,16 +335,7 @@ impl<S: Store> Batch<'_, S> {
             }
             self.stirred.insert(id);
         }
-        let Some(want) = &target.want else {
-            return Ok(Occupant::Is(id));
-        };
-        if !target.keeps_content() {
-            return Ok(Occupant::Old(id));
-        }
-        // Never change an inode that has names we do not know of.
-        let (want_here, _) = self.rules.here(&want.state);
-        let foreign_links = stat.nlink as usize > old.names.len() && !self.replaying;
-        if foreign_links && want_here.meta != here.meta && !crash::planted("break_hardlink") {
+        if target.want.is_some() && !target.keeps_content() {
             return Ok(Occupant::Old(id));
         }
         Ok(Occupant::Is(id))

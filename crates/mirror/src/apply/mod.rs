@@ -11,6 +11,7 @@ mod content;
 pub mod crash;
 mod dirs;
 mod error;
+mod foreign;
 mod journal;
 mod look;
 mod meta;
@@ -530,7 +531,15 @@ impl<S: Store> Applier<S> {
             })?;
             match self.execute(&merged, position, contents) {
                 Ok(Executed::Done(outcome)) => return Ok(outcome),
-                Ok(Executed::Unknown) => self.checkpoint()?,
+                Ok(Executed::Unknown) => {
+                    self.checkpoint()?;
+                    let sorted = self.sort_out_limbo();
+                    sorted.map_err(|e| ApplyError::Io {
+                        step: "sort out limbo beside",
+                        path: self.area.root_path.clone(),
+                        source: e.into(),
+                    })?;
+                }
                 Ok(Executed::Lost(dirs)) => {
                     for id in dirs {
                         let why = "its directory was changed by hand in the copy";

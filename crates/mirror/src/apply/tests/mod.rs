@@ -1,6 +1,7 @@
 //! The applier on real file systems: a source tree changes, a simple look says how, and the copy must equal it.
 
 mod faults;
+mod foreign;
 mod order;
 mod same;
 mod source;
