@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use mirror_core::reconcile::{Body, Dir, Dirty, Failure, ReadEnd};
@@ -31,6 +32,9 @@ use crate::sys::{Errno, dir};
 
 /// Entries of one directory handed over at once.
 const CHUNK: usize = 4096;
+/// Entries read ahead that the loop has not taken yet: a directory may hold millions.
+const AHEAD_MAX: usize = 16_384;
+const STOP_SEEN_AFTER: Duration = Duration::from_millis(50);
 /// Rows read under one lock.
 const ROWS: usize = 1024;
 
@@ -80,6 +84,9 @@ struct Shared {
     sink: Arc<dyn Sink>,
     watch: Arc<Watch>,
     out: Sender<Found>,
+    /// Entries on their way to the loop.
+    ahead: Mutex<usize>,
+    taken: Condvar,
 }
 
 /// A scan under way.
@@ -130,6 +137,8 @@ impl Scan {
             sink: setup.sink,
             watch: setup.watch,
             out,
+            ahead: Mutex::new(0),
+            taken: Condvar::new(),
         });
         let alive = Arc::new(AtomicU64::new(setup.threads.max(1) as u64));
         let threads = (0..setup.threads.max(1))
@@ -165,12 +174,21 @@ impl Scan {
     pub fn seen(&self) -> Arc<Seen> {
         self.shared.seen.clone()
     }
+
+    /// So many entries that were read ahead were taken.
+    pub fn taken(&self, entries: usize) {
+        let mut ahead = self.shared.ahead();
+        *ahead = ahead.saturating_sub(entries);
+        drop(ahead);
+        self.shared.taken.notify_all();
+    }
 }
 
 impl Drop for Scan {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake.notify_all();
+        self.shared.taken.notify_all();
         // Whoever waits to hand something over must get through, to see that it is over.
         while self.threads.iter().any(|thread| !thread.is_finished()) {
             while self.found.try_recv().is_ok() {}
@@ -183,6 +201,10 @@ impl Drop for Scan {
 }
 
 impl Shared {
+    fn ahead(&self) -> MutexGuard<'_, usize> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn next(&self) -> Option<Item> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -259,6 +281,25 @@ impl Worker<'_> {
             return Err(Gone::Stopped);
         }
         self.shared.out.send(found).map_err(|_| Gone::Stopped)
+    }
+
+    /// Hands over what was read ahead, once there is room for it.
+    fn send_ahead(&self, prepared: PreparedDir) -> Result<(), Gone> {
+        let entries = prepared.count();
+        let mut ahead = self.shared.ahead();
+        while *ahead > 0
+            && *ahead + entries > AHEAD_MAX
+            && !self.shared.stop.load(Ordering::Acquire)
+        {
+            // Who stops may do so between our look and our sleep.
+            ahead = match self.shared.taken.wait_timeout(ahead, STOP_SEEN_AFTER) {
+                Ok((ahead, _)) => ahead,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        *ahead += entries;
+        drop(ahead);
+        self.send(Found::Ahead(Box::new(prepared)))
     }
 
     fn rows<T>(&self, read: impl FnOnce(&Index) -> Result<T, IndexError>) -> Result<T, Gone> {
@@ -583,7 +624,7 @@ impl Worker<'_> {
         }
         if !unread.names.is_empty() {
             let prepared = self.read_ahead(item, fd, std::mem::take(&mut unread.names), None)?;
-            self.send(Found::Ahead(Box::new(prepared)))?;
+            self.send_ahead(prepared)?;
         }
         if !work.dirty.is_empty() {
             self.send(Found::Differ(std::mem::take(&mut work.dirty)))?;
@@ -666,7 +707,7 @@ impl Worker<'_> {
                 if work.dirs.len() >= CHUNK {
                     let (files, own) = (std::mem::take(&mut files), own.take());
                     let prepared = self.read_some(item, fd, files, own)?;
-                    self.send(Found::Ahead(Box::new(prepared)))?;
+                    self.send_ahead(prepared)?;
                     self.shared.push(item, std::mem::take(&mut work.dirs));
                 }
                 continue;
@@ -674,12 +715,12 @@ impl Worker<'_> {
             files.push((name, Some(found)));
             if files.len() >= CHUNK {
                 let prepared = self.read_some(item, fd, std::mem::take(&mut files), own.take())?;
-                self.send(Found::Ahead(Box::new(prepared)))?;
+                self.send_ahead(prepared)?;
             }
         }
         if own.is_some() || !files.is_empty() {
             let prepared = self.read_some(item, fd, files, own.take())?;
-            self.send(Found::Ahead(Box::new(prepared)))?;
+            self.send_ahead(prepared)?;
         }
         if !work.foreign.is_empty() {
             self.send(Found::Foreign(work.foreign))?;

@@ -150,6 +150,7 @@ impl Capture {
                 }
                 Found::Broken(text) => running.broken = Some(text),
                 Found::Ahead(prepared) => {
+                    running.scan.taken(prepared.count());
                     self.ahead.push_back(*prepared);
                     let entries: usize = self.ahead.iter().map(PreparedDir::count).sum();
                     if entries >= AHEAD_ENTRIES_MAX {
