@@ -174,6 +174,7 @@ impl Capture {
             drop(rows);
             self.index_dirty = true;
         }
+        let unconfirmed = self.confirmable(unconfirmed)?;
         self.unconfirmed.add(unconfirmed, now_ms);
         for id in busy {
             self.hot.add(id, true, now_ms);

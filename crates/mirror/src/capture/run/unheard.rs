@@ -11,7 +11,7 @@ use mirror_core::hints::HintName;
 use mirror_core::passing::{Passage, Passing};
 use mirror_core::reconcile::{Dir, Dirty};
 use mirror_core::settle::Phase;
-use mirror_core::{At, Change, Handle, Kind, Name, Object, ObjectId, Record, Rows};
+use mirror_core::{At, Change, Handle, Kind, Local, Name, Object, ObjectId, Record, Rows};
 
 use super::super::kernel::trail;
 use super::{Capture, Fatal};
@@ -128,6 +128,8 @@ impl Capture {
         drop(rows);
         if doubt {
             self.unheard.doubt = Some(Instant::now());
+            // A file with a new ctime may be the one: it keeps its old one, so that the scan reads it.
+            self.unconfirmed.drained(true, now);
         }
         let settle = &self.settle;
         self.unheard.passing.forget(now, |at| settle.waits(at));
@@ -287,6 +289,16 @@ impl Capture {
             }
         }
         Ok(())
+    }
+
+    /// Of files with unknown names not all that happens is told: their rows keep the ctime of when they were read.
+    pub(super) fn confirmable(
+        &mut self,
+        mut files: BTreeMap<ObjectId, Local>,
+    ) -> Result<BTreeMap<ObjectId, Local>, Fatal> {
+        self.know_linked()?;
+        files.retain(|id, _| !self.unheard.linked.contains(id));
+        Ok(files)
     }
 
     /// Asks files with unknown names whether they changed: now and then, or (`now`) at once.
