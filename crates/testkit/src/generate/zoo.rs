@@ -190,7 +190,7 @@ fn specials(maker: &mut Maker<'_>) -> anyhow::Result<()> {
             FileType::CharacterDevice,
             makedev(4095, 1_048_575),
         ),
-        ("block", FileType::BlockDevice, makedev(7, 250)),
+        ("block", FileType::BlockDevice, makedev(120, 250)),
         ("block large", FileType::BlockDevice, makedev(259, 70_000)),
     ];
     for (name, kind, device) in nodes {

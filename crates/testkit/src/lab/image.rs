@@ -162,10 +162,12 @@ impl Image {
     pub fn mount(&mut self) -> io::Result<()> {
         let (fs, options) = (self.fs.name(), self.options.clone());
         if self.fs == Fs::Tmpfs {
-            mount_at("tmpfs", &self.path(), fs, MountFlags::empty(), &options)?;
+            mount_at("tmpfs", &self.path(), fs, MountFlags::NODEV, &options)?;
         } else {
             let (device, node) = self.attach()?;
-            mount_at(&node, &self.path(), fs, MountFlags::RELATIME, &options)?;
+            // Whoever writes to all he finds must not come by a device: a loop device may be another test's disk.
+            let flags = MountFlags::RELATIME | MountFlags::NODEV;
+            mount_at(&node, &self.path(), fs, flags, &options)?;
             // From here the mount alone keeps the loop device, which goes when it goes.
             drop(device);
         }
