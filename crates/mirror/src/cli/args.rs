@@ -160,6 +160,14 @@ fn parse_rate(text: &str) -> Result<Rate, ParseError> {
     parse::rate(text).map(Rate)
 }
 
+fn log_size(text: &str) -> Result<u64, ParseError> {
+    const LEAST: u64 = 256 << 10;
+    match parse::size(text)? {
+        bytes if bytes < LEAST => Err(ParseError("a log needs 256K at least".into())),
+        bytes => Ok(bytes),
+    }
+}
+
 fn position(text: &str) -> Result<Position, ParseError> {
     parse_position(text)
         .ok_or_else(|| ParseError("a position is EPOCH.SEQ, as status shows it".into()))
@@ -307,6 +315,9 @@ pub struct StdioArgs {
     /// How changes are noticed [default: auto, the best that works]
     #[arg(long, value_enum, value_name = "HOW")]
     pub detector: Option<DetectorChoice>,
+    /// How large the log may grow, as 256M; what mirrors that are away still need is kept up to four times that
+    #[arg(long, value_name = "SIZE", value_parser = log_size)]
+    pub log_max: Option<u64>,
     /// How long capture outlives the last link
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse::duration)]
     pub linger: Duration,

@@ -30,6 +30,7 @@ fn stdio(args: StdioArgs) -> Result<Exit, CliError> {
         state: args.state,
         detector: args.detector.and_then(|d| d.detector()),
         linger: args.linger,
+        log_max: args.log_max,
         stop,
     })?;
     Ok(Exit::Done)

@@ -19,6 +19,9 @@ pub const CONTENTS_BYTES: usize = 256 << 10;
 /// A content up to here travels before its record; a larger one is asked for.
 pub const SMALL_BYTES_MAX: u64 = 256 << 10;
 
+/// In `features`: the tree can be sent, and taken, as [`Seed`].
+pub const FEATURE_SEED: u64 = 1;
+
 /// A position and the head hash after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct At {
@@ -87,7 +90,7 @@ pub struct Hello {
     pub protocol: u32,
     #[n(1)]
     pub protocol_min: u32,
-    /// Bits; none is defined yet, unknown ones are passed over.
+    /// Bits ([`FEATURE_SEED`]); unknown ones are passed over.
     #[n(2)]
     pub features: u64,
     /// `follower`; others are refused.
@@ -229,6 +232,23 @@ pub struct Records {
     pub whole: bool,
     #[cbor(n(1), with = "minicbor::bytes")]
     pub bytes: Vec<u8>,
+}
+
+/// W: in place of a log that does not reach back to its beginning: records that make the tree as of [`SeedEnd`], in
+/// frames as in `Records`, chained from nothing. Each group is whole at a piece's end where `whole` says so.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Seed {
+    #[n(0)]
+    pub whole: bool,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// W: that was the tree, as of here. The follower makes it, then says `Follow` after this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct SeedEnd {
+    #[n(0)]
+    pub at: At,
 }
 
 /// F: how far it is.
@@ -438,6 +458,8 @@ messages! {
     18 true VerifyFound
     19 true VerifyDone
     20 true Bye
+    21 true Seed
+    22 true SeedEnd
 }
 
 impl Message {

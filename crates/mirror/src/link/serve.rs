@@ -34,6 +34,11 @@ const BATCH_BYTES: usize = 512 << 10;
 const BATCH_CONTENT_BYTES: usize = 4 << 20;
 /// How often a change of the report is told.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Where a follower stands that has nothing.
+const BEFORE_ALL: Position = Position {
+    epoch: 0,
+    sequence: 0,
+};
 /// How soon a loop sees that its connection is closed.
 const NAP: Duration = Duration::from_millis(200);
 
@@ -53,6 +58,16 @@ pub trait Served: Send + Sync {
         digest: Digest,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> ReadBack;
+    /// The tree as the index has it now, in groups of records that make it; `each` says false to stop. What it is of
+    /// stays in the log for as long as `keep` says so.
+    fn seed(
+        &self,
+        each: &mut dyn FnMut(Vec<u8>) -> bool,
+        keep: &dyn Fn(End),
+    ) -> Result<End, String> {
+        let _ = (each, keep);
+        Err("this worker can't send its tree whole".into())
+    }
     /// Reads the whole source again and compares it with the index; `each` says false to stop.
     fn verify(&self, repair: bool, each: &mut dyn FnMut(Found) -> bool)
     -> Result<Compared, String>;
@@ -105,6 +120,8 @@ pub struct Compared {
 pub struct FollowerState {
     pub name: String,
     pub positions: Positions,
+    /// Records after this are still to be sent to it. `None`: it has not said where it stands.
+    pub keep_after: Option<Position>,
 }
 
 pub fn now_ns() -> u64 {
@@ -161,6 +178,9 @@ pub fn serve(
         cancelled: Mutex::default(),
         tree: OnceLock::new(),
         records_only: AtomicBool::new(false),
+        seeds: hello.features & say::FEATURE_SEED != 0,
+        seeding: AtomicBool::new(false),
+        state,
     };
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -198,6 +218,11 @@ struct Connection<'a> {
     /// What the follower was told that it follows.
     tree: OnceLock<[u8; 16]>,
     records_only: AtomicBool,
+    /// The follower takes a tree whole.
+    seeds: bool,
+    /// And is sent one now.
+    seeding: AtomicBool,
+    state: &'a Mutex<FollowerState>,
 }
 
 impl<'a> Connection<'a> {
@@ -225,7 +250,7 @@ impl<'a> Connection<'a> {
         let _ = self.tree.set(open.tree);
         self.outgoing.send(say::Welcome {
             protocol: PROTOCOL.min(protocol),
-            features: 0,
+            features: say::FEATURE_SEED,
             program: concat!("mirrord ", env!("CARGO_PKG_VERSION")).into(),
             tree: open.tree,
             path: open.path.clone(),
@@ -260,7 +285,18 @@ impl<'a> Connection<'a> {
                         .store(follow.records_only, Ordering::Relaxed);
                     let after = follow.after.map(End::from);
                     match self.begin(after) {
+                        Err((Cause::Pruned, _)) if after.is_none() && self.seeds => {
+                            cache = Some(reader);
+                            if self.seeding.swap(true, Ordering::AcqRel) {
+                                return Err(LinkError::Nonsense("it begins twice".into()));
+                            }
+                            scope.spawn(|| self.send_seed());
+                        }
                         Ok(from) => {
+                            // Who only looks comes once.
+                            if !follow.records_only {
+                                self.keep(after.map_or(BEFORE_ALL, |after| after.position));
+                            }
                             scope.spawn(move || self.send_log(after, from, &reader));
                         }
                         Err((cause, reason)) => {
@@ -276,6 +312,10 @@ impl<'a> Connection<'a> {
                         durable: ack.durable.map(Position::from),
                         applied: ack.applied.map(Position::from),
                     };
+                    // Kept before it was told where to begin is what it says at last.
+                    if state.keep_after.is_some() {
+                        state.keep_after = state.keep_after.max(state.positions.durable);
+                    }
                 }
                 Message::Request(request) => {
                     let requests = requests.get_or_insert_with(|| {
@@ -391,6 +431,44 @@ impl<'a> Connection<'a> {
             .cursor(after.map(|after| after.position))
             .map_err(failed)?;
         Ok((reader, cursor))
+    }
+
+    fn keep(&self, after: Position) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.keep_after = Some(after);
+    }
+
+    // ---- the tree, whole ----
+
+    fn send_seed(&self) {
+        let mut sent = Ok(());
+        let done = self.served.seed(
+            &mut |group| {
+                sent = self.send_group(&group);
+                sent.is_ok()
+            },
+            &|end| self.keep(end.position),
+        );
+        self.seeding.store(false, Ordering::Release);
+        let told = match done {
+            _ if sent.is_err() => sent,
+            Ok(end) => self.outgoing.send(say::SeedEnd { at: end.into() }),
+            Err(reason) => refuse(self.outgoing, Cause::Failed, reason),
+        };
+        if told.is_err() {
+            self.outgoing.close();
+        }
+    }
+
+    fn send_group(&self, group: &[u8]) -> Result<(), LinkError> {
+        let pieces = group.len().div_ceil(PIECE_BYTES);
+        for (n, piece) in group.chunks(PIECE_BYTES).enumerate() {
+            self.outgoing.send_bulk(say::Seed {
+                whole: n + 1 == pieces,
+                bytes: piece.to_vec(),
+            })?;
+        }
+        Ok(())
     }
 
     // ---- log ----

@@ -78,8 +78,7 @@ impl Capture {
 
     /// Drops old segments that neither index nor any replica needs.
     pub(super) fn prune(&mut self) -> Result<(), Fatal> {
-        const EVERY: Duration = Duration::from_secs(60);
-        if self.last_prune.elapsed() < EVERY {
+        if self.last_prune.elapsed() < self.options.prune_every {
             return Ok(());
         }
         self.last_prune = Instant::now();

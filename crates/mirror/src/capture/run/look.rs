@@ -155,6 +155,10 @@ impl Capture {
             apply_group(&mut *rows, &records).map_err(|e| {
                 Fatal::Index(format!("the index refuses a group of its own log: {e:?}"))
             })?;
+            // Whoever reads the rows knows what they are as of.
+            if let Some(end) = self.log.end() {
+                rows.set_position(end.position, end.head);
+            }
             drop(rows);
             self.index_dirty = true;
             self.left(leaving)?;

@@ -54,6 +54,8 @@ pub struct CaptureOptions {
     pub cross: Vec<PathBuf>,
     /// What the log may keep beyond what is needed.
     pub prune: PruneLimits,
+    /// How often that is looked at.
+    pub prune_every: Duration,
 }
 
 impl Default for CaptureOptions {
@@ -73,6 +75,7 @@ impl Default for CaptureOptions {
                 content_bytes_max: Some(1 << 30),
                 oldest_time_ns: None,
             },
+            prune_every: Duration::from_secs(60),
         }
     }
 }
@@ -135,7 +138,7 @@ pub struct Capture {
     index_dirty: bool,
     index_flush: Option<std::thread::JoinHandle<Result<(), IndexError>>>,
     last_prune: Instant,
-    /// The index was durable up to here a minute ago.
+    /// The index was durable up to here when that was looked at before.
     durable_mark: Option<Position>,
     status_dirty: bool,
 }

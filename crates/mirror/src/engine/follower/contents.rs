@@ -116,7 +116,8 @@ impl State {
 
 /// What apply asks.
 pub struct WireContents {
-    pub store: ContentStore,
+    /// `None`: there is no log yet.
+    pub store: Option<ContentStore>,
     pub memory: Arc<Memory>,
     pub hub: Arc<Hub>,
     /// The session ends: nothing is waited for.
@@ -199,7 +200,8 @@ impl Contents for WireContents {
             return Fetched::Bytes(Vec::new());
         }
         if let Some(place) = place
-            && let Ok(bytes) = self.store.get(place)
+            && let Some(store) = &self.store
+            && let Ok(bytes) = store.get(place)
             && is_it(&bytes, content)
         {
             return Fetched::Bytes(bytes);

@@ -151,6 +151,24 @@ fn fetch(
                 out.send(say::Barrier { id: 1 })?;
             }
             Message::Refused(no) => return Err(refused(no)),
+            Message::Seed(seed) => {
+                if frames.len() + seed.bytes.len() > RECORDS_BYTES_MAX {
+                    return Err(LinkError::Nonsense("a group of records has no end".into()).into());
+                }
+                frames.extend_from_slice(&seed.bytes);
+                if seed.whole {
+                    take(&std::mem::take(&mut frames), &mut head, rows)?;
+                }
+            }
+            Message::SeedEnd(end) => {
+                let end = crate::log::End::from(end.at);
+                (head, reached) = (end.head, Some(end.position));
+                out.send(say::Follow {
+                    after: Some(say::At::from(end)),
+                    bwlimit: options.bwlimit.unwrap_or(0),
+                    records_only: true,
+                })?;
+            }
             Message::BarrierDone(done) => {
                 let report: crate::link::report::BarrierReport =
                     crate::link::report::parse(&done.report)

@@ -3,6 +3,7 @@
 //! As in a mirror on one host the outer loop owns lock and socket, and opens and closes sessions: the copy, its log,
 //! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
 
+mod begin;
 mod contents;
 mod dry_run;
 mod hub;
@@ -32,7 +33,8 @@ use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
-use crate::log::{Log, LogError, LogOptions};
+use crate::log::{End as LogEnd, Log, LogError, LogOptions};
+use begin::Begin;
 use contents::{Memory, WireContents};
 use hub::{Handles, Hub};
 use receive::{Ended, Receiver};
@@ -361,6 +363,7 @@ impl Follower {
         let memory = Arc::new(Memory::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let (begun, has_begun) = bounded(1);
+        let (seeded, came_whole) = bounded(1);
         if log.is_some() {
             let _ = begun.send(());
         }
@@ -369,13 +372,16 @@ impl Follower {
             far: self.far.clone(),
             options: self.options.clone(),
             hub: self.hub.clone(),
-            disk,
+            disk: disk.clone(),
             log: log.clone(),
             memory: memory.clone(),
             stopping: stopping.clone(),
             begun,
             ever,
             changed,
+            seeded,
+            tree: None,
+            came_whole: false,
         };
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()
@@ -392,6 +398,9 @@ impl Follower {
             stopping: stopping.clone(),
             ended,
             has_begun,
+            came_whole,
+            disk,
+            begin: None,
             waiting: Some(applier),
             apply: None,
             adoption,
@@ -401,6 +410,7 @@ impl Follower {
         };
         let end = session.run();
         let apply = session.apply.take();
+        let begin = session.begin.take();
         drop(session.waiting.take());
         drop(session);
         // Nothing may wait for the link or for apply any more.
@@ -414,6 +424,8 @@ impl Follower {
         }
         let _ = receiving.join();
         self.hub.close();
+        // What it has made is found again by comparing.
+        drop(begin.map(Begin::join));
         let applied = apply.map_or(Ok(()), |apply| apply.stop().map(drop));
         if let Some(log) = log.lock().unwrap_or_else(PoisonError::into_inner).take()
             && let Err(error) = log.finish()
@@ -519,6 +531,11 @@ struct Session<'a> {
     stopping: Arc<AtomicBool>,
     ended: Channel<Ended>,
     has_begun: Channel<()>,
+    /// The tree came whole, as of here.
+    came_whole: Channel<(LogEnd, [u8; 16])>,
+    disk: Arc<dyn Disk>,
+    /// And is being made.
+    begin: Option<Begin>,
     /// The copy, until there is a log to apply.
     waiting: Option<Applier<Index>>,
     apply: Option<ApplyLoop>,
@@ -571,6 +588,14 @@ impl Session<'_> {
             {
                 self.apply = Some(self.start_apply(applier)?);
             }
+            if let Ok(at) = self.came_whole.try_recv()
+                && let Some(applier) = self.waiting.take()
+            {
+                self.begin = Some(self.make(applier, at)?);
+            }
+            if let Some(end) = self.made()? {
+                return Ok(end);
+            }
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
                 if !apply.is_running() {
@@ -611,6 +636,71 @@ impl Session<'_> {
         }
     }
 
+    /// The copy is made of what came whole; its contents are asked for.
+    fn make(&self, applier: Applier<Index>, at: (LogEnd, [u8; 16])) -> Result<Begin, RunError> {
+        let contents = WireContents {
+            store: None,
+            memory: self.memory.clone(),
+            hub: self.follower.hub.clone(),
+            stopping: self.stopping.clone(),
+        };
+        let state_dir = self.follower.options.state_dir.clone();
+        Begin::start(applier, contents, state_dir, at, self.stopping.clone())
+            .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))
+    }
+
+    /// Shows how far that is. Once it is done the log begins after it.
+    fn made(&mut self) -> Result<Option<End>, RunError> {
+        let Some(begin) = &self.begin else {
+            return Ok(None);
+        };
+        let hub = &self.follower.hub;
+        if !begin.is_over() {
+            let files = begin.made.files.load(Ordering::Relaxed);
+            let bytes = begin.made.bytes.load(Ordering::Relaxed);
+            let total = hub.known_report().files;
+            hub.set_state(State::Seeding {
+                files,
+                files_total: (total > 0).then_some(total),
+                bytes,
+                bytes_total: None,
+                bytes_per_s: 0,
+                eta_s: None,
+            });
+            self.follower.ui.event(Event::Progress(Progress {
+                files,
+                files_total: (total > files).then_some(total),
+                bytes,
+                bytes_total: None,
+                comparing: bytes == 0,
+            }));
+            return Ok(None);
+        }
+        let Some(begin) = self.begin.take() else {
+            return Ok(None);
+        };
+        let (at, tree) = (begin.at, begin.tree);
+        let applier = match begin.join() {
+            Ok(applier) => applier,
+            Err(reason) => {
+                let reason = format!("the copy could not be begun: {reason}");
+                return Ok(Some(End::Restart(reason)));
+            }
+        };
+        let options = LogOptions::default();
+        match Log::create_follower(self.disk.clone(), options, tree, Some(at)) {
+            Ok(log) => {
+                *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(log);
+            }
+            Err(error) => return Ok(Some(End::Retry(chain(&error)))),
+        }
+        if let Some(link) = hub.links.get() {
+            let _ = link.follow(Some(at), self.follower.options.bwlimit);
+        }
+        self.apply = Some(self.start_apply(applier)?);
+        Ok(None)
+    }
+
     fn start_apply(&self, mut applier: Applier<Index>) -> Result<ApplyLoop, RunError> {
         let options = &self.follower.options;
         let reader = match &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -619,7 +709,7 @@ impl Session<'_> {
         };
         applier.store_mut().set_tree(reader.tree());
         let contents = Arc::new(WireContents {
-            store: reader.content(),
+            store: Some(reader.content()),
             memory: self.memory.clone(),
             hub: self.follower.hub.clone(),
             stopping: self.stopping.clone(),

@@ -1,6 +1,8 @@
 //! The receiving thread: connects, shakes hands, and writes what comes into the log; again and again.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,11 +19,12 @@ use crate::disk::Disk;
 use crate::engine::applying::chain;
 use crate::engine::event::{Event, RunError};
 use crate::engine::options::MirrorOptions;
+use crate::engine::seed;
 use crate::link::conn::{Incoming, escaped, silence};
 use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
 use crate::link::serve::{hostname, now_ns};
 use crate::link::{LinkError, Outgoing, Pulse};
-use crate::log::{GROUP_BYTES_MAX, Log, LogError, LogOptions};
+use crate::log::{End, GROUP_BYTES_MAX, Log, LogError, LogOptions};
 
 /// Records that came and are not whole groups yet. A worker gathers little more than one group.
 pub const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
@@ -57,8 +60,14 @@ pub struct Receiver {
     pub begun: Sender<()>,
     /// This mirror was connected before, in this or another run.
     pub ever: bool,
+    /// Told when the tree came whole, as of where, and its id; it is in [`seed::FILE`].
+    pub seeded: Sender<(End, [u8; 16])>,
     /// What is left out or crossed is not what this log is of: another capture there, and another log.
     pub changed: bool,
+    /// Of the tree that comes whole, until there is a log.
+    pub tree: Option<[u8; 16]>,
+    /// It has come, and is being made.
+    pub came_whole: bool,
 }
 
 /// Why one connection ended.
@@ -230,20 +239,25 @@ impl Receiver {
                 ),
             ))));
         }
-        let after = self.begin_log(&welcome)?;
-        outgoing.send(say::Follow {
-            after: after.map(say::At::from),
-            bwlimit: self.options.bwlimit.unwrap_or(0),
-            records_only: false,
-        })?;
+        let begin = self.begin_log(&welcome)?;
         let link = Arc::new(Link::new(outgoing.clone()));
+        if let Some(after) = begin {
+            link.follow(after, self.options.bwlimit)?;
+        }
         self.ever = true;
         self.hub.connected(&link, &welcome, &self.far.host);
+        // The copy may have got its log a moment ago, when there was no link to say so.
+        if begin.is_none()
+            && let Some(log) = &*lock(&self.log)
+        {
+            link.follow(log.end(), self.options.bwlimit)?;
+        }
         Ok(link)
     }
 
-    /// The log of the tree that is served; where it ends.
-    fn begin_log(&mut self, welcome: &say::Welcome) -> Result<Option<crate::log::End>, Broken> {
+    /// The log of the tree that is served; what to follow after. `None`: nothing is to be followed yet, the tree came
+    /// whole and is being made.
+    fn begin_log(&mut self, welcome: &say::Welcome) -> Result<Option<Option<End>>, Broken> {
         let mut log = lock(&self.log);
         match &*log {
             Some(log) if log.tree() != welcome.tree && self.changed => Err(Broken::Ended(
@@ -265,7 +279,18 @@ impl Receiver {
                     )))
                 }))
             }
-            Some(log) => Ok(log.end()),
+            Some(log) => Ok(Some(log.end())),
+            None if self.tree.is_some_and(|tree| tree != welcome.tree) => Err(Broken::Ended(
+                Ended::Restart("the source has another history than a moment ago".into()),
+            )),
+            None if self.came_whole => Ok(None),
+            // Its log does not reach back to the beginning: the tree comes whole, and the log begins after it.
+            None if welcome.features & say::FEATURE_SEED != 0
+                && welcome.first.is_some_and(|first| first.sequence > 1) =>
+            {
+                self.tree = Some(welcome.tree);
+                Ok(Some(None))
+            }
             None => {
                 let options = LogOptions::default();
                 let made = Log::create_follower(self.disk.clone(), options, welcome.tree, None)
@@ -273,12 +298,12 @@ impl Receiver {
                 *log = Some(made);
                 drop(log);
                 let _ = self.begun.send(());
-                Ok(None)
+                Ok(Some(None))
             }
         }
     }
 
-    fn follow(&self, link: &Arc<Link>, incoming: &mut Incoming) -> Broken {
+    fn follow(&mut self, link: &Arc<Link>, incoming: &mut Incoming) -> Broken {
         let mut coming = Coming::default();
         let broken = loop {
             let message = match incoming.next_message() {
@@ -298,8 +323,23 @@ impl Receiver {
         broken
     }
 
-    fn take(&self, message: Message, link: &Arc<Link>, coming: &mut Coming) -> Result<(), Broken> {
+    fn take(
+        &mut self,
+        message: Message,
+        link: &Arc<Link>,
+        coming: &mut Coming,
+    ) -> Result<(), Broken> {
         match message {
+            Message::Seed(seed) => self.seed(&seed, coming),
+            Message::SeedEnd(end) => {
+                let done = coming.seed.take().map_or(Ok(()), |mut file| file.flush());
+                done.map_err(|e| self.cannot_seed(&e))?;
+                self.came_whole = true;
+                link.seeded();
+                let tree = self.tree.unwrap_or_default();
+                let _ = self.seeded.send((end.at.into(), tree));
+                Ok(())
+            }
             Message::Contents(contents) => self.contents(contents, coming),
             Message::Records(records) => {
                 if coming.records.len() + records.bytes.len() > RECORDS_BYTES_MAX {
@@ -335,12 +375,44 @@ impl Receiver {
             .as_ref()
             .is_none_or(|log| log.end().is_none());
         if empty {
-            // From the very beginning is not there either.
+            // From the very beginning is not there either, and that worker does not send the tree whole.
             return Ended::Fatal(RunError::Failed(anyhow::anyhow!(
-                "{reason}; a copy can't be begun from a pruned log yet: remove the tree's state directory on that host"
+                "{reason}, and the mirrord there is too old to begin a copy without it: install the same version on both \
+                 hosts"
             )));
         }
         Ended::Restart(reason)
+    }
+
+    fn cannot_seed(&self, error: &std::io::Error) -> Broken {
+        let file = self.options.state_dir.join(seed::FILE);
+        let file = crate::engine::session::show(&file);
+        Broken::Ended(Ended::Local(format!("cannot write {file}: {error}")))
+    }
+
+    /// Whole groups go into a file, to be made into the copy once all are there.
+    fn seed(&self, seed: &say::Seed, coming: &mut Coming) -> Result<(), Broken> {
+        if lock(&self.log).is_some() || self.came_whole {
+            return Err(LinkError::Nonsense("a tree comes that nobody asked for".into()).into());
+        }
+        if coming.group.len() + seed.bytes.len() > RECORDS_BYTES_MAX {
+            return Err(LinkError::Nonsense("a group of records has no end".into()).into());
+        }
+        coming.group.extend_from_slice(&seed.bytes);
+        if !seed.whole {
+            return Ok(());
+        }
+        let mut file = match coming.seed.take() {
+            Some(file) => file,
+            None => {
+                let file = seed::create(&self.options.state_dir);
+                BufWriter::new(file.map_err(|e| self.cannot_seed(&e))?)
+            }
+        };
+        let put = seed::put_group(&mut file, &std::mem::take(&mut coming.group));
+        put.map_err(|e| self.cannot_seed(&e))?;
+        coming.seed = Some(file);
+        Ok(())
     }
 
     fn contents(&self, contents: say::Contents, coming: &mut Coming) -> Result<(), Broken> {
@@ -418,7 +490,7 @@ pub fn hello(options: &MirrorOptions, far: &Far) -> say::Hello {
     say::Hello {
         protocol: PROTOCOL,
         protocol_min: PROTOCOL_MIN,
-        features: 0,
+        features: say::FEATURE_SEED,
         role: "follower".into(),
         program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
         tree: far.path.clone(),
@@ -444,6 +516,9 @@ struct Coming {
     records: Vec<u8>,
     places: HashMap<Digest, ContentRef>,
     in_memory: Vec<Digest>,
+    /// A tree that comes whole: the group that is coming, and where those go that came.
+    group: Vec<u8>,
+    seed: Option<BufWriter<File>>,
 }
 
 fn nonsense(message: &Message) -> Broken {

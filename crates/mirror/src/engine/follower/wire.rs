@@ -1,7 +1,7 @@
 //! The connection as the rest of a follower uses it: questions with answers, and whether there is one.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use mirror_core::{Digest, ObjectId, Position};
 use crate::link::message::{self as say, Message};
 use crate::link::report::{self, BarrierReport};
 use crate::link::{LinkError, Outgoing};
+use crate::log::End;
 
 /// Pieces of one content that wait for whoever asked for it.
 const PIECES_MAX: usize = 16;
@@ -44,6 +45,8 @@ pub enum VerifyOf {
 /// A connection that follows. Questions end (their channels close) when it does.
 pub struct Link {
     pub outgoing: Arc<Outgoing>,
+    /// It was said where to begin.
+    following: AtomicBool,
     next: AtomicU64,
     asked: Mutex<Asked>,
 }
@@ -60,9 +63,27 @@ impl Link {
     pub fn new(outgoing: Arc<Outgoing>) -> Link {
         Link {
             outgoing,
+            following: AtomicBool::new(false),
             next: AtomicU64::new(1),
             asked: Mutex::default(),
         }
+    }
+
+    /// Says where to begin, if nobody did.
+    pub fn follow(&self, after: Option<End>, bwlimit: Option<u64>) -> Result<(), LinkError> {
+        if self.following.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.outgoing.send(say::Follow {
+            after: after.map(say::At::from),
+            bwlimit: bwlimit.unwrap_or(0),
+            records_only: false,
+        })
+    }
+
+    /// The tree came whole: where to begin is still to be said.
+    pub fn seeded(&self) {
+        self.following.store(false, Ordering::Release);
     }
 
     fn ask(

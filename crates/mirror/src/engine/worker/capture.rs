@@ -12,6 +12,7 @@ use mirror_core::{Content, Digest, ObjectId, Rows};
 use super::super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::super::local::contents::SourceContents;
 use super::super::options::Detector;
+use super::super::seed;
 use super::super::session::Session;
 use super::super::status::{Counters, DetectorStatus, PathText};
 use super::super::verify::{self, SourceOf};
@@ -22,6 +23,7 @@ use crate::index::Index;
 use crate::link::message::PIECE_BYTES;
 use crate::link::report::{Report, ScanReport};
 use crate::link::serve::{Compared, Found, Open, ReadBack};
+use crate::log::End;
 
 /// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
 #[derive(Clone)]
@@ -175,6 +177,27 @@ impl Live {
             different: end.different,
             unknown: end.unknown,
         })
+    }
+
+    /// As [`crate::link::serve::Served::seed`].
+    pub fn seed(
+        &self,
+        state_dir: &std::path::Path,
+        each: &mut dyn FnMut(Vec<u8>) -> bool,
+        keep: &dyn Fn(End),
+    ) -> Result<End, String> {
+        let (file, end) = seed::spool(
+            &self.index,
+            self.open.tree,
+            &self.open.reader.tail(),
+            state_dir,
+        )?;
+        keep(end);
+        match seed::groups(file, each) {
+            Ok(true) => Ok(end),
+            Ok(false) => Err("nobody listens any more".into()),
+            Err(e) => Err(format!("cannot read a list of the tree: {e}")),
+        }
     }
 
     /// Adds what the session knows.

@@ -28,6 +28,7 @@ use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
 use super::capture::{Live, index_path, path_bytes};
+use super::keep::{self, Keep};
 use super::{StdioOptions, socket};
 use crate::capture::run::CaptureOptions;
 use crate::capture::state::{Ended, Order};
@@ -61,6 +62,8 @@ pub struct Config {
     pub cross: Vec<PathBuf>,
     pub detector: Option<Detector>,
     pub linger: Duration,
+    /// As in [`StdioOptions`].
+    pub log_max: Option<u64>,
 }
 
 /// Raw bytes of paths survive as JSON numbers.
@@ -71,6 +74,8 @@ struct Written {
     cross: Vec<Vec<u8>>,
     detector: Option<Detector>,
     linger_ms: u64,
+    #[serde(default)]
+    log_max: Option<u64>,
 }
 
 pub fn write_config(config: &Config) -> std::io::Result<()> {
@@ -81,6 +86,7 @@ pub fn write_config(config: &Config) -> std::io::Result<()> {
         cross: config.cross.iter().map(|path| path_bytes(path)).collect(),
         detector: config.detector,
         linger_ms: u64::try_from(config.linger.as_millis()).unwrap_or(u64::MAX),
+        log_max: config.log_max,
     };
     replace_file(&disk, CONFIG, &serde_json::to_vec(&written)?)
 }
@@ -110,6 +116,7 @@ pub fn asked() -> Result<Option<Config>, RunError> {
             .collect(),
         detector: written.detector,
         linger: Duration::from_millis(written.linger_ms),
+        log_max: written.log_max,
     }))
 }
 
@@ -150,7 +157,14 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
             .spawn(move || accept(&host, &listener))
     };
     let accepting = accepting.map_err(|e| failed("a thread", e))?;
-    host.keep();
+    let (keep, told) = Keep::load(&host.config.state_dir);
+    *host.keep.lock().unwrap_or_else(PoisonError::into_inner) = keep;
+    if let Err(text) = told {
+        host.notice(format!("{text}: whom the log is kept for is learned again"));
+    }
+    host.run();
+    let saved = &mut *host.keep.lock().unwrap_or_else(PoisonError::into_inner);
+    saved.save(&host.config.state_dir, true);
     // No more followers, then those we have; what is in the log is durable.
     socket::remove(&host.config.state_dir);
     host.over();
@@ -206,6 +220,8 @@ struct Host {
     want: Mutex<Want>,
     wanted: Condvar,
     seats: Mutex<BTreeMap<u64, Seat>>,
+    /// Whom the log is kept for.
+    keep: Mutex<Keep>,
     /// Nobody is served any more.
     ended: std::sync::atomic::AtomicBool,
     began: Status,
@@ -231,6 +247,7 @@ impl Host {
             want: Mutex::default(),
             wanted: Condvar::new(),
             seats: Mutex::default(),
+            keep: Mutex::default(),
             ended: false.into(),
             began,
         }
@@ -249,7 +266,7 @@ impl Host {
     // ---- the outer loop ----
 
     /// Keeps a session running until it is time to go.
-    fn keep(&self) {
+    fn run(&self) {
         let mut wait = Duration::from_millis(200);
         let mut idle = Instant::now();
         loop {
@@ -439,13 +456,25 @@ impl Host {
             disk: Arc::new(disk),
             index: index_path(&self.config.state_dir),
             index_options: index::Options::default(),
-            log_options: LogOptions::default(),
+            log_options: LogOptions {
+                // Whole segments go: a small log has small ones.
+                segment_bytes_max: u32::try_from(self.log_max() / 4)
+                    .unwrap_or(u32::MAX)
+                    .clamp(64 << 10, LogOptions::default().segment_bytes_max),
+                content_segment_bytes_max: u32::try_from(self.log_max())
+                    .unwrap_or(u32::MAX)
+                    .clamp(256 << 10, LogOptions::default().content_segment_bytes_max),
+                ..LogOptions::default()
+            },
             filter: self.filter.clone(),
             sink: Arc::new(CacheSink(self.cache.clone())),
             detector: self.config.detector,
             released,
             capture: CaptureOptions {
                 cross: self.config.cross.clone(),
+                prune: keep::limits(self.log_max()),
+                // The smaller it is, the sooner it is full.
+                prune_every: Duration::from_secs((self.log_max() / (4 << 20)).clamp(1, 60)),
                 ..CaptureOptions::default()
             },
         };
@@ -482,7 +511,7 @@ impl Host {
 
     fn watch_over(&self, session: &Session, idle: &mut Instant) -> End {
         let watch = mounts::Watch::new().ok();
-        let (mut looked, mut saved) = (Instant::now(), None);
+        let (mut looked, mut saved, mut weighed) = (Instant::now(), None, None);
         loop {
             {
                 let want = lock(&self.want);
@@ -526,7 +555,33 @@ impl Host {
                     Ended::Stopped => End::Retry("capture stopped by itself".into()),
                 };
             }
+            self.keep_log(session, &mut weighed);
             self.save(&mut saved);
+        }
+    }
+
+    fn log_max(&self) -> u64 {
+        self.config.log_max.unwrap_or(keep::LOG_BYTES_MAX)
+    }
+
+    /// Says how much of the log is still needed.
+    fn keep_log(&self, session: &Session, weighed: &mut Option<Instant>) {
+        let mut keep = lock(&self.keep);
+        for seat in lock(&self.seats).values() {
+            let state = lock(&seat.state);
+            if let Some(after) = state.keep_after {
+                keep.seen(&state.name, after);
+            }
+        }
+        keep.save(&self.config.state_dir, false);
+        if weighed.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        *weighed = Some(Instant::now());
+        if let Some(end) = session.reader.tail().durable() {
+            let bytes = keep::bytes_in(&self.config.state_dir.join("log"));
+            let needed = keep.needed(end.position, bytes, self.log_max());
+            session.shared.lock().needed = Some(needed);
         }
     }
 
@@ -681,6 +736,17 @@ impl Served for Host {
             Some(live) => live.read_back(object, digest, each),
             None => ReadBack::Failed("the source is not being captured now".into()),
         }
+    }
+
+    fn seed(
+        &self,
+        each: &mut dyn FnMut(Vec<u8>) -> bool,
+        keep: &dyn Fn(crate::log::End),
+    ) -> Result<crate::log::End, String> {
+        let Some(live) = self.live() else {
+            return Err("the source is not being captured now".into());
+        };
+        live.seed(&self.config.state_dir, each, keep)
     }
 
     fn verify(

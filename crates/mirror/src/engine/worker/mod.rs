@@ -5,6 +5,7 @@
 
 mod capture;
 mod daemon;
+mod keep;
 mod names;
 mod socket;
 mod stdio;
@@ -26,6 +27,8 @@ pub struct StdioOptions {
     pub detector: Option<Detector>,
     /// How long capture outlives the last link.
     pub linger: Duration,
+    /// Bytes the log may take; contents four times as much.
+    pub log_max: Option<u64>,
     pub stop: Stop,
 }
 

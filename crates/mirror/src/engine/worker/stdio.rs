@@ -176,6 +176,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
         cross: variant.cross,
         detector,
         linger: options.linger,
+        log_max: options.log_max,
     };
     let until = Instant::now() + Duration::from_secs(START_S_MAX);
     let mut child: Option<Child> = None;

@@ -1,0 +1,239 @@
+//! The tree as the index has it, as records that make it: for a follower whose place the log does not reach back to.
+//!
+//! First into a file without a name, under one lock of the index, so that it is the tree at one position; then sent at
+//! the follower's pace. Records as in the log, in whole groups, hash-chained from nothing; local parts are left out.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mirror_core::{At, Change, Digest, Name, Object, ObjectId, Record, Rows, State, codec};
+
+use crate::index::{Index, Mark};
+use crate::log::{End, Tail};
+
+/// On a follower, in its state directory: what came, group by group, until it is made.
+pub const FILE: &str = "seed";
+
+const ROWS: usize = 256;
+/// Records of one group; also what the follower holds at once.
+const GROUP_RECORDS: usize = 1000;
+const GROUP_BYTES: usize = 1 << 20;
+/// How long the index may take to become durable.
+const DURABLE_WITHIN: Duration = Duration::from_secs(30);
+
+/// The file, at its beginning, and the position it is of.
+pub fn spool(
+    index: &RwLock<Index>,
+    tree: [u8; 16],
+    tail: &Tail,
+    state_dir: &Path,
+) -> Result<(File, End), String> {
+    let failed = |e: io::Error| format!("cannot write a list of the tree: {e}");
+    let file = nameless(state_dir).map_err(failed)?;
+    let mark = {
+        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+        let mark = rows.mark().ok_or("nothing is known of the tree yet")?;
+        let mut out = Spool {
+            out: BufWriter::new(&file),
+            group: Vec::new(),
+            frames: Vec::new(),
+            head: codec::GENESIS,
+            mark,
+        };
+        out.tree(&rows, tree)?;
+        out.out.flush().map_err(failed)?;
+        mark
+    };
+    // What is not durable here is not served.
+    let until = Instant::now() + DURABLE_WITHIN;
+    while tail
+        .durable()
+        .is_none_or(|end| end.position < mark.position)
+    {
+        if Instant::now() >= until {
+            return Err("the log does not become durable".into());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut file = file;
+    file.rewind().map_err(failed)?;
+    let end = End {
+        position: mark.position,
+        head: mark.head,
+    };
+    Ok((file, end))
+}
+
+fn nameless(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!("seed.{:?}", std::thread::current().id()));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// Anew, for us alone.
+pub fn create(state_dir: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(state_dir.join(FILE))
+}
+
+/// The groups of such a file, one after the other, until `each` says false: then false.
+pub fn groups(file: File, each: &mut dyn FnMut(Vec<u8>) -> bool) -> io::Result<bool> {
+    let mut from = BufReader::new(file);
+    while let Some(group) = next_group(&mut from)? {
+        if !each(group) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A group and its length before it. `None`: that was the last one.
+pub fn next_group(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 4];
+    match from.read_exact(&mut length) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        other => other?,
+    }
+    let mut group = Vec::new();
+    let length = u64::from(u32::from_le_bytes(length));
+    from.take(length).read_to_end(&mut group)?;
+    if group.len() as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Some(group))
+}
+
+pub fn put_group(to: &mut impl Write, group: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(group.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    to.write_all(&length.to_le_bytes())?;
+    to.write_all(group)
+}
+
+struct Spool<'a> {
+    out: BufWriter<&'a File>,
+    /// Changes of the group that is being gathered.
+    group: Vec<Change>,
+    frames: Vec<u8>,
+    head: Digest,
+    mark: Mark,
+}
+
+impl Spool<'_> {
+    fn tree(&mut self, rows: &Index, tree: [u8; 16]) -> Result<(), String> {
+        let failed = |e: crate::index::IndexError| e.to_string();
+        self.group.push(Change::Open {
+            tree,
+            claim: [0; 16],
+            parent: None,
+        });
+        self.end_group()?;
+        if let Some(root) = rows.object(ObjectId::ROOT).map_err(failed)? {
+            self.push(Change::Update {
+                object: ObjectId::ROOT,
+                at: None,
+                meta: Some(root.state.meta),
+                content: None,
+            })?;
+        }
+        // Objects with several names that were made already.
+        let mut made: HashSet<ObjectId> = HashSet::new();
+        let mut dirs = vec![ObjectId::ROOT];
+        while let Some(dir) = dirs.pop() {
+            let mut after: Option<Name> = None;
+            loop {
+                let children = rows.scan(dir, after.as_ref(), ROWS).map_err(failed)?;
+                let Some(last) = children.last() else { break };
+                after = Some(last.name.clone());
+                for child in children {
+                    let at = At {
+                        parent: dir,
+                        name: child.name,
+                    };
+                    if child.object.state.kind.is_dir() {
+                        dirs.push(child.id);
+                    }
+                    let several = child.object.names.len() > 1;
+                    self.push(if several && !made.insert(child.id) {
+                        Change::Link {
+                            at,
+                            object: child.id,
+                        }
+                    } else {
+                        made_new(at, child.id, child.object)
+                    })?;
+                }
+            }
+        }
+        self.end_group()
+    }
+
+    fn push(&mut self, change: Change) -> Result<(), String> {
+        self.group.push(change);
+        if self.group.len() >= GROUP_RECORDS {
+            self.end_group()?;
+        }
+        Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), String> {
+        let changes = std::mem::take(&mut self.group);
+        let last = changes.len().saturating_sub(1);
+        for (n, change) in changes.into_iter().enumerate() {
+            // Large attributes make a group long before it has many records.
+            let end = n == last || self.frames.len() >= GROUP_BYTES;
+            let record = Record {
+                position: self.mark.position,
+                time_ns: 0,
+                end,
+                who: None,
+                change,
+                local: None,
+                content: None,
+            };
+            self.head = codec::encode(&record, &self.head, &mut self.frames)
+                .map_err(|e| format!("a record can't be written: {e:?}"))?;
+            if end {
+                put_group(&mut self.out, &self.frames)
+                    .map_err(|e| format!("cannot write a list of the tree: {e}"))?;
+                self.frames.clear();
+            }
+        }
+        Ok(())
+    }
+}
+
+fn made_new(at: At, object: ObjectId, row: Object) -> Change {
+    let state: State = row.state;
+    Change::Create { at, object, state }
+}
+
+/// The records of a group, and the head after them.
+pub fn decode_group(mut frames: &[u8], head: &mut Digest) -> Result<Vec<Record>, String> {
+    let mut records = Vec::new();
+    while !frames.is_empty() {
+        let (record, after, length) =
+            codec::decode(frames, head).map_err(|e| format!("a record: {e:?}"))?;
+        *head = after;
+        frames = frames.get(length..).unwrap_or_default();
+        records.push(record);
+    }
+    match records.last() {
+        Some(last) if last.end => Ok(records),
+        _ => Err("a group without an end".into()),
+    }
+}

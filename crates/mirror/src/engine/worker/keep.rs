@@ -1,0 +1,170 @@
+//! What the log is kept for: followers, there or away, and how far each of them is.
+//!
+//! Kept in `followers.json`, so that a restarted worker still knows who will come back. If that is lost, the worst is
+//! that somebody who comes back gets the tree whole.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use mirror_core::Position;
+use serde::{Deserialize, Serialize};
+
+use super::super::status::{Stamp, parse_position};
+use crate::disk::{RealDisk, read_file, replace_file};
+use crate::log::PruneLimits;
+
+const FILE: &str = "followers.json";
+const FILE_BYTES_MAX: usize = 1 << 20;
+const KNOWN_MAX: usize = 64;
+/// A follower that was away for longer is not waited for.
+const AWAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Of the log, unless `--log-max` says otherwise; contents may take four times as much.
+pub const LOG_BYTES_MAX: u64 = 256 << 20;
+/// For followers that need it the log may grow to so many times that; then it goes all the same.
+const WAITING_TIMES: u64 = 4;
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Follower {
+    /// Records after this are still wanted.
+    after: String,
+    seen: Stamp,
+}
+
+#[derive(Default)]
+pub struct Keep {
+    known: BTreeMap<String, Follower>,
+    saved: Option<Instant>,
+    changed: bool,
+}
+
+/// The limits that come from what a person allows.
+pub fn limits(log_max: u64) -> PruneLimits {
+    PruneLimits {
+        log_bytes_max: Some(log_max),
+        content_bytes_max: Some(log_max.saturating_mul(4)),
+        oldest_time_ns: None,
+    }
+}
+
+impl Keep {
+    /// Whether what was known could be read.
+    pub fn load(state_dir: &Path) -> (Keep, Result<(), String>) {
+        let read = RealDisk::open(state_dir)
+            .and_then(|disk| read_file(&disk, FILE, FILE_BYTES_MAX))
+            .map(|bytes| serde_json::from_slice(&bytes));
+        let (known, told) = match read {
+            Ok(Ok(known)) => (known, Ok(())),
+            Ok(Err(e)) => (BTreeMap::new(), Err(format!("{FILE} is damaged ({e})"))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => (BTreeMap::new(), Ok(())),
+            Err(e) => (BTreeMap::new(), Err(format!("cannot read {FILE}: {e}"))),
+        };
+        let keep = Keep {
+            known,
+            ..Keep::default()
+        };
+        (keep, told)
+    }
+
+    /// A follower that is there now.
+    pub fn seen(&mut self, name: &str, after: Position) {
+        let follower = Follower {
+            after: after.to_string(),
+            seen: Stamp::now(),
+        };
+        if let Some(known) = self.known.get(name)
+            && known.after == follower.after
+            && known.seen.seconds_until(follower.seen) < 60.0
+        {
+            return;
+        }
+        self.known.insert(name.to_owned(), follower);
+        self.changed = true;
+        while self.known.len() > KNOWN_MAX {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.seen);
+            let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
+                break;
+            };
+            self.known.remove(&oldest);
+        }
+    }
+
+    pub fn save(&mut self, state_dir: &Path, now: bool) {
+        let due = self.saved.is_none_or(|saved| saved.elapsed() >= SAVE_EVERY);
+        if !self.changed || !(due || now) {
+            return;
+        }
+        self.saved = Some(Instant::now());
+        self.changed = false;
+        // Not being able to is no harm: it is tried again.
+        let _ = serde_json::to_vec(&self.known)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| replace_file(&RealDisk::open(state_dir)?, FILE, &bytes));
+    }
+
+    /// Records up to here may go when the log is over its limits. `log_bytes`: what it takes now.
+    pub fn needed(&self, end: Position, log_bytes: u64, log_max: u64) -> Position {
+        if log_bytes > log_max.saturating_mul(WAITING_TIMES) {
+            return end;
+        }
+        let now = Stamp::now();
+        let waited_for = |known: &&Follower| known.seen.seconds_until(now) < AWAY_MAX.as_secs_f64();
+        self.known
+            .values()
+            .filter(waited_for)
+            .filter_map(|known| parse_position(&known.after))
+            .fold(end, Position::min)
+    }
+}
+
+/// Bytes of the files in a directory.
+pub fn bytes_in(dir: &Path) -> u64 {
+    std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(sequence: u64) -> Position {
+        Position { epoch: 1, sequence }
+    }
+
+    #[test]
+    fn the_slowest_decides_until_it_costs_too_much() {
+        let mut keep = Keep::default();
+        assert_eq!(keep.needed(at(100), 0, 10), at(100));
+        keep.seen("a", at(50));
+        keep.seen("b", at(70));
+        assert_eq!(keep.needed(at(100), 40, 10), at(50));
+        assert_eq!(keep.needed(at(100), 41, 10), at(100));
+        keep.seen("a", at(90));
+        assert_eq!(keep.needed(at(100), 0, 10), at(70));
+        if let Some(b) = keep.known.get_mut("b") {
+            b.seen.ms -= 8 * 24 * 3600 * 1000;
+        }
+        assert_eq!(keep.needed(at(100), 0, 10), at(90));
+    }
+
+    #[test]
+    fn who_is_away_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keep = Keep::load(dir.path()).0;
+        for n in 0..100 {
+            keep.seen(&n.to_string(), at(n + 1));
+        }
+        assert_eq!(keep.known.len(), KNOWN_MAX);
+        keep.save(dir.path(), true);
+        let (again, told) = Keep::load(dir.path());
+        assert_eq!((again.known.len(), told), (KNOWN_MAX, Ok(())));
+        std::fs::write(dir.path().join(FILE), "{").unwrap();
+        assert!(Keep::load(dir.path()).1.is_err());
+    }
+}
