@@ -124,7 +124,14 @@ impl<S: Store> Batch<'_, S> {
                 break;
             }
         }
-        state.lost = state.later.iter().map(|(dir, _)| *dir).collect();
+        for (dir, at) in std::mem::take(&mut state.later) {
+            if gone(&dir) {
+                // A batch before a crash removed it already, and nothing has a name in it any more.
+                state.seen.slots.insert(at, None);
+            } else {
+                state.lost.insert(dir);
+            }
+        }
         for (id, target) in &merged.objects {
             if !target.is_dir()
                 || target.old.is_none()

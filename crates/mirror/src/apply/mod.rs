@@ -518,10 +518,12 @@ impl<S: Store> Applier<S> {
         contents: &dyn Contents,
     ) -> Result<Outcome, ApplyError> {
         self.area.check_root()?;
-        // What is kept open may have been moved out of the copy by hand.
-        self.dirs.clear();
         // Each round learns of directories that are not there any more; there are finitely many.
         loop {
+            // What is kept open may have been moved out of the copy by hand, or is known to be lost by now.
+            let lifted = std::mem::take(&mut self.dirs.lifted);
+            self.dirs.clear();
+            self.dirs.lifted = lifted;
             let merged = merge(&self.store, &self.pending.wanted, groups, groups.is_empty());
             let merged = merged.map_err(|misfit| match misfit {
                 Misfit::Rows(e) => store_error(e),
@@ -736,6 +738,10 @@ impl<S: Store> Applier<S> {
         self.limbo.retain(|_, id| !merged.objects.contains_key(id));
         self.limbo.extend(limbo);
         self.staging.tidy();
+        if !outcome.failed.is_empty() {
+            // What was made in vain would be in the way of the next try.
+            let _ = wipe_all(&self.area.new);
+        }
         self.dirs.elsewhere.clear();
         outcome.moved_aside = self.area.end_batch();
         Ok(Executed::Done(outcome))

@@ -133,7 +133,7 @@ impl Mirror {
     pub fn wait_idle(&mut self) -> Ran {
         let start = Instant::now();
         loop {
-            let ran = self.ask(&["wait", "--idle", "--timeout", "60s"]);
+            let ran = self.ask(&["wait", "--idle", "--timeout", "50s"]);
             let starting = ran.code == 1
                 && (ran.stderr.contains("no orders yet") || ran.stderr.contains("not running"));
             let beginning = ran.code == 2 && ran.stderr.contains("there is no mirror at");

@@ -141,6 +141,58 @@ fn what_came_and_went_in_one_replay_just_goes() {
     pair.check();
 }
 
+/// A directory that left one which was removed, both before a crash: the rows still have it in there.
+#[test]
+fn what_left_a_removed_directory_is_found_by_a_replay() {
+    let mut pair = pair();
+    pair.mkdir("gone/kept");
+    pair.write("gone/kept/file", b"content");
+    pair.write("gone/kept/not mentioned", b"content");
+    pair.sync();
+    pair.applier().checkpoint().unwrap();
+    let inode = |pair: &Pair, name: &str| pair.in_dst(name).metadata().unwrap().ino();
+    let before = inode(&pair, "gone/kept/not mentioned");
+    pair.mv("gone/kept", "kept");
+    pair.rm("gone");
+    pair.step();
+    pair.mkdir("kept/new/below");
+    pair.write("kept/file", b"other");
+    pair.write("kept/new/below/file", b"new");
+    let records = pair.source.look();
+    pair.records.extend(records);
+    pair.crash();
+    let outcome = pair.catch_up();
+    assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+    assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+    assert_eq!(inode(&pair, "kept/not mentioned"), before);
+    pair.check();
+}
+
+/// What was found open before a directory was known to be lost is not written to.
+#[test]
+fn a_directory_made_anew_is_not_taken_for_the_old_one() {
+    let mut pair = pair();
+    pair.mkdir("a/b/c");
+    pair.write("a/b/c/file", b"1");
+    pair.mkdir("d");
+    pair.sync();
+    pair.applier().checkpoint().unwrap();
+    // By hand: the directory is elsewhere, and what is in it can be reached by its rows no more.
+    std::fs::rename(pair.in_dst("a/b"), pair.in_dst("d/b")).unwrap();
+    pair.write("a/b/c/more", b"2");
+    pair.mkdir("a/b/c/e");
+    pair.write("a/b/c/e/file", b"3");
+    pair.mv("d", "a/b/c/d");
+    pair.crash();
+    let outcome = pair.step();
+    assert!(outcome.failed.is_empty(), "{:#?}", outcome.failed);
+    // What was moved by hand into a directory that no record touched is left alone.
+    let stranger = pair.in_dst("a/b/c/d/b");
+    assert!(stranger.join("c/file").exists() && !stranger.join("c/e").exists());
+    let below = pair.in_dst("a/b/c/e/file");
+    assert_eq!(std::fs::read(below).unwrap(), b"3");
+}
+
 /// A replay finds an earlier version under a name that goes, while the new one can't be had yet: the next try must still
 /// know of that name, and that what is there is ours.
 #[test]
