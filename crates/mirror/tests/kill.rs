@@ -92,6 +92,49 @@ fn killed_at_random_moments_on_xfs_and_btrfs() {
     });
 }
 
+/// Killed in the middle of changes, changed further while nobody looks, then started once: that must do.
+fn killed_then_changed(lab: &Lab, fs: Fs, pair: u64) {
+    let _took = took(format!("pair {pair} on {}", fs.name()));
+    let image = testkit::need!(lab.image(fs, 512));
+    let (src, dst) = (image.dir("src").unwrap(), image.path().join("dst"));
+    let made = generate::Params {
+        files: 400,
+        seed: 14,
+        ..Default::default()
+    };
+    generate::tree(&src, &made).unwrap();
+    let mut mirror = Mirror::start(&src, &dst);
+    mirror.must_be_equal();
+    let mut params = workload::Params {
+        seed: 40 + pair,
+        ops: 300,
+        existing: true,
+        ..Default::default()
+    };
+    println!("pair {pair} on {}", fs.name());
+    workload::run(&src, &params).unwrap();
+    mirror.kill();
+    params.seed = 1050 + pair;
+    workload::run(&src, &params).unwrap();
+    let mut mirror = Mirror::start(&src, &dst);
+    mirror.must_become_equal();
+    let ran = mirror.ask(&["verify", "--against", "index"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(mirror.stop(), 0);
+}
+
+/// `SEED=n` for one pair, `KILLS=n` for so many.
+#[test]
+fn killed_in_changes_and_changed_further() {
+    lab::in_private_namespace("killed_in_changes_and_changed_further", |lab| {
+        let first = number("SEED", 0);
+        for pair in first..first + number("KILLS", 3) {
+            let fs = [Fs::Ext4, Fs::Xfs, Fs::Btrfs][(pair % 3) as usize];
+            killed_then_changed(lab, fs, pair);
+        }
+    });
+}
+
 /// A first copy that is cut off again and again does not begin again each time.
 #[test]
 fn first_copy_is_resumed() {
