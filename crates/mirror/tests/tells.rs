@@ -152,6 +152,7 @@ fn one_is_said_as_one() {
     fs::write(place.path("dst/b"), "b").unwrap();
     let ran = place.run("mirror src dst --once --adopt --yes");
     assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(!ran.stderr.contains("made again"), "{ran:?}");
     assert!(
         ran.stderr.contains("1 entry of DST is not in SRC:\n  b\n"),
         "{ran:?}"

@@ -40,7 +40,7 @@ pub enum Command {
     Resume(PlainArgs),
     /// Show what a hold will let through, and let it through
     Release(ReleaseArgs),
-    /// Compare the copy with the source or with its index
+    /// Compare the copy with the source (a stopped mirror is brought up to date first) or with its index
     Verify(VerifyArgs),
     /// Check or show a mirror's settings
     #[command(subcommand)]
@@ -84,7 +84,8 @@ pub struct MirrorArgs {
     /// List what would be done, do nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Take over a DST that holds something already: what is equal stays, what is extra is moved aside
+    /// Take over a DST that holds something already: what is equal stays, what is extra moves aside after a yes; also
+    /// the way out when log or index are damaged: all is compared again
     #[arg(long)]
     pub adopt: bool,
     /// Answer every question with yes

@@ -83,7 +83,8 @@ pub fn settle(
         list: show(&list),
     });
     let adopted = show(&state_dir.join("adopted"));
-    if ask && !ui.ask(&format!("Move them to {adopted}?")) {
+    let it = if total == 1 { "it" } else { "them" };
+    if ask && !ui.ask(&format!("Move {it} to {adopted}?")) {
         return Ok(Extras::Left(total));
     }
     let (done, answer) = crossbeam_channel::bounded(1);

@@ -106,8 +106,8 @@ impl Session {
     pub fn open(setup: SessionSetup) -> Result<Session, SessionError> {
         let mut notices = Vec::new();
         let tree = Arc::new(SourceTree::open_with(&setup.source, &setup.capture.cross)?);
-        let log = open_log(&setup, &mut notices)?;
-        let mut index = open_index(&setup, &log, &mut notices)?;
+        let (log, fresh) = open_log(&setup, &mut notices)?;
+        let mut index = open_index(&setup, &log, fresh, &mut notices)?;
         know_root(
             &mut index,
             &tree,
@@ -204,7 +204,8 @@ impl Session {
     }
 }
 
-fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<Log, SessionError> {
+/// True: it was made just now.
+fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<(Log, bool), SessionError> {
     match Log::open(setup.disk.clone(), setup.log_options.clone()) {
         Ok((log, recovered)) => {
             if recovered.cut_bytes > 0 {
@@ -213,19 +214,20 @@ fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<Log, Sess
                     recovered.cut_bytes
                 ));
             }
-            Ok(log)
+            Ok((log, false))
         }
         Err(LogError::Absent) => {
             let random = |what| move |e| SessionError::Other(format!("cannot make {what}: {e}"));
             let tree = random_id().map_err(random("a tree id"))?;
             let claim = random_id().map_err(random("a claim id"))?;
-            Ok(Log::create(
+            let log = Log::create(
                 setup.disk.clone(),
                 setup.log_options.clone(),
                 tree,
                 claim,
                 now_ns(),
-            )?)
+            )?;
+            Ok((log, true))
         }
         Err(error) => Err(error.into()),
     }
@@ -235,13 +237,14 @@ fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<Log, Sess
 fn open_index(
     setup: &SessionSetup,
     log: &Log,
+    fresh: bool,
     notices: &mut Vec<String>,
 ) -> Result<Index, SessionError> {
     let reader = log.reader();
     let mut why = None;
     let mut index = match Index::open(&setup.index, setup.index_options.clone()) {
         Ok((index, opened)) => {
-            if opened.created && log.end().is_some() {
+            if opened.created && !fresh {
                 notices.push(format!(
                     "the index {} is gone: it is made again",
                     show(&setup.index)
