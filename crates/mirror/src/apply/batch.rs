@@ -12,7 +12,7 @@ use super::dirs::{DirError, Dirs};
 use super::journal::Journal;
 use super::meta::Rules;
 use super::staging::local_of;
-use super::{ApplyError, Contents, Counts, Failure, Options, Recorded, Staging, Store};
+use super::{ApplyError, Contents, Counts, Failure, Options, Staging, Store};
 use crate::sys::Errno;
 use crate::sys::stat::Stat;
 
@@ -51,7 +51,6 @@ pub(super) struct Batch<'a, S: Store> {
     pub late: BTreeSet<ObjectId>,
     pub flush: ToFlush,
     pub counts: Counts,
-    pub recorded: Recorded,
 }
 
 /// What was staged or changed in place and is not flushed yet.
@@ -282,11 +281,6 @@ impl<S: Store> Batch<'_, S> {
         });
     }
 
-    /// Counts what is only recorded of an object.
-    pub fn record(&mut self, recorded: Recorded) {
-        self.recorded.add(recorded);
-    }
-
     /// Every wanted name of the object shows its right inode.
     pub fn is_placed(&self, id: ObjectId) -> bool {
         self.want(id).is_none_or(|want| {
@@ -324,17 +318,5 @@ impl<S: Store> Batch<'_, S> {
         self.area.moved_aside.push(shown);
         self.counts.moved_aside += 1;
         Ok(())
-    }
-}
-
-impl Recorded {
-    pub fn add(&mut self, other: Recorded) {
-        self.owners += other.owners;
-        self.setid += other.setid;
-        self.devices += other.devices;
-        self.xattrs += other.xattrs;
-        self.labels += other.labels;
-        self.flags += other.flags;
-        self.projects += other.projects;
     }
 }

@@ -44,7 +44,11 @@ impl Rules {
                 name: name.into(),
                 value: value.into(),
             };
-            xattr::set(&file, b"", &xattr).is_ok()
+            match xattr::set(&file, b"", &xattr) {
+                // That says nothing of what can be kept once there is room.
+                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::NOMEM)) => Err(e),
+                set => Ok(set.is_ok()),
+            }
         };
         // Empty sets of capabilities; read, write for the owner and a named user.
         let capability = [0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -87,10 +91,10 @@ impl Rules {
             owners,
             uid,
             gid,
-            user_xattrs: can(b"user.fs_mirror.probe", b"1"),
-            trusted_xattrs: can(b"trusted.fs_mirror.probe", b"1"),
-            capabilities: can(CAPABILITY, &capability),
-            acls: can(ACL_ACCESS, &acl),
+            user_xattrs: can(b"user.fs_mirror.probe", b"1")?,
+            trusted_xattrs: can(b"trusted.fs_mirror.probe", b"1")?,
+            capabilities: can(CAPABILITY, &capability)?,
+            acls: can(ACL_ACCESS, &acl)?,
             flags: kept,
             projects: flags::set_project(&file, 1).is_ok(),
             grain_ns,
@@ -99,6 +103,63 @@ impl Rules {
         target::unlink(dir, b"probe")?;
         target::remove_dir(dir, b"probe.d")?;
         Ok(rules)
+    }
+
+    /// What decides what [`Rules::here`] says. Version (1), owners (0 apply, 1 record), then little endian uid and gid (u32;
+    /// 0 when owners are applied), what is possible (u8: 1 user, 2 trusted attributes, 4 ACLs, 8 capabilities, 16 projects),
+    /// flags (u32), grain (u32).
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let record = self.owners == Owners::Record;
+        let (uid, gid) = if record { (self.uid, self.gid) } else { (0, 0) };
+        let can = [
+            self.user_xattrs,
+            self.trusted_xattrs,
+            self.acls,
+            self.capabilities,
+            self.projects,
+        ];
+        let bits = (0..).zip(can).map(|(n, can)| u8::from(can) << n).sum();
+        let mut bytes = vec![1, u8::from(record)];
+        bytes.extend(uid.to_le_bytes());
+        bytes.extend(gid.to_le_bytes());
+        bytes.push(bits);
+        bytes.extend(self.flags.to_le_bytes());
+        bytes.extend(self.grain_ns.to_le_bytes());
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Rules> {
+        let bytes: &[u8; 19] = bytes.try_into().ok()?;
+        let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        let can = |bit: u8| bytes[10] & bit != 0;
+        let owners = match bytes[..2] {
+            [1, 0] => Owners::Apply,
+            [1, 1] => Owners::Record,
+            _ => return None,
+        };
+        Some(Rules {
+            owners,
+            uid: u32_at(2)?,
+            gid: u32_at(6)?,
+            user_xattrs: can(1),
+            trusted_xattrs: can(2),
+            acls: can(4),
+            capabilities: can(8),
+            projects: can(16),
+            flags: u32_at(11)?,
+            grain_ns: u32_at(15)?.max(1),
+            umask: 0o777,
+        })
+    }
+
+    /// What of an object is only recorded.
+    pub fn recorded(&self, state: &State) -> Recorded {
+        let meta = &state.meta;
+        let plain = meta.xattrs.is_empty() && meta.flags == 0 && meta.project == 0;
+        if plain && self.owners == Owners::Apply {
+            return Recorded::default();
+        }
+        self.here(state).1
     }
 
     /// What an object is to look like here, and what of it is only recorded.

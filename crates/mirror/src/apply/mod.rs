@@ -17,6 +17,7 @@ mod look;
 mod meta;
 pub mod options;
 mod pending;
+mod settable;
 mod stage;
 pub mod staging;
 mod steps;
@@ -82,7 +83,7 @@ pub struct Outcome {
     pub healed: Vec<ObjectId>,
     /// Things made by hand in the tree that stood in the way: moved to `adopted/`, shown as names inside it.
     pub moved_aside: Vec<Vec<u8>>,
-    /// What this host can't set, kept in the rows only.
+    /// What this host can't set, kept in the rows only: of all there is, as of now.
     pub recorded: Recorded,
 }
 
@@ -160,6 +161,9 @@ pub struct Applier<S: Store> {
     dirs: Dirs,
     pending: Pending,
     journal: Journal,
+    recorded: Recorded,
+    /// What could be set when the copy was made, where that is not what can be set now.
+    behind: Option<Rules>,
     /// What a crash or a failure left in limbo.
     limbo: BTreeMap<Place, ObjectId>,
     /// The tree may show more than the rows say.
@@ -234,6 +238,8 @@ impl<S: Store> Applier<S> {
             options,
             pending,
             journal,
+            recorded: Recorded::default(),
+            behind: None,
             limbo: BTreeMap::new(),
             replaying: true,
             replay_until,
@@ -243,6 +249,7 @@ impl<S: Store> Applier<S> {
         applier
             .sort_out_limbo()
             .map_err(io("sort out what a crash left in"))?;
+        applier.open_rules()?;
         if known.is_none() {
             applier
                 .store
@@ -378,6 +385,7 @@ impl<S: Store> Applier<S> {
         self.store
             .set(pending::KEY, bytes.as_deref())
             .map_err(store_error)?;
+        self.save_recorded()?;
         crash::point("checkpoint");
         self.store.flush().map_err(store_error)?;
         crash::point("checkpointed");
@@ -456,8 +464,7 @@ impl<S: Store> Applier<S> {
                 (Some(id), what) => {
                     let meta_only = what == DifferenceKind::Meta;
                     let why = "it was changed by hand in the copy";
-                    verify::owe(&mut self.store, &mut self.pending, id, meta_only, why)
-                        .map_err(store_error)?;
+                    self.owe(id, meta_only, why)?;
                     self.owe_parent(&difference.path)?;
                 }
             }
@@ -496,7 +503,7 @@ impl<S: Store> Applier<S> {
             }
         }
         let why = "something in it was put right";
-        verify::owe(&mut self.store, &mut self.pending, dir, true, why).map_err(store_error)
+        self.owe(dir, true, why)
     }
 
     fn trace(&self, what: Trace) {
@@ -507,6 +514,7 @@ impl<S: Store> Applier<S> {
     fn outcome(&self) -> Outcome {
         Outcome {
             applied: self.store.position(),
+            recorded: self.recorded,
             ..Outcome::default()
         }
     }
@@ -545,8 +553,7 @@ impl<S: Store> Applier<S> {
                 Ok(Executed::Lost(dirs)) => {
                     for id in dirs {
                         let why = "its directory was changed by hand in the copy";
-                        verify::owe(&mut self.store, &mut self.pending, id, false, why)
-                            .map_err(store_error)?;
+                        self.owe(id, false, why)?;
                     }
                     self.replaying = true;
                 }
@@ -595,7 +602,6 @@ impl<S: Store> Applier<S> {
             late: BTreeSet::new(),
             flush: ToFlush::default(),
             counts: Counts::default(),
-            recorded: Recorded::default(),
         };
         let fatal = |error| match error {
             StepError::Fatal(e) => e,
@@ -619,7 +625,6 @@ impl<S: Store> Applier<S> {
             now,
             failed,
             counts,
-            recorded,
             ..
         } = batch;
         let limbo: BTreeMap<Place, ObjectId> = now
@@ -640,7 +645,6 @@ impl<S: Store> Applier<S> {
         let mut pending = self.pending.clone();
         let mut outcome = Outcome {
             counts,
-            recorded,
             ..Outcome::default()
         };
         let mut changes = rows.into_changes();
@@ -722,8 +726,18 @@ impl<S: Store> Applier<S> {
         crash::point("rows");
         let mut new = Vec::new();
         for (id, row) in changes {
-            let known = merged.objects.get(&id).is_none_or(|t| t.old.is_some());
-            match row.filter(|row| kept(&id, row)) {
+            let target = merged.objects.get(&id);
+            let known = target.is_none_or(|t| t.old.is_some());
+            let row = row.filter(|row| kept(&id, row));
+            let before = match target {
+                Some(target) => target.old.clone(),
+                None => self.store.object(id).map_err(store_error)?,
+            };
+            self.recount(
+                before.as_ref().map(|row| &row.state),
+                row.as_ref().map(|row| &row.state),
+            );
+            match row {
                 Some(row) if known => self.store.put(id, row).map_err(store_error)?,
                 Some(row) => new.push((id, row)),
                 None if known => self.store.remove(id).map_err(store_error)?,
@@ -744,6 +758,7 @@ impl<S: Store> Applier<S> {
         }
         self.dirs.elsewhere.clear();
         outcome.moved_aside = self.area.end_batch();
+        outcome.recorded = self.recorded;
         Ok(Executed::Done(outcome))
     }
 

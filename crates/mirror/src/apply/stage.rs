@@ -95,8 +95,7 @@ impl<S: Store> Batch<'_, S> {
         let Some(want) = self.want(object).map(|w| w.state.clone()) else {
             return Err(StepError::Held);
         };
-        let (here, recorded) = self.rules.here(&want);
-        self.record(recorded);
+        let (here, _) = self.rules.here(&want);
         let (dir, name) = self.physical(place)?;
         if here.meta.flags & LATE_FLAGS != 0 {
             self.late.insert(object);

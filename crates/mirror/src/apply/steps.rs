@@ -328,7 +328,7 @@ impl<S: Store> Batch<'_, S> {
             return Err(StepError::Held);
         };
         let row = self.row(object)?.ok_or(StepError::Held)?;
-        let (here, recorded) = self.rules.here(&want);
+        let (here, _) = self.rules.here(&want);
         if here.meta.flags & LATE_FLAGS != 0 {
             self.late.insert(object);
         }
@@ -347,7 +347,6 @@ impl<S: Store> Batch<'_, S> {
             // Any other name of it that has to go yet shows our own change, also one that only a replay knows of.
             self.stamped.insert(object);
             self.counts.meta += 1;
-            self.record(recorded);
             self.stirred.insert(object);
             if self.options.flush == Flush::Batch {
                 // A special file can't be opened; its directory's flush takes it along.
@@ -432,7 +431,7 @@ impl<S: Store> Batch<'_, S> {
             Err(super::dirs::DirError::Unknown) => return Err(StepError::Held),
             Err(e) => return Err(e.into()),
         };
-        let (here, recorded) = self.rules.here(&state);
+        let (here, _) = self.rules.here(&state);
         let full = wanted
             || self.replaying
             || self.dirs.lifted.contains(&object)
@@ -454,7 +453,6 @@ impl<S: Store> Batch<'_, S> {
                 self.flush.dirs.insert(object);
                 if wanted && row.state.meta != state.meta {
                     self.counts.meta += 1;
-                    self.record(recorded);
                 }
                 self.dirs.lifted.remove(&object);
                 self.late.remove(&object);

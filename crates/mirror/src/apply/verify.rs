@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use mirror_core::plan::Wanted;
-use mirror_core::{At, Kind, Meta, Name, Object, ObjectId};
+use mirror_core::{At, Kind, Meta, Name, Object, ObjectId, State};
 
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs};
@@ -208,13 +208,14 @@ impl<S: Store> Verify<'_, S> {
 }
 
 /// Forgets what the rows say of an object's inode, and of everything below it, so that it is owed and made anew.
-/// `meta_only`: its inode and content are trusted.
+/// `meta_only`: its inode and content are trusted. `forgot`: told each state that the rows do not say any more.
 pub(super) fn owe<S: Store>(
     rows: &mut S,
     pending: &mut Pending,
     id: ObjectId,
     meta_only: bool,
     why: &str,
+    forgot: &mut dyn FnMut(&State),
 ) -> Result<(), S::Error> {
     let mut todo = vec![id];
     while let Some(id) = todo.pop() {
@@ -235,6 +236,7 @@ pub(super) fn owe<S: Store>(
             void: false,
         };
         pending.why.entry(id).or_insert(why);
+        forgot(&row.state);
         if meta_only || id == ObjectId::ROOT {
             row.state.meta = Meta::default();
             rows.put(id, row)?;

@@ -204,7 +204,10 @@ impl ApplyLoop {
             .log_ends(tail.durable().map(|end| end.position));
         {
             let mut status = applied.lock();
-            status.applied = setup.applier.store().position();
+            // Until all of it is set as it can be set now, no position is reached.
+            let position = setup.applier.store().position();
+            status.applied = position.filter(|_| !setup.applier.is_behind());
+            status.recorded = setup.applier.recorded();
             status.differing = Differing::load(setup.applier.store());
         }
         let (shared, stopped) = (applied.clone(), stop.clone());
@@ -324,6 +327,7 @@ impl Running {
         let mut head: Option<Digest> = None;
         let mut tries = 0u32;
         while !self.stopped() {
+            self.set_again()?;
             self.orders();
             self.fill(&mut cursor, &mut batch, &mut head)
                 .map_err(|e| chain(&e))?;
@@ -375,6 +379,35 @@ impl Running {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// What is in the copy as it can be set here.
+    fn reached(&self) -> Option<Position> {
+        let position = self.applier.store().position();
+        position.filter(|_| !self.applier.is_behind())
+    }
+
+    /// Another `--owners`, or another user: all that can be set now and was only recorded, or the other way round.
+    fn set_again(&mut self) -> Result<(), String> {
+        if !self.applier.is_behind() || self.applier.replay_until().is_some() {
+            return Ok(());
+        }
+        let mut outcomes = Vec::new();
+        let stop = self.stop.clone();
+        let set = self.applier.set_again(&*self.contents, &mut |outcome| {
+            outcomes.push(outcome);
+            !stop.load(std::sync::atomic::Ordering::Acquire)
+        });
+        for outcome in outcomes {
+            self.took(outcome);
+        }
+        set.map_err(|e| chain(&e))?;
+        let (position, recorded) = (self.reached(), self.applier.recorded());
+        self.applied.update(|status| {
+            status.applied = position;
+            status.recorded = recorded;
+        });
         Ok(())
     }
 
@@ -627,7 +660,7 @@ impl Running {
 
     fn took(&mut self, outcome: Outcome) {
         self.unsaved.get_or_insert(Instant::now());
-        let position = self.applier.store().position();
+        let position = self.reached();
         for failure in &outcome.failed {
             let reason = reason_of(failure);
             let known = self.trouble.get(&failure.object).cloned();
@@ -667,7 +700,7 @@ impl Running {
         self.applied.update(|status| {
             status.applied = position;
             add(&mut status.counts, &outcome.counts);
-            status.recorded = add_recorded(status.recorded, outcome.recorded);
+            status.recorded = outcome.recorded;
             status.failed = failed;
             status.failed_total = total;
             let room = FAILED_MAX.saturating_sub(status.moved_aside.len());
@@ -894,18 +927,6 @@ fn add(sum: &mut Counts, more: &Counts) {
     sum.removed += more.removed;
     sum.adopted += more.adopted;
     sum.moved_aside += more.moved_aside;
-}
-
-fn add_recorded(a: Recorded, b: Recorded) -> Recorded {
-    Recorded {
-        owners: a.owners + b.owners,
-        setid: a.setid + b.setid,
-        devices: a.devices + b.devices,
-        xattrs: a.xattrs + b.xattrs,
-        labels: a.labels + b.labels,
-        flags: a.flags + b.flags,
-        projects: a.projects + b.projects,
-    }
 }
 
 /// An error with its causes, in one line.

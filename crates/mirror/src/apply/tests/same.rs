@@ -383,3 +383,89 @@ impl Random {
         };
     }
 }
+
+/// What was only recorded is set once it can be set, and the other way round; also when that is broken off.
+#[test]
+fn owners_recorded_and_then_applied() {
+    if !testkit::is_root() {
+        return println!("skipped: not root");
+    }
+    let with = |owners| Options {
+        owners,
+        ..Options::default()
+    };
+    let mut pair = pair_with(with(Owners::Record));
+    for n in 0..8 {
+        pair.mkdir(&format!("dir{n}/sub"));
+        pair.write(&format!("dir{n}/sub/tool"), b"x");
+        std::fs::hard_link(
+            pair.src(&format!("dir{n}/sub/tool")),
+            pair.src(&format!("link{n}")),
+        )
+        .unwrap();
+        let tool = pair.src(&format!("link{n}"));
+        std::os::unix::fs::chown(&tool, Some(1000 + n), Some(7)).unwrap();
+        std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    }
+    pair.write("plain", b"plain");
+    std::os::unix::fs::lchown(pair.src("dir1"), Some(12), Some(34)).unwrap();
+    let fd = sys::open::dir_at_path(&pair.source.path).unwrap();
+    let char = rustix::fs::FileType::CharacterDevice;
+    sys::target::create_node(&fd, b"null", char, (1, 3)).unwrap();
+    let capability = mirror_core::Xattr {
+        name: b"security.capability"[..].into(),
+        value: [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0].into(),
+    };
+    sys::xattr::set(&fd, b"plain", &capability).unwrap();
+    let outcome = pair.step();
+    let recorded = outcome.recorded;
+    assert_eq!(
+        (recorded.setid, recorded.devices, recorded.xattrs),
+        (8, 1, 1),
+        "{recorded:?}"
+    );
+    assert_eq!(recorded.owners, 9);
+    pair.check_index();
+    pair.applier().checkpoint().unwrap();
+    // Known over a restart, and as of now.
+    pair.crash();
+    assert!(!pair.applier().is_behind());
+    assert_eq!(pair.applier().recorded(), recorded);
+    pair.rm("dir7");
+    pair.rm("link7");
+    assert_eq!(pair.step().recorded.setid, 7);
+    pair.applier().checkpoint().unwrap();
+    let set_again = |pair: &mut Pair, most: u64| {
+        let Pair {
+            applier, source, ..
+        } = pair;
+        let mut slices = 0;
+        let mut failed = Vec::new();
+        let applier = applier.as_mut().unwrap();
+        let set = applier.set_again(&source.contents, &mut |outcome| {
+            slices += 1;
+            failed.extend(outcome.failed);
+            assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+            slices < most
+        });
+        set.unwrap();
+        assert!(failed.is_empty(), "{failed:#?}");
+        applier.is_behind()
+    };
+    pair.options = with(Owners::Apply);
+    pair.crash();
+    assert!(pair.applier().is_behind());
+    assert!(set_again(&mut pair, 2), "broken off");
+    pair.applier().checkpoint().unwrap();
+    pair.crash();
+    assert!(pair.applier().is_behind());
+    // A change comes before the rest.
+    pair.write("more", b"more");
+    pair.step();
+    assert!(!set_again(&mut pair, u64::MAX));
+    assert_eq!(pair.applier().recorded(), Recorded::default());
+    pair.check();
+    pair.crash();
+    assert!(!pair.applier().is_behind());
+    pair.check();
+}
