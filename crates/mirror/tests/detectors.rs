@@ -109,8 +109,9 @@ fn each_detector_by_name() {
                 said(&mirror)
             );
             churn(&src, 100 + n as u64, 1000, None);
-            mirror.must_be_equal();
             if name == "scan" {
+                // No event ever explains a loss: when the workload emptied a directory it waits for a word.
+                mirror.must_become_equal();
                 assert!(said(&mirror).contains("everything is looked at every 10 s"));
                 // By its interval, without being asked.
                 fs::write(src.join("by itself"), "x").unwrap();
@@ -118,6 +119,8 @@ fn each_detector_by_name() {
                     dst.join("by itself").exists()
                 })
                 .unwrap();
+            } else {
+                mirror.must_be_equal();
             }
             assert_eq!(mirror.number("counters/scan_corrections"), 0);
             mirror.stop();
@@ -308,7 +311,7 @@ fn an_ordinary_user() {
             .uid(NOBODY)
             .gid(NOBODY);
         let mut mirror = Mirror::start_command(&mut command, &src, &dst);
-        mirror.equal_once();
+        mirror.printed("incomplete: 2 paths failed");
         let words = "watching with inotify: fanotify is not possible: it needs root";
         assert!(said(&mirror).contains(words), "{}", said(&mirror));
         // What can't be read is told, and does not stop the rest.

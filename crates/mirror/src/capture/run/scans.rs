@@ -292,8 +292,13 @@ impl Capture {
                 "the tree could not be looked at: {text}"
             )));
         }
+        // What went while we looked has events that explain it; they are queued by now.
+        self.hear()?;
+        self.look_at_due(true)?;
+        let lost = why == Why::Rolling && self.want_all == Some(Why::Overflow);
+        let explained = why == Why::Overflow || lost;
         let released = std::mem::take(&mut self.options.released);
-        if why != Why::Overflow && !released {
+        if !explained && !released {
             let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
             self.guard(&missing, entries)?;
         }
