@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -306,6 +307,62 @@ fn a_copy_removed_or_replaced_is_held() {
         fs::rename(&state, image.path().join("old state")).unwrap();
         once(0);
         assert_eq!(files(&dst), files(&src));
+    });
+}
+
+#[test]
+fn a_full_copy_is_started_and_makes_room() {
+    lab::in_private_namespace("a_full_copy_is_started_and_makes_room", |lab| {
+        let source = testkit::need!(lab.ext4(128));
+        let backup = testkit::need!(lab.ext4(64));
+        let (src, dst) = (source.dir("src").unwrap(), backup.path().join("dst"));
+        fill(&src, 3);
+        fs::write(src.join("large"), vec![7; 20 << 20]).unwrap();
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        mirror.kill();
+        // Not a byte is left.
+        let filler = fs::File::create(backup.path().join("filler")).unwrap();
+        for piece in [1 << 20, 4096, 1] {
+            while (&filler).write_all(&vec![1; piece]).is_ok() {}
+        }
+        for n in 0..10_000 {
+            if fs::write(backup.path().join(format!("{n}")), "x").is_err() {
+                break;
+            }
+        }
+        fs::remove_file(src.join("large")).unwrap();
+        fs::write(src.join("new"), vec![8; 1 << 20]).unwrap();
+        let once = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert_eq!(once.code, 0, "{once:?}");
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+    });
+}
+
+#[test]
+fn a_state_directory_of_another_user_is_refused() {
+    lab::in_private_namespace("a_state_directory_of_another_user_is_refused", |lab| {
+        let (image, src, dst) = testkit::need!(place(lab));
+        fill(&src, 1);
+        let state = image.dir("dst.fs_mirror").unwrap();
+        std::os::unix::fs::chown(&state, Some(65534), None).unwrap();
+        let ran = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert!(
+            ran.code == 1 && ran.stderr.contains("belongs to another user (65534)"),
+            "{ran:?}"
+        );
+        fs::remove_dir(&state).unwrap();
+        // A link of theirs to a directory of ours.
+        let ours = image.dir("ours").unwrap();
+        std::os::unix::fs::symlink(&ours, &state).unwrap();
+        std::os::unix::fs::lchown(&state, Some(65534), None).unwrap();
+        let ran = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert!(
+            ran.code == 1 && ran.stderr.contains("belongs to another user"),
+            "{ran:?}"
+        );
+        assert_eq!(fs::read_dir(&ours).unwrap().count(), 0);
     });
 }
 

@@ -211,8 +211,17 @@ impl<S: Store> Applier<S> {
         wipe_all(&area.new)
             .and_then(|()| wipe_all(&area.sink))
             .map_err(io("empty the staging area of"))?;
-        let rules =
-            Rules::probe(&area.new, options.owners).map_err(io("try what can be kept in"))?;
+        let tried = store.get(settable::RULES_KEY).map_err(store_error)?;
+        let rules = match Rules::probe(&area.new, options.owners) {
+            Ok(rules) => rules,
+            // So full that nothing can be tried, when what is to be removed would make room: as it was found before.
+            Err(e @ (crate::sys::Errno::NOSPC | crate::sys::Errno::DQUOT)) => tried
+                .as_deref()
+                .and_then(Rules::from_bytes)
+                .filter(|rules| rules.owners == options.owners)
+                .ok_or_else(|| io("try what can be kept in")(e))?,
+            Err(e) => return Err(io("try what can be kept in")(e)),
+        };
         let pending = match store.get(pending::KEY).map_err(store_error)? {
             None => Pending::default(),
             Some(bytes) => {

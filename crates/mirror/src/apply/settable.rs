@@ -14,7 +14,7 @@ use super::{
     Applier, ApplyError, Contents, Failure, Outcome, Recorded, Store, store_error, verify,
 };
 
-const RULES_KEY: &str = "apply.rules";
+pub(super) const RULES_KEY: &str = "apply.rules";
 const RECORDED_KEY: &str = "apply.recorded";
 /// Objects set again at once.
 const SLICE: usize = if cfg!(test) { 3 } else { 1024 };

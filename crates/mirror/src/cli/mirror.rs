@@ -120,6 +120,10 @@ fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
     let lock = if args.dry_run {
         None
     } else {
+        let usual = default_state_dir(&places.dst);
+        if let Ok(link) = fs::symlink_metadata(&usual) {
+            must_be_ours(&usual, link.uid())?;
+        }
         Some(open_state(&places.state_dir)?)
     };
     // Under the lock from here: nobody else writes the configuration.
@@ -348,13 +352,7 @@ fn open_state(state_dir: &Path) -> Result<StateLock, CliError> {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             let meta = fs::metadata(state_dir).map_err(|e| cannot("read", state_dir, &e))?;
-            let me = rustix::process::geteuid();
-            if meta.uid() != me.as_raw() && !me.is_root() {
-                return Err(CliError::failed(format!(
-                    "{} belongs to another user",
-                    show(state_dir)
-                )));
-            }
+            must_be_ours(state_dir, meta.uid())?;
             if meta.mode() & 0o077 != 0 {
                 let only_ours = fs::Permissions::from_mode(0o700);
                 fs::set_permissions(state_dir, only_ours)
@@ -364,6 +362,17 @@ fn open_state(state_dir: &Path) -> Result<StateLock, CliError> {
         Err(e) => return Err(cannot("make", state_dir, &e)),
     }
     Ok(StateLock::take(state_dir)?)
+}
+
+/// Also for root: where others may write beside DST, a directory or a link of theirs would lead us elsewhere.
+fn must_be_ours(state: &Path, uid: u32) -> Result<(), CliError> {
+    if uid == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(CliError::failed(format!(
+        "{} belongs to another user ({uid}): run this as that user, or move it away",
+        show(state)
+    )))
 }
 
 /// Leaves a link where other commands look for the state.

@@ -14,6 +14,7 @@ pub mod going;
 pub mod local;
 mod lost;
 pub mod options;
+mod reserve;
 mod seed;
 pub mod session;
 pub mod status;

@@ -27,6 +27,7 @@ use super::local::place::Place;
 use super::local::{holds_something, outer::hold, told_arrival};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
+use super::reserve;
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
@@ -272,6 +273,7 @@ impl Follower {
         let failed = |what: &str, error: &dyn std::error::Error| {
             RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
         };
+        reserve::give_up(&place.state);
         for dir in ["", "staging"] {
             if let Err(error) = std::fs::create_dir_all(place.state.join(dir)) {
                 return Err(RunError::Failed(anyhow::anyhow!(
@@ -632,6 +634,9 @@ impl Session<'_> {
             if saved.elapsed() > Duration::from_secs(2) {
                 saved = Instant::now();
                 self.follower.persist();
+                if matches!(self.first, First::Following { .. }) {
+                    reserve::take(&self.place.state);
+                }
             }
         }
     }

@@ -20,6 +20,7 @@ use super::control::{StateLock, Until, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
+use super::reserve;
 use super::session::{Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
@@ -347,6 +348,7 @@ impl Mirror {
         let failed = |what: &str, error: &dyn std::error::Error| {
             RunError::Failed(anyhow::anyhow!("{what}: {}", chain(error)))
         };
+        reserve::give_up(&place.state);
         for dir in ["", "staging"] {
             if let Err(error) = std::fs::create_dir_all(place.state.join(dir)) {
                 return Err(RunError::Failed(anyhow::anyhow!(
@@ -652,6 +654,9 @@ impl Mirror {
             if last_saved.elapsed() > Duration::from_secs(2) {
                 last_saved = Instant::now();
                 self.persist();
+                if matches!(first, First::Following { .. }) {
+                    reserve::take(&place.state);
+                }
             }
         }
     }
@@ -753,6 +758,7 @@ impl Mirror {
                     };
                     let status = self.outer.arrived(left);
                     let equal = told_arrival(&*self.ui, &status, left, began);
+                    reserve::take(&self.options.state_dir);
                     if self.options.once || left > 0 {
                         return Ok(Some(End::Done(RunEnd {
                             failed: status.failed_total,
