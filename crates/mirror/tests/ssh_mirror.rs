@@ -495,6 +495,12 @@ fn what_is_ignored_may_be_changed_later() {
     assert_eq!(code, 0, "{said}");
     assert!(bed.dst().join("b.txt").exists());
     assert_eq!(fs::read(bed.dst().join("a.tmp")).unwrap(), b"a.tmp");
+    // Nor does a repair take it away.
+    for line in ["--against=index", "--repair"] {
+        let (code, said) = bed.command(&["verify", line]);
+        assert!(code == 0 && said.contains("no difference"), "{said}");
+    }
+    assert!(bed.dst().join("a.tmp").exists());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::applying::{ApplyLoop, ApplyOrder};
 use super::event::{Event, RunError, Ui};
@@ -24,6 +24,31 @@ pub const ADOPTING_KEY: &str = "adopting";
 pub const LIST: &str = "extras.list";
 /// How many are named at once.
 const NAMED_MAX: usize = 10;
+
+/// What the copy may hold though no record made it: entries that are left out now and were mirrored or adopted before.
+pub struct LeftOut {
+    filter: Filter,
+    dst: PathBuf,
+}
+
+impl LeftOut {
+    pub fn new(options: &MirrorOptions) -> Result<LeftOut, RunError> {
+        Ok(LeftOut {
+            filter: Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?,
+            dst: options.dst.clone(),
+        })
+    }
+
+    pub fn has(&self, difference: &Difference) -> bool {
+        let is_dir = || {
+            let at = self.dst.join(OsStr::from_bytes(&difference.path));
+            at.symlink_metadata().is_ok_and(|meta| meta.is_dir())
+        };
+        difference.what == DifferenceKind::Extra
+            && !self.filter.is_empty()
+            && self.filter.ignored(&difference.path, is_dir())
+    }
+}
 
 /// What became of the extra entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +67,6 @@ pub fn settle(
     ask: bool,
 ) -> Result<Extras, RunError> {
     let state_dir = &options.state_dir;
-    // What is left out stays as it is.
-    let filter = Filter::new(&options.ignore).map_err(|e| RunError::Usage(e.to_string()))?;
-    let ignored = |path: &[u8]| {
-        let at = options.dst.join(OsStr::from_bytes(path));
-        filter.ignored(path, at.symlink_metadata().is_ok_and(|meta| meta.is_dir()))
-    };
     let (found, differences) = crossbeam_channel::unbounded();
     let (done, verified) = crossbeam_channel::bounded(1);
     let _ = apply.orders.send(ApplyOrder::Verify {
@@ -58,7 +77,6 @@ pub fn settle(
     let mut extras: Vec<Difference> = differences
         .iter()
         .filter(|difference| difference.what == DifferenceKind::Extra)
-        .filter(|difference| !ignored(&difference.path))
         .collect();
     match verified.recv() {
         Ok(Ok(())) => {}

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use mirror_core::guard::{Alarm, Flow, Window};
 use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
 
-use super::adopt::ADOPTING_KEY;
+use super::adopt::{ADOPTING_KEY, LeftOut};
 use super::control::Until;
 use super::differing::Differing;
 use super::event::{Event, Ui};
@@ -172,6 +172,8 @@ pub struct ApplySetup {
     pub contents: Arc<dyn Contents + Send + Sync>,
     pub on_mass_change: OnMassChange,
     pub ui: Arc<dyn Ui>,
+    /// Stays in the copy as it is.
+    pub left_out: LeftOut,
     pub verbose: bool,
     /// An operator let a mass change go on: what is in the log now passes the guard.
     pub released: bool,
@@ -225,6 +227,7 @@ impl ApplyLoop {
                     contents: setup.contents,
                     on_mass_change: setup.on_mass_change,
                     ui: setup.ui,
+                    left_out: setup.left_out,
                     verbose: setup.verbose,
                     applied: shared.clone(),
                     orders: taken,
@@ -279,6 +282,7 @@ struct Running {
     contents: Arc<dyn Contents + Send + Sync>,
     on_mass_change: OnMassChange,
     ui: Arc<dyn Ui>,
+    left_out: LeftOut,
     verbose: bool,
     applied: Arc<Applied>,
     orders: Receiver<ApplyOrder>,
@@ -530,7 +534,11 @@ impl Running {
 
     fn verify(&mut self, content: bool, found: Sender<Difference>) -> Result<(), ApplyError> {
         let mut differing = Differing::default();
+        let left_out = &self.left_out;
         self.applier.verify(content, &mut |difference| {
+            if left_out.has(&difference) {
+                return;
+            }
             // What is owed anyway is listed as failed already.
             if difference.what != DifferenceKind::Pending {
                 differing.add(&difference);

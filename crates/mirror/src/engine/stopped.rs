@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::adopt::LeftOut;
 use super::applying::{chain, root_or};
 use super::control::{
     Against, Client, ClientError, ControlError, Stop, VerifyEnd, VerifyLine, VerifyOptions,
@@ -137,6 +138,7 @@ fn against_index(
             "the mirror was not stopped cleanly: what was done in its last moments may be listed as different".into(),
         ));
     }
+    let left_out = LeftOut::new(options)?;
     let mut end = VerifyEnd {
         entries: stats.entries,
         bytes: stats.bytes,
@@ -146,6 +148,9 @@ fn against_index(
         .verify(true, &mut |difference| {
             if difference.what == DifferenceKind::Pending {
                 end.unknown += 1;
+                return;
+            }
+            if left_out.has(&difference) {
                 return;
             }
             end.different += 1;

@@ -733,6 +733,7 @@ impl Session<'_> {
             seeding: false,
             released: self.follower.released,
             looking: false,
+            left_out: adopt::LeftOut::new(options)?,
             verbose: options.output.verbose,
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;

@@ -459,6 +459,7 @@ impl Mirror {
             released: released == Some(HoldReason::MassChange),
             looking: released.is_some(),
             seeding,
+            left_out: adopt::LeftOut::new(&self.options)?,
             verbose: self.options.output.verbose,
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
