@@ -43,8 +43,15 @@ impl Stop {
 
     /// Sleeps at most so long (a signal may cut it short); true: a stop was asked for.
     pub fn wait(&self, at_most: Duration) -> bool {
-        let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
-        matches!(poll(&mut fds, Some(&timespec(at_most))), Ok(n) if n > 0)
+        let look = |at_most| {
+            let mut fds = [PollFd::new(&self.fd, PollFlags::IN)];
+            poll(&mut fds, Some(&timespec(at_most)))
+        };
+        match look(at_most) {
+            // Cut short, perhaps by the very signal that asked.
+            Err(rustix::io::Errno::INTR) => matches!(look(Duration::ZERO), Ok(1..)),
+            looked => matches!(looked, Ok(1..)),
+        }
     }
 
     /// To poll along with other descriptors: readable once a stop was asked for. Never read from it.
