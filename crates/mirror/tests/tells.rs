@@ -295,6 +295,35 @@ fn a_damaged_log_is_named_with_the_way_out() {
 }
 
 #[test]
+fn a_log_that_ends_before_what_the_copy_holds_is_never_called_torn() {
+    for part in [1, 3, 5, 7] {
+        let (place, ran) = hurt(|state| {
+            let file = only_file(state.join("log"));
+            change(&file, |bytes| {
+                bytes.truncate(128 + (bytes.len() - 128) * part / 8);
+            });
+        });
+        let last = ran.stderr.lines().last().unwrap();
+        assert!(
+            ran.code == 1
+                && last.contains("the log is damaged: the copy's index stands at ")
+                && last.contains("Start with --adopt: "),
+            "{part}: {ran:?}"
+        );
+        assert!(!ran.stderr.contains("never acknowledged"), "{ran:?}");
+        // It stays so, however often it is tried.
+        let again = place.run("mirror src dst --once");
+        assert!(
+            again.code == 1 && again.stderr.contains("the copy's index stands at "),
+            "{again:?}"
+        );
+        let ran = place.run("mirror src dst --once --adopt");
+        assert_eq!(ran.code, 0, "{ran:?}");
+        place.equal();
+    }
+}
+
+#[test]
 fn a_damaged_index_is_made_again() {
     type Hurt<'a> = &'a dyn Fn(&std::path::Path);
     let table: [(Hurt, &str); 5] = [

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use mirror_core::Position;
+
 use super::applying::chain;
 use super::session::show;
 use super::status::Stamp;
@@ -19,6 +21,9 @@ const OF_ONE_LOG: [&str; 6] = [
     "content",
     "log",
 ];
+
+/// Logs and indexes that were put aside; the oldest go. What was in the copy is not among them.
+const ASIDE_MAX: usize = 8;
 
 /// Why log and index can't be used, if beginning anew by comparing is the way out of it.
 pub fn lost_log(error: &LogError) -> Option<String> {
@@ -56,12 +61,23 @@ pub fn with_adopt(reason: &str, state_dir: &Path) -> String {
     )
 }
 
+/// The notice that something was cut off the log's end. `ends_early`: an index knows of records that came after it.
+pub fn cut(bytes: u64, ends_early: bool) -> String {
+    if ends_early {
+        return format!(
+            "the log's end is lost; {bytes} bytes of a group without an end were cut off"
+        );
+    }
+    format!("the log's torn tail was cut off ({bytes} bytes, never acknowledged)")
+}
+
 /// Log, contents and indexes move aside.
 pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
     let base = state_dir.join("divergence");
     std::fs::create_dir_all(&base)?;
     let aside = base.join(Stamp::now().to_string());
     std::fs::create_dir(&aside)?;
+    forget_oldest(&base)?;
     for name in OF_ONE_LOG {
         match std::fs::rename(state_dir.join(name), aside.join(name)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
@@ -69,6 +85,19 @@ pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
         }
     }
     Ok(aside)
+}
+
+/// Their names are times.
+fn forget_oldest(base: &Path) -> std::io::Result<()> {
+    let mut aside: Vec<PathBuf> = std::fs::read_dir(base)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    aside.sort();
+    let over = aside.len().saturating_sub(ASIDE_MAX);
+    aside
+        .iter()
+        .take(over)
+        .try_for_each(std::fs::remove_dir_all)
 }
 
 /// Why the copy's rows and the log can't be of one history, if they can't. `None` for the log: there is none.
@@ -89,12 +118,19 @@ pub fn misfit(rows: &Index, log: Option<(&LogReader, [u8; 16])>) -> Option<Strin
         }
         (Some((reader, _)), Some(mark)) => match reader.head_at(mark.position) {
             Ok(Some(head)) if head == mark.head => None,
-            Ok(_) | Err(LogError::Beyond { .. }) => Some(format!(
-                "the log is damaged: the copy's index stands at {}, which is not in it (any more)",
-                mark.position
-            )),
+            Ok(_) | Err(LogError::Beyond { .. }) => Some(not_in_it(mark.position, reader)),
             Err(error) => Some(format!("the log can't be read: {}", chain(&error))),
         },
+    }
+}
+
+fn not_in_it(position: Position, reader: &LogReader) -> String {
+    let stands = format!("the log is damaged: the copy's index stands at {position}");
+    match reader.tail().durable() {
+        Some(end) if end.position < position => {
+            format!("{stands}, and the log ends at {} already", end.position)
+        }
+        _ => format!("{stands}, which is not in it (any more)"),
     }
 }
 
@@ -105,4 +141,25 @@ pub fn rebuilt(error: &IndexError, aside: &Path) -> String {
         chain(error),
         show(aside)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_aside_does_not_pile_up() {
+        let state = tempfile::tempdir().unwrap();
+        let mut last = PathBuf::new();
+        for n in 0..ASIDE_MAX + 3 {
+            std::fs::write(state.path().join("index"), n.to_string()).unwrap();
+            last = give_up_state(state.path()).unwrap();
+            // Their names are times.
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        let kept = std::fs::read_dir(state.path().join("divergence")).unwrap();
+        assert_eq!(kept.count(), ASIDE_MAX);
+        let newest = std::fs::read_to_string(last.join("index")).unwrap();
+        assert_eq!(newest, (ASIDE_MAX + 2).to_string());
+    }
 }

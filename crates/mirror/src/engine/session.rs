@@ -106,8 +106,11 @@ impl Session {
     pub fn open(setup: SessionSetup) -> Result<Session, SessionError> {
         let mut notices = Vec::new();
         let tree = Arc::new(SourceTree::open_with(&setup.source, &setup.capture.cross)?);
-        let (log, fresh) = open_log(&setup, &mut notices)?;
-        let mut index = open_index(&setup, &log, fresh, &mut notices)?;
+        let (log, found) = open_log(&setup)?;
+        let (mut index, ends_early) = open_index(&setup, &log, found.is_none(), &mut notices)?;
+        if let Some(cut_bytes) = found.filter(|cut_bytes| *cut_bytes > 0) {
+            notices.insert(0, super::lost::cut(cut_bytes, ends_early));
+        }
         know_root(
             &mut index,
             &tree,
@@ -204,18 +207,10 @@ impl Session {
     }
 }
 
-/// True: it was made just now.
-fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<(Log, bool), SessionError> {
+/// The log, and how much was cut off its end; `None`: it was made just now.
+fn open_log(setup: &SessionSetup) -> Result<(Log, Option<u64>), SessionError> {
     match Log::open(setup.disk.clone(), setup.log_options.clone()) {
-        Ok((log, recovered)) => {
-            if recovered.cut_bytes > 0 {
-                notices.push(format!(
-                    "the log's torn tail was cut off ({} bytes, never acknowledged)",
-                    recovered.cut_bytes
-                ));
-            }
-            Ok((log, false))
-        }
+        Ok((log, recovered)) => Ok((log, Some(recovered.cut_bytes))),
         Err(LogError::Absent) => {
             let random = |what| move |e| SessionError::Other(format!("cannot make {what}: {e}"));
             let tree = random_id().map_err(random("a tree id"))?;
@@ -227,21 +222,23 @@ fn open_log(setup: &SessionSetup, notices: &mut Vec<String>) -> Result<(Log, boo
                 claim,
                 now_ns(),
             )?;
-            Ok((log, true))
+            Ok((log, None))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// The index as of the log's end: opened, or, if it is lost, damaged or of another log, made again from the log.
+/// The index as of the log's end: opened, or, if it is lost, damaged or of another log, made again from the log. True: the
+/// log ends before what the old one stood at.
 fn open_index(
     setup: &SessionSetup,
     log: &Log,
     fresh: bool,
     notices: &mut Vec<String>,
-) -> Result<Index, SessionError> {
+) -> Result<(Index, bool), SessionError> {
     let reader = log.reader();
     let mut why = None;
+    let mut ends_early = false;
     let mut index = match Index::open(&setup.index, setup.index_options.clone()) {
         Ok((index, opened)) => {
             if opened.created && !fresh {
@@ -256,6 +253,7 @@ fn open_index(
                 && reader.head_at(mark.position)? != Some(mark.head)
                 && reader.first() <= mark.position
             {
+                ends_early = log.end().is_none_or(|end| end.position < mark.position);
                 why = Some(format!(
                     "it contains {}, which the log does not",
                     mark.position
@@ -281,7 +279,7 @@ fn open_index(
     }
     index.set_tree(log.tree());
     replay(&mut index, &reader, log.end().map(|end| end.position))?;
-    Ok(index)
+    Ok((index, ends_early))
 }
 
 /// Brings rows up to the log's end.
