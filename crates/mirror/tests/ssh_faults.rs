@@ -5,6 +5,7 @@ mod ssh_support;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -152,6 +153,60 @@ fn a_link_that_falls_silent_is_dead_after_the_timeout() {
     bed.equal();
     kill9(frozen);
     stop(follower);
+}
+
+/// Of the one segment below this state so many eighths are left, its header besides.
+fn cut_log(state: &Path, eighths: u64) {
+    let mut segments = fs::read_dir(state.join("log")).unwrap();
+    let segment = segments.next().unwrap().unwrap().path();
+    assert!(segments.next().is_none());
+    let file = fs::File::options().write(true).open(&segment).unwrap();
+    let records = file.metadata().unwrap().len() - 128;
+    file.set_len(128 + records * eighths / 8).unwrap();
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_compared_anew_on_either_side() {
+    let bed = Bed::new();
+    bed.populate(60, 17);
+    assert_eq!(bed.mirror_once(&FOLLOW).0, 0);
+    for eighths in [0, 1, 3, 5, 7] {
+        fs::write(bed.src().join("a"), eighths.to_string()).unwrap();
+        cut_log(&bed.path("dst.fs_mirror"), eighths);
+        let (code, said) = bed.mirror_once(&FOLLOW);
+        assert!(
+            code == 0
+                && said.contains("the log is damaged: the copy's index stands at ")
+                && said.contains(". All is compared again, "),
+            "{eighths}: {said}"
+        );
+        assert!(!said.contains("never acknowledged"), "{said}");
+        bed.equal();
+    }
+    for eighths in [3, 6] {
+        for pid in bed.daemons() {
+            signal(pid, Signal::TERM);
+        }
+        bed.wait("the daemon ends", || bed.daemons().is_empty());
+        let states: Vec<_> = fs::read_dir(bed.states()).unwrap().flatten().collect();
+        let state = states
+            .iter()
+            .map(|entry| entry.path())
+            .find(|path| path.join("log").is_dir())
+            .unwrap();
+        cut_log(&state, eighths);
+        fs::write(bed.src().join("b"), eighths.to_string()).unwrap();
+        let (code, said) = bed.mirror_once(&FOLLOW);
+        assert!(
+            code == 0
+                && said.contains("has another history")
+                && said.contains(". All is compared again, "),
+            "{eighths}: {said}"
+        );
+        bed.equal();
+        let told = fs::read_to_string(state.join("daemon.log")).unwrap();
+        assert!(!told.contains("never acknowledged"), "{told}");
+    }
 }
 
 #[test]

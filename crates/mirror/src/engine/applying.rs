@@ -34,6 +34,8 @@ const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// First wait before what failed is tried again; doubled up to a minute. From the start again when more fails.
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 60_000;
+/// How often records that contradict the copy's rows are tried: not even time heals that.
+const MISFIT_TRIES_MAX: u32 = 3;
 /// Things moved aside that are named, each in a line.
 const ASIDE_TOLD_MAX: u64 = 10;
 
@@ -67,6 +69,8 @@ pub struct ApplyStatus {
     pub alarm_gone: u64,
     /// The loop is over, for this reason.
     pub ended: Option<String>,
+    /// And the reason is that the log's records contradict the copy's rows.
+    pub misfit: bool,
 }
 
 impl Applied {
@@ -274,6 +278,12 @@ impl ApplyLoop {
     pub fn is_running(&self) -> bool {
         !self.thread.is_finished()
     }
+
+    /// Why it does not run any more, and whether records that contradict the copy's rows are the reason.
+    pub fn why_ended(&self) -> (String, bool) {
+        let state = self.applied.lock();
+        (state.ended.clone().unwrap_or_default(), state.misfit)
+    }
 }
 
 struct Running {
@@ -367,6 +377,11 @@ impl Running {
                     // Nothing moved: the same records come again. A disk that is full may have room later.
                     tries += 1;
                     let text = chain(&error);
+                    let misfit = matches!(error, ApplyError::Records(_));
+                    if misfit && tries >= MISFIT_TRIES_MAX {
+                        self.applied.update(|status| status.misfit = true);
+                        return Err(text);
+                    }
                     if matches!(error, ApplyError::Unfinished) || tries > 1000 {
                         return Err(text);
                     }

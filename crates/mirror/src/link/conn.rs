@@ -32,6 +32,9 @@ pub enum LinkError {
     Message(MessageError),
     #[error("the other side said nothing for {} s", .0.as_secs())]
     Silent(Duration),
+    /// It may have said that it is there, but nothing that was to be said.
+    #[error("the other side did not come to the point within {} s", .0.as_secs())]
+    Late(Duration),
     #[error("the connection was closed")]
     Closed,
     #[error("the other side ended the connection: {0}")]
@@ -129,6 +132,11 @@ pub struct Waiting {
     limit_ms: AtomicU64,
     /// The pulse gave up on the peer.
     silent: AtomicBool,
+    /// When the handshake must be over, counted likewise; 0: it is. What comes meanwhile does not matter.
+    due_ms: AtomicU64,
+    /// For how long it was waited for.
+    due_after_ms: AtomicU64,
+    late: AtomicBool,
 }
 
 impl Waiting {
@@ -138,7 +146,14 @@ impl Waiting {
             since_ms: AtomicU64::new(0),
             limit_ms: AtomicU64::new(HANDSHAKE_S_MAX * 1000),
             silent: AtomicBool::new(false),
+            due_ms: AtomicU64::new(HANDSHAKE_S_MAX * 1000),
+            due_after_ms: AtomicU64::new(HANDSHAKE_S_MAX * 1000),
+            late: AtomicBool::new(false),
         }
+    }
+    fn is_late(&self) -> bool {
+        let due = self.due_ms.load(Ordering::Acquire);
+        due > 0 && self.now_ms() >= due
     }
     fn now_ms(&self) -> u64 {
         self.began.elapsed().as_millis() as u64 + 1
@@ -199,6 +214,10 @@ impl Incoming {
             Err(_) if self.waiting.silent.load(Ordering::Acquire) => {
                 Err(LinkError::Silent(self.waiting.limit()))
             }
+            Err(_) if self.waiting.late.load(Ordering::Acquire) => {
+                let after = self.waiting.due_after_ms.load(Ordering::Acquire);
+                Err(LinkError::Late(Duration::from_millis(after)))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -218,7 +237,8 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// A peer may be silent for [`HANDSHAKE_S_MAX`] until both agree on something else. `beat`: `None` leaves one out.
+    /// A peer may be silent for [`HANDSHAKE_S_MAX`] until both agree on something else, and by then the handshake must be
+    /// over ([`Pulse::handshake`]). `beat`: `None` leaves one out.
     pub fn start(
         outgoing: &Arc<Outgoing>,
         incoming: &Incoming,
@@ -254,6 +274,11 @@ impl Pulse {
                     out.close();
                     return;
                 }
+                if waiting.is_late() {
+                    waiting.late.store(true, Ordering::Release);
+                    out.close();
+                    return;
+                }
             }
         };
         let thread = |name: &str| std::thread::Builder::new().name(name.into());
@@ -266,6 +291,14 @@ impl Pulse {
     pub fn agree(&self, silent_max: Duration) {
         let ms = silent_max.as_millis() as u64;
         self.waiting.limit_ms.store(ms, Ordering::Release);
+    }
+
+    /// The handshake may go on for so long from now; `None`: it is over.
+    pub fn handshake(&self, at_most: Option<Duration>) {
+        let ms = at_most.map_or(0, |at_most| at_most.as_millis() as u64);
+        let due = at_most.map_or(0, |_| self.waiting.now_ms().saturating_add(ms));
+        self.waiting.due_after_ms.store(ms, Ordering::Release);
+        self.waiting.due_ms.store(due, Ordering::Release);
     }
 }
 

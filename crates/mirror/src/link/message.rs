@@ -16,6 +16,8 @@ pub const PROTOCOL_MIN: u32 = 1;
 pub const PIECE_BYTES: usize = 256 << 10;
 /// Contents gathered into one `Contents` before it is sent; one content more may be in it.
 pub const CONTENTS_BYTES: usize = 256 << 10;
+/// Contents that may travel before the records that need them, all together.
+pub const AHEAD_BYTES_MAX: u64 = 256 << 20;
 /// A content up to here travels before its record; a larger one is asked for.
 pub const SMALL_BYTES_MAX: u64 = 256 << 10;
 

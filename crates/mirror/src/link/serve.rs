@@ -15,8 +15,8 @@ use mirror_core::{Digest, ObjectId, Position, Record};
 use super::cache::{CacheReader, ContentCache};
 use super::conn::{Incoming, LinkError, Outgoing, Pulse, silence};
 use super::message::{
-    self as say, Block, CONTENTS_BYTES, Cause, Message, PIECE_BYTES, PROTOCOL, PROTOCOL_MIN,
-    SMALL_BYTES_MAX,
+    self as say, AHEAD_BYTES_MAX, Block, CONTENTS_BYTES, Cause, Message, PIECE_BYTES, PROTOCOL,
+    PROTOCOL_MIN, SMALL_BYTES_MAX,
 };
 use super::report::{BarrierReport, Fit, Report};
 use crate::capture::state::{Barrier, Order};
@@ -155,6 +155,8 @@ pub fn serve(
         return Err(LinkError::Nonsense("it did not say hello".into()));
     };
     pulse.agree(silence(hello.timeout_ms));
+    // From here on it is for us to say something.
+    pulse.handshake(None);
     if hello.protocol < PROTOCOL_MIN || hello.protocol_min > PROTOCOL || hello.role != "follower" {
         let reason = format!(
             "mirrord {} here speaks protocol {PROTOCOL_MIN} to {PROTOCOL}, and the other side ({}) {} to {} as {}",
@@ -539,6 +541,10 @@ impl<'a> Connection<'a> {
                     continue;
                 };
                 if content.bytes == 0 || records_only || batch.sent.contains(&content.digest) {
+                    continue;
+                }
+                let bytes = stored_bytes(content);
+                if bytes.saturating_add(batch.content_bytes as u64) > AHEAD_BYTES_MAX {
                     continue;
                 }
                 if let Some(place) = record.content

@@ -86,14 +86,6 @@ impl Memory {
         }
     }
 
-    /// Contents whose records never came.
-    pub fn forget(&self, digests: &[Digest]) {
-        let mut state = self.lock();
-        for digest in digests {
-            state.give_up(digest);
-        }
-    }
-
     fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         self.lock()
             .by_digest
@@ -124,7 +116,7 @@ pub struct WireContents {
     pub stopping: Arc<AtomicBool>,
 }
 
-fn is_it(bytes: &[u8], content: &Content) -> bool {
+pub fn is_it(bytes: &[u8], content: &Content) -> bool {
     bytes.len() as u64 == stored_bytes(content) && {
         let mut hash = hasher(content.bytes, &content.data);
         hash.update(bytes);
@@ -342,7 +334,8 @@ mod tests {
         let big = vec![0; MEMORY_BYTES_MAX / 2];
         assert!(memory.put(digest(1), &big) && memory.put(digest(2), &big));
         assert!(!memory.put(digest(3), b"x"));
-        memory.forget(&[digest(1)]);
+        memory.belong(vec![digest(1)], at(1));
+        memory.applied(at(1));
         assert!(memory.put(digest(3), b"x"));
     }
 }

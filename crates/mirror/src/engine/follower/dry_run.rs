@@ -9,12 +9,11 @@ use std::fs::{self, DirBuilder, Metadata};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use mirror_core::model::apply_group;
 use mirror_core::{Digest, Kind, Name, Object, ObjectId, Position, Record, codec, escape};
 
-use super::receive::{RECORDS_BYTES_MAX, hello, timeout_ms};
+use super::receive::{RECORDS_BYTES_MAX, TYPING, handshake_max, hello, timeout_ms};
 use super::ssh::{Far, Peer};
 use crate::engine::applying::chain;
 use crate::engine::event::{Event, RunEnd, RunError, Ui};
@@ -117,7 +116,8 @@ fn fetch(
     })
     .map_err(|_| LinkError::Closed)?;
     if far.terminal {
-        pulse.agree(Duration::from_secs(180));
+        pulse.agree(TYPING);
+        pulse.handshake(Some(TYPING));
     }
     let refused = |no: say::Refused| {
         let line = format!("{host}: {}", escaped(&no.reason));
@@ -131,6 +131,7 @@ fn fetch(
     let mut frames = Vec::new();
     let (mut head, mut reached) = (codec::GENESIS, None);
     let mut until: Option<(Option<Position>, u64)> = None;
+    let mut welcome = false;
     loop {
         if options.stop.requested() {
             return Err(Stopped::Asked);
@@ -140,8 +141,14 @@ fn fetch(
         {
             return Ok(unlisted);
         }
-        match incoming.next_message()? {
+        let message = incoming.next_message()?;
+        if welcome && !matches!(message, Message::Heartbeat(_)) {
+            pulse.handshake(None);
+        }
+        match message {
             Message::Welcome(_) => {
+                welcome = true;
+                pulse.handshake(Some(handshake_max(options)));
                 pulse.agree(silence(timeout_ms(options)));
                 out.send(say::Follow {
                     after: None,

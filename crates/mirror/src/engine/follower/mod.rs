@@ -3,6 +3,7 @@
 //! As in a mirror on one host the outer loop owns lock and socket, and opens and closes sessions: the copy, its log,
 //! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
 
+mod arriving;
 mod begin;
 mod contents;
 mod dry_run;
@@ -12,6 +13,7 @@ mod ssh;
 mod verify;
 mod wire;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +49,9 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// Rounds in which `--once` waits for what failed at first.
 const ONCE_ROUNDS: u32 = 3;
 
+/// So often all is compared anew at once; then `--once` ends, and another mirror takes its time.
+const RESTARTS_MAX: u32 = 3;
+const RESTARTED_WAIT: Duration = Duration::from_secs(60);
 /// Kept with the rows: what of the tree the log is of.
 const VARIANT_KEY: &str = "variant";
 
@@ -105,6 +110,8 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         lock: Some(lock),
         released: released.is_some_and(|hold| hold.reason == HoldReason::MassChange),
         comparing: false,
+        restarts: 0,
+        contradicted: Cell::new(false),
         ever: false,
     }
     .run()
@@ -120,6 +127,10 @@ struct Follower {
     released: bool,
     /// Log and index were given up: DST is ours all the same.
     comparing: bool,
+    /// How often this process began again by comparing.
+    restarts: u32,
+    /// Begun again because the records contradicted the rows.
+    contradicted: Cell<bool>,
     /// A session has run.
     ever: bool,
 }
@@ -184,7 +195,24 @@ impl Follower {
                     control = self.serve()?;
                     self.ui.event(Event::Released);
                 }
+                End::Restart(reason) if self.restarts >= RESTARTS_MAX && self.options.once => {
+                    self.finish(State::Failed {
+                        reason: reason.clone(),
+                    });
+                    return Err(RunError::Failed(anyhow::anyhow!(reason)));
+                }
                 End::Restart(reason) => {
+                    // Whoever makes us begin again at once does so again.
+                    if self.restarts >= RESTARTS_MAX {
+                        self.hub.set_state(State::Failed {
+                            reason: reason.clone(),
+                        });
+                        self.persist();
+                        if self.options.stop.wait(RESTARTED_WAIT) {
+                            return Ok(stopped);
+                        }
+                    }
+                    self.restarts += 1;
                     let aside = lost::give_up_state(&self.options.state_dir).map_err(|e| {
                         RunError::Failed(anyhow::anyhow!(
                             "cannot move the old log aside in {}: {e}",
@@ -286,14 +314,10 @@ impl Follower {
             RealDisk::open(&place.state)
                 .map_err(|e| failed("cannot open the state directory", &e))?,
         );
+        let mut cut_bytes = 0;
         let log = match Log::open(disk.clone(), LogOptions::default()) {
             Ok((log, recovered)) => {
-                if recovered.cut_bytes > 0 {
-                    self.ui.event(Event::Notice(format!(
-                        "the log's torn tail was cut off ({} bytes, never acknowledged)",
-                        recovered.cut_bytes
-                    )));
-                }
+                cut_bytes = recovered.cut_bytes;
                 Some(log)
             }
             Err(LogError::Absent) => None,
@@ -321,6 +345,9 @@ impl Follower {
         if let Some(reason) = lost::misfit(&rows, of) {
             drop((rows, reader, log));
             return Ok(End::Restart(reason));
+        }
+        if cut_bytes > 0 {
+            self.ui.event(Event::Notice(lost::cut(cut_bytes, false)));
         }
         let fresh = rows.mark().is_none();
         let holds = holds_something(&place.dst);
@@ -601,7 +628,11 @@ impl Session<'_> {
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
                 if !apply.is_running() {
-                    let reason = apply.applied.lock().ended.clone().unwrap_or_default();
+                    let (reason, misfit) = apply.why_ended();
+                    // Once that is a reason to begin again; a worker whose log can't be true has no better one.
+                    if misfit && !self.follower.contradicted.replace(true) {
+                        return Ok(End::Restart(reason));
+                    }
                     return Ok(End::Retry(format!("apply stopped: {reason}")));
                 }
                 let (applied, needed) = {

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use mirror_core::{ContentRef, Digest, escape};
+use mirror_core::{Content, ContentRef, Digest, escape};
 
+use super::arriving::{Arriving, Full, room};
 use super::contents::Memory;
 use super::hub::Hub;
 use super::ssh::{BackOff, Far};
@@ -20,7 +21,7 @@ use crate::engine::applying::chain;
 use crate::engine::event::{Event, RunError};
 use crate::engine::options::MirrorOptions;
 use crate::engine::seed;
-use crate::link::conn::{Incoming, escaped, silence};
+use crate::link::conn::{HANDSHAKE_S_MAX, Incoming, escaped, silence};
 use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
 use crate::link::serve::{hostname, now_ns};
 use crate::link::{LinkError, Outgoing, Pulse};
@@ -28,10 +29,8 @@ use crate::log::{End, GROUP_BYTES_MAX, Log, LogError, LogOptions};
 
 /// Records that came and are not whole groups yet. A worker gathers little more than one group.
 pub const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
-/// Contents that came and whose records did not, by number: their bytes lie in memory or in the log's segments.
-const PENDING_MAX: usize = 1 << 20;
 /// How long a person may take to type a password or to check a key.
-const TYPING: Duration = Duration::from_secs(180);
+pub const TYPING: Duration = Duration::from_secs(180);
 /// With `--once` a link that broke is tried again for so long.
 const ONCE_TRIES: Duration = Duration::from_secs(60);
 
@@ -91,6 +90,7 @@ impl Receiver {
     pub fn run(mut self) -> Ended {
         let mut back_off = BackOff::default();
         let mut broken_since: Option<Instant> = None;
+        let mut reached = self.reached();
         loop {
             if self.stopped() {
                 return Ended::Stopped;
@@ -103,7 +103,8 @@ impl Receiver {
                 Err(None) => self.hub.last_reason(),
             };
             let connected = self.hub.disconnected(&reason);
-            if connected {
+            let before = std::mem::replace(&mut reached, self.reached());
+            if connected && (before != reached || began.elapsed() >= ONCE_TRIES) {
                 // It worked a moment ago: begin with short waits.
                 back_off.reset();
                 broken_since = Some(Instant::now());
@@ -124,6 +125,10 @@ impl Receiver {
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
+    }
+
+    fn reached(&self) -> Option<End> {
+        lock(&self.log).as_ref().and_then(Log::end)
     }
 
     fn stopped(&self) -> bool {
@@ -176,6 +181,13 @@ impl Receiver {
                 } else {
                     self.far.why(&error, ended, &said)
                 };
+                // Whoever breaks the protocol does so again.
+                if self.options.once
+                    && self.hub.is_connected()
+                    && let Some(error) = hopeless(&error, &reason)
+                {
+                    return Err(Some(Ended::Fatal(error)));
+                }
                 self.hub.set_reason(reason);
                 Err(None)
             }
@@ -196,10 +208,11 @@ impl Receiver {
         if self.far.terminal {
             // Somebody may be typing a password.
             pulse.agree(TYPING);
+            pulse.handshake(Some(TYPING));
         }
         let broken = match self.shake_hands(outgoing, &mut incoming, &pulse) {
             Ok(link) => {
-                let broken = self.follow(&link, &mut incoming);
+                let broken = self.follow(&link, &mut incoming, &pulse);
                 self.hub.links.set(None);
                 broken
             }
@@ -224,10 +237,15 @@ impl Receiver {
                     return Err(Broken::Refused(Cause::of(no.cause), no.reason));
                 }
                 Message::Heartbeat(_) => {}
-                Message::Report(report) => self.hub.report(&report.json, &self.far.host)?,
+                Message::Report(report) => {
+                    self.hub.report(&report.json, &self.far.host)?;
+                    self.not_yet(pulse)?;
+                }
                 other => return Err(nonsense(&other)),
             }
         };
+        // A heartbeat alone is not what it promises.
+        pulse.handshake(Some(handshake_max(&self.options)));
         pulse.agree(silence(timeout_ms(&self.options)));
         if !(PROTOCOL_MIN..=PROTOCOL).contains(&welcome.protocol) {
             return Err(Broken::Ended(Ended::Fatal(RunError::Failed(
@@ -253,6 +271,25 @@ impl Receiver {
             link.follow(log.end(), self.options.bwlimit)?;
         }
         Ok(link)
+    }
+
+    /// Nothing is served now: a person must do something there first.
+    fn not_yet(&self, pulse: &Pulse) -> Result<(), Broken> {
+        let report = self.hub.known_report();
+        if self.options.once
+            && let Some(hold) = report.hold
+        {
+            return Err(Broken::Ended(Ended::Fatal(RunError::Held(hold))));
+        }
+        if self.options.once && report.paused {
+            return Err(Broken::Ended(Ended::Fatal(RunError::Busy(format!(
+                "capture is paused on {}: `mirrord resume` there lets it go on",
+                escape(self.far.host.as_bytes())
+            )))));
+        }
+        let rests = report.hold.is_some() || report.paused;
+        pulse.handshake((!rests).then(|| handshake_max(&self.options)));
+        Ok(())
     }
 
     /// The log of the tree that is served; what to follow after. `None`: nothing is to be followed yet, the tree came
@@ -303,24 +340,25 @@ impl Receiver {
         }
     }
 
-    fn follow(&mut self, link: &Arc<Link>, incoming: &mut Incoming) -> Broken {
+    fn follow(&mut self, link: &Arc<Link>, incoming: &mut Incoming, pulse: &Pulse) -> Broken {
         let mut coming = Coming::default();
-        let broken = loop {
+        loop {
             let message = match incoming.next_message() {
                 Ok(message) => message,
-                Err(error) => break Broken::Link(error),
+                Err(error) => return Broken::Link(error),
             };
+            if !matches!(message, Message::Heartbeat(_)) {
+                pulse.handshake(None);
+            }
             let done = match link.answer(message) {
                 Ok(Some(message)) => self.take(message, link, &mut coming),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error.into()),
             };
             if let Err(broken) = done {
-                break broken;
+                return broken;
             }
-        };
-        self.memory.forget(&coming.in_memory);
-        broken
+        }
     }
 
     fn take(
@@ -409,31 +447,28 @@ impl Receiver {
                 BufWriter::new(file.map_err(|e| self.cannot_seed(&e))?)
             }
         };
-        let put = seed::put_group(&mut file, &std::mem::take(&mut coming.group));
+        let group = std::mem::take(&mut coming.group);
+        let before = coming.seed_bytes;
+        coming.seed_bytes += group.len() as u64;
+        room(&self.options.state_dir, before, coming.seed_bytes)
+            .map_err(|what| Broken::Ended(Ended::Local(what)))?;
+        let put = seed::put_group(&mut file, &group);
         put.map_err(|e| self.cannot_seed(&e))?;
         coming.seed = Some(file);
         Ok(())
     }
 
     fn contents(&self, contents: say::Contents, coming: &mut Coming) -> Result<(), Broken> {
-        let store = match &*lock(&self.log) {
-            Some(log) => log.content(),
-            None => return Ok(()),
-        };
+        let arriving = coming
+            .arriving
+            .get_or_insert_with(|| Arriving::new(&self.options.state_dir));
         for block in contents.blocks {
-            let digest = Digest(block.digest);
-            if !contents.kept && self.memory.put(digest, &block.bytes) {
-                coming.in_memory.push(digest);
-            } else {
-                // Whether they are the right bytes is seen when they are used.
-                let place = store
-                    .put(&block.bytes)
-                    .map_err(|e| Broken::Ended(Ended::Local(chain(&e))))?;
-                coming.places.insert(digest, place);
-            }
-        }
-        if coming.places.len() + coming.in_memory.len() > PENDING_MAX {
-            return Err(LinkError::Nonsense("contents come without records".into()).into());
+            arriving
+                .put(block, contents.kept)
+                .map_err(|full| match full {
+                    Full::TooMuch(what) => Broken::Link(LinkError::Nonsense(what)),
+                    Full::NoRoom(what) => Broken::Ended(Ended::Local(what)),
+                })?;
         }
         Ok(())
     }
@@ -441,7 +476,9 @@ impl Receiver {
     /// Whole groups into the log, durable, then acknowledged.
     fn append(&self, link: &Link, coming: &mut Coming) -> Result<(), Broken> {
         let frames = std::mem::take(&mut coming.records);
-        let places = std::mem::take(&mut coming.places);
+        let mut arriving = coming.arriving.take();
+        let mut named: HashMap<Digest, Option<ContentRef>> = HashMap::new();
+        let (mut in_memory, mut wrong) = (Vec::new(), 0u64);
         let end = {
             let mut log = lock(&self.log);
             let Some(log) = log.as_mut() else {
@@ -453,18 +490,34 @@ impl Receiver {
                 }
                 error => Broken::Ended(Ended::Local(chain(&error))),
             };
+            let store = log.content();
+            let mut place_of = |content: &Content| {
+                let (bytes, kept) = match arriving.as_mut()?.take(content) {
+                    Ok(found) => found?,
+                    Err(()) => {
+                        wrong += 1;
+                        return None;
+                    }
+                };
+                if !kept && self.memory.put(content.digest, &bytes) {
+                    in_memory.push(content.digest);
+                    return None;
+                }
+                // A failure comes again at the flush.
+                store.put(&bytes).ok()
+            };
             log.append_frames(&frames, &mut |record| {
-                let place = record
-                    .change
-                    .content()
-                    .and_then(|content| places.get(&content.digest).copied());
+                let place = record.change.content().and_then(|content| {
+                    *named
+                        .entry(content.digest)
+                        .or_insert_with(|| place_of(content))
+                });
                 (None, place)
             })
             .map_err(local)?;
             log.flush().map_err(local)?
         };
         let Some(end) = end else { return Ok(()) };
-        let in_memory = std::mem::take(&mut coming.in_memory);
         if !in_memory.is_empty() {
             self.memory.belong(in_memory, end.position);
         }
@@ -475,6 +528,11 @@ impl Receiver {
             durable: Some(end.position.into()),
             applied: applied.map(say::Place::from),
         })?;
+        if wrong > 0 {
+            // Nothing of them was kept: who needs them asks for them.
+            let what = format!("contents are not what their records say ({wrong} of them)");
+            return Err(LinkError::Nonsense(what).into());
+        }
         Ok(())
     }
 }
@@ -483,6 +541,11 @@ pub fn timeout_ms(options: &MirrorOptions) -> u64 {
     options.timeout.map_or(0, |timeout| {
         u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
     })
+}
+
+/// For the handshake, each of its two parts.
+pub fn handshake_max(options: &MirrorOptions) -> Duration {
+    silence(timeout_ms(options)).max(Duration::from_secs(HANDSHAKE_S_MAX))
 }
 
 /// What we are and want.
@@ -514,11 +577,20 @@ pub fn hello(options: &MirrorOptions, far: &Far) -> say::Hello {
 #[derive(Default)]
 struct Coming {
     records: Vec<u8>,
-    places: HashMap<Digest, ContentRef>,
-    in_memory: Vec<Digest>,
+    arriving: Option<Arriving>,
     /// A tree that comes whole: the group that is coming, and where those go that came.
     group: Vec<u8>,
     seed: Option<BufWriter<File>>,
+    seed_bytes: u64,
+}
+
+/// What trying again does not change.
+fn hopeless(error: &LinkError, reason: &str) -> Option<RunError> {
+    match error {
+        LinkError::Nonsense(_) => Some(RunError::Failed(anyhow::anyhow!(reason.to_owned()))),
+        LinkError::Late(_) => Some(RunError::Unreachable(reason.to_owned())),
+        _ => None,
+    }
 }
 
 fn nonsense(message: &Message) -> Broken {

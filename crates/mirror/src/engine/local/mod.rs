@@ -89,6 +89,7 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         outer,
         filter: Arc::new(filter),
         source,
+        contradicted: 0,
         ever: false,
         lock: Some(lock),
         wanted: None,
@@ -102,6 +103,8 @@ struct Mirror {
     outer: Arc<Outer>,
     filter: Arc<Filter>,
     source: std::path::PathBuf,
+    /// How often the log's records contradicted the copy's rows.
+    contradicted: u32,
     /// A session has run: from now on the source may be gone without being a mistake of the caller.
     ever: bool,
     lock: Option<StateLock>,
@@ -645,7 +648,14 @@ impl Mirror {
                 });
             }
             if !apply.is_running() {
-                let reason = apply.applied.lock().ended.clone().unwrap_or_default();
+                let (reason, misfit) = apply.why_ended();
+                if misfit {
+                    self.contradicted += 1;
+                }
+                // What is opened anew may heal it; only to begin anew without these rows is left then.
+                if misfit && self.contradicted == 2 {
+                    return Ok(End::Lost(reason));
+                }
                 return Ok(End::Retry(format!("apply stopped: {reason}")));
             }
             self.outer.refresh();
