@@ -161,7 +161,12 @@ impl Source for KernelSource {
         };
         self.watch.add_dir(&fd, wanted.handle);
         // A descriptor of its own: the position in a directory belongs to the open file.
-        let fd = reopen(&fd).map_err(|e| failure("list", e))?;
+        let fd = match reopen(&fd) {
+            Ok(fd) => fd,
+            // Removed while we stood in it: nothing is in it.
+            Err(Errno::NOENT | Errno::STALE) => return Ok(Some(Vec::new())),
+            Err(e) => return Err(failure("list", e)),
+        };
         let mut names = Vec::new();
         let done = dir::try_list(&fd, |name, _, _| {
             if names.len() >= max {
@@ -173,6 +178,7 @@ impl Source for KernelSource {
         match done {
             Ok(Ok(())) => Ok(Some(names)),
             Ok(Err(())) => Ok(None),
+            Err(Errno::NOENT | Errno::STALE) => Ok(Some(Vec::new())),
             Err(e) => Err(failure("list", e)),
         }
     }

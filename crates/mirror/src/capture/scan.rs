@@ -326,6 +326,8 @@ impl Worker<'_> {
         let before = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
         let listed = match self.list(&fd, &item) {
             Ok(listed) => listed,
+            // Removed while we stood in it: its own name says so, and nothing failed.
+            Err(Errno::NOENT | Errno::STALE) => return Err(Gone::Stale),
             Err(e) => return self.failed_dir(&item, failure("list", e)),
         };
         let done = match &item.known {
