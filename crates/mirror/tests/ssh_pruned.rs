@@ -90,6 +90,27 @@ fn the_log_is_pruned_and_the_tree_comes_whole() {
 }
 
 #[test]
+fn killed_while_the_tree_is_made_it_begins_again() {
+    let bed = bed();
+    bed.populate(400, 12);
+    fs::create_dir(bed.src().join("churn")).unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    churn_until_pruned(&bed);
+    let other = bed.path("other");
+    for _ in 0..3 {
+        let mut follower = bed.mirror_to(&other, &[]);
+        bed.wait("it has begun", || {
+            fs::read_dir(&other).is_ok_and(|mut entries| entries.next().is_some())
+        });
+        follower.kill().unwrap();
+    }
+    let (code, said) = ended(bed.mirror_to(&other, &["--once"]));
+    assert_eq!(code, 0, "{said}");
+    bed.equal_to(&other);
+}
+
+#[test]
 fn what_a_follower_still_needs_is_kept_for_a_while() {
     let bed = bed();
     fs::create_dir(bed.src().join("churn")).unwrap();

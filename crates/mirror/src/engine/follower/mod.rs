@@ -30,6 +30,7 @@ use super::local::{holds_something, outer::hold, told_arrival};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::reserve;
+use super::seed;
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
@@ -351,7 +352,9 @@ impl Follower {
         }
         let fresh = rows.mark().is_none();
         let holds = holds_something(&place.dst);
-        if fresh && holds && log.is_none() && !self.options.adopt && !self.comparing {
+        // A tree that came whole was being made when we were killed: what is there is ours.
+        let was_begun = self.options.state_dir.join(seed::FILE).exists();
+        if fresh && holds && log.is_none() && !self.options.adopt && !self.comparing && !was_begun {
             return Err(RunError::Usage(format!(
                 "{} is not empty and is no mirror: give an empty DST, or --adopt to compare what it holds and copy only \
                  what differs",
@@ -485,7 +488,8 @@ impl Follower {
             return Ok(None);
         }
         // A copy whose log or index was lost is ours all the same.
-        if has_log || self.comparing {
+        let was_begun = self.options.state_dir.join(seed::FILE).exists();
+        if has_log || self.comparing || (was_begun && !self.options.adopt) {
             return Ok(Some(false));
         }
         rows.meta_put(ADOPTING_KEY, b"1")?;
