@@ -284,8 +284,8 @@ impl<'a, R: Rows> Fold<'a, R> {
                 what: "a name is given that is taken",
             });
         }
-        match self.tree.object(at.parent)? {
-            Some(parent) if parent.state.kind.is_dir() => Ok(()),
+        match self.tree.is_dir(at.parent)? {
+            Some(true) => Ok(()),
             _ => Err(Misfit::Record {
                 position,
                 what: "a name is given in something that is no directory",

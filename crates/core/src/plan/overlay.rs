@@ -50,6 +50,13 @@ impl<'a, R: Rows> Overlay<'a, R> {
         }
         self.put(id, object)
     }
+    /// Whether an object is a directory; `None`: there is no such object.
+    pub fn is_dir(&self, id: ObjectId) -> Result<Option<bool>, R::Error> {
+        match self.objects.get(&id) {
+            Some(found) => Ok(found.as_ref().map(|object| object.state.kind.is_dir())),
+            None => Ok(self.object(id)?.map(|object| object.state.kind.is_dir())),
+        }
+    }
     fn let_go(&mut self, id: ObjectId, names: &[At]) -> Result<(), R::Error> {
         for at in names {
             if self.name(at)? == Some(id) {
@@ -138,11 +145,18 @@ impl<R: Rows> Rows for Overlay<'_, R> {
         Ok(out)
     }
     fn put(&mut self, id: ObjectId, object: Object) -> Result<(), R::Error> {
-        if let Some(old) = self.object(id)? {
-            self.let_go(id, &old.names)?;
-        }
+        // Most are put again under the same names: nothing is cloned for those.
+        let before = match self.objects.get(&id) {
+            Some(Some(old)) if old.names != object.names => old.names.clone(),
+            Some(_) => Vec::new(),
+            None if self.new.contains(&id) => Vec::new(),
+            None => self.base.object(id)?.map_or(Vec::new(), |old| old.names),
+        };
+        self.let_go(id, &before)?;
         for at in &object.names {
-            self.names.insert(at.clone(), Some(id));
+            if self.names.get(at) != Some(&Some(id)) {
+                self.names.insert(at.clone(), Some(id));
+            }
         }
         self.objects.insert(id, Some(object));
         Ok(())

@@ -142,6 +142,12 @@ pub struct Dir<'a> {
 
 pub trait Source {
     fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look;
+    /// As [`Source::look`], of a name that was seen as `then` just now: while the inode's number, birth and times are
+    /// the same its identity need not be asked again.
+    fn look_again(&mut self, dir: &Dir<'_>, name: &Name, then: &Seen) -> Look {
+        let _ = then;
+        self.look(dir, name)
+    }
     /// The directory itself.
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look;
     /// All names of a directory, or `None` when there are more than `max`.

@@ -259,10 +259,17 @@ impl<S: Store> Batch<'_, S> {
 
     /// The copy's inode has the wanted state now.
     pub fn settled(&mut self, id: ObjectId) -> Result<(), StepError> {
-        let Some(state) = self.want(id).map(|want| want.state.clone()) else {
+        let merged = self.merged;
+        let Some(want) = merged.objects.get(&id).and_then(|t| t.want.as_ref()) else {
             return Ok(());
         };
         self.complete.insert(id);
+        if let Some(Some(row)) = self.rows.changes().get(&id)
+            && row.state == want.state
+        {
+            return Ok(());
+        }
+        let state = want.state.clone();
         if let Some(mut row) = self.row(id)?
             && row.state != state
         {

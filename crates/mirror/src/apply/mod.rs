@@ -658,7 +658,7 @@ impl<S: Store> Applier<S> {
         };
         let mut changes = rows.into_changes();
         drop_unreachable(&mut changes, &in_limbo);
-        let settled = |id: &ObjectId, row: &Option<mirror_core::Object>| match (
+        let settled = |id: &ObjectId, row: Option<&mirror_core::Object>| match (
             &merged.objects[id].want,
             row,
         ) {
@@ -672,11 +672,11 @@ impl<S: Store> Applier<S> {
         let mut failed = failed;
         for (id, target) in &merged.objects {
             let row = match changes.get(id) {
-                Some(row) => row.clone(),
-                None => target.old.clone(),
+                Some(row) => row.as_ref(),
+                None => target.old.as_ref(),
             };
             let row = row.filter(|row| kept(id, row));
-            if settled(id, &row) && !failed.contains_key(id) {
+            if settled(id, row) && !failed.contains_key(id) {
                 if pending.wanted.remove(id).is_some() {
                     outcome.healed.push(*id);
                 }

@@ -573,11 +573,13 @@ fn settle_staged(
     } else if final_name.as_bytes() != name {
         return Err(Errno::INVAL);
     }
-    let state = State {
-        kind: here.kind.clone(),
-        meta: entry.meta.clone(),
+    let changed = entry.meta != here.meta && {
+        let state = State {
+            kind: here.kind.clone(),
+            meta: entry.meta.clone(),
+        };
+        rules.here(&state).0.meta != here.meta
     };
-    let changed = rules.here(&state).0.meta != here.meta;
     if changed {
         rules.adjust(dir, name, &here.kind, &here.meta, false)?;
     }

@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// A fifth less time for a first copy than with the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     mirror::cli::fs_mirror(std::env::args_os()).into()
 }

@@ -3,14 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mirror_core::hints::{Hint, HintName};
 use mirror_core::passing::Passage;
 use mirror_core::{Handle, Name};
-use rustix::event::Timespec;
 
 use crate::sys::inotify::{self, mask};
 use crate::sys::{Errno, Result};
@@ -139,8 +138,9 @@ impl DirWatches {
         std::mem::take(&mut self.lock().told)
     }
 
-    pub fn poll(&self, timeout: &Timespec) -> Result<bool> {
-        self.group.poll(Some(timeout))
+    /// Readable while something is queued.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.group.as_fd()
     }
 
     /// Everything queued until now, and not what comes meanwhile, which may be without end. False: some was lost.

@@ -132,6 +132,22 @@ impl Source for KernelSource {
         }
     }
 
+    fn look_again(&mut self, dir: &Dir<'_>, name: &Name, then: &Seen) -> Look {
+        if let Ok(fd) = self.open(dir)
+            && self.walker.tree().crossed_at(dir.handle, name).is_none()
+            && let Some(part) = self.walker.tree().part_of(dir.handle)
+            && let Ok(found) = part.stat(&*fd, name.as_bytes())
+            && !part.is_foreign(&found)
+            && read::same_state(&found, then)
+        {
+            return Look::Seen(Seen {
+                blocks: found.blocks,
+                ..then.clone()
+            });
+        }
+        self.look(dir, name)
+    }
+
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look {
         let fd = match self.open(dir) {
             Ok(fd) => fd,

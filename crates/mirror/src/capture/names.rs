@@ -1,23 +1,23 @@
 //! The names of one directory in byte order, in one piece of memory: a million of them take what their bytes take and
-//! nine bytes each.
+//! ten bytes each.
 
 use mirror_core::Name;
 
 #[derive(Default)]
 pub struct Names {
-    /// Each with its length before it.
+    /// Each with its length before it, and whether the directory says that it is a regular file.
     bytes: Vec<u8>,
     starts: Vec<usize>,
 }
 
 impl Names {
     /// Takes what is a name.
-    pub fn push(&mut self, name: &[u8]) {
+    pub fn push(&mut self, name: &[u8], regular: bool) {
         let Ok(length) = u8::try_from(name.len()) else {
             return;
         };
         self.starts.push(self.bytes.len());
-        self.bytes.push(length);
+        self.bytes.extend_from_slice(&[u8::from(regular), length]);
         self.bytes.extend_from_slice(name);
     }
 
@@ -31,15 +31,21 @@ impl Names {
 
     fn at(&self, start: usize) -> &[u8] {
         match self.bytes.get(start..) {
-            Some([length, rest @ ..]) => rest.get(..usize::from(*length)).unwrap_or_default(),
+            Some([_, length, rest @ ..]) => rest.get(..usize::from(*length)).unwrap_or_default(),
             _ => &[],
         }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Name> + '_ {
-        self.starts
-            .iter()
-            .filter_map(|start| Name::new(self.at(*start)).ok())
+        self.iter_kinds().map(|(name, _)| name)
+    }
+
+    /// With what the directory said: whether it is a regular file. Look before you trust that.
+    pub fn iter_kinds(&self) -> impl Iterator<Item = (Name, bool)> + '_ {
+        self.starts.iter().filter_map(|start| {
+            let regular = self.bytes.get(*start) == Some(&1);
+            Some((Name::new(self.at(*start)).ok()?, regular))
+        })
     }
 }
 
@@ -61,7 +67,7 @@ mod tests {
             &[b'y'; 256],
             b"",
         ] {
-            names.push(name);
+            names.push(name, name == b"b");
         }
         names.sort();
         let got: Vec<Name> = names.iter().collect();
@@ -70,5 +76,7 @@ mod tests {
             .map(|name| Name::new(name).unwrap())
             .collect();
         assert_eq!(got, want);
+        let regular: Vec<bool> = names.iter_kinds().map(|(_, regular)| regular).collect();
+        assert_eq!(regular, [false, false, true, false, false]);
     }
 }

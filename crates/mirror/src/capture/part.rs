@@ -38,10 +38,14 @@ pub fn tagged(handle: Handle, tag: Tag) -> Handle {
 }
 
 pub fn tag_of(handle: &Handle) -> Tag {
-    let tag = if handle.kind < 0 {
-        i64::from(handle::SYNTHETIC) - i64::from(handle.kind)
+    tag_of_kind(handle.kind)
+}
+
+pub fn tag_of_kind(kind: i32) -> Tag {
+    let tag = if kind < 0 {
+        i64::from(handle::SYNTHETIC) - i64::from(kind)
     } else {
-        i64::from(handle.kind >> TAG_SHIFT)
+        i64::from(kind >> TAG_SHIFT)
     };
     // Of bytes from a disk: what is no tag is nobody's.
     Tag::try_from(tag).unwrap_or(Tag::MAX)

@@ -87,7 +87,11 @@ fn unchanged(then: &Seen, now: &Seen) -> bool {
 
 impl<S: Source> Source for Prepared<'_, S> {
     fn look(&mut self, dir: &Dir<'_>, name: &Name) -> Look {
-        self.real.look(dir, name)
+        let prepared = self.dirs.get(dir.handle);
+        match prepared.and_then(|prepared| prepared.entries.get(name)) {
+            Some(reading) => self.real.look_again(dir, name, &reading.seen),
+            None => self.real.look(dir, name),
+        }
     }
 
     fn look_dir(&mut self, dir: &Dir<'_>) -> Look {

@@ -81,7 +81,7 @@ impl Brood {
         self.count
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.taken >= self.bytes.len()
     }
 

@@ -135,7 +135,12 @@ impl Reader {
         content: bool,
         into: Into<'_>,
     ) -> ReadEnd {
-        match self.try_read(dir, name, seen, content, into) {
+        let read = self.try_read(dir, name, seen, content, into);
+        self.ended(read)
+    }
+
+    fn ended(&self, read: Tried<Reading>) -> ReadEnd {
+        match read {
             Ok(mut reading) => {
                 if !self.settled(reading.seen.ctime) {
                     // A later change may get the same stamp.
@@ -146,6 +151,20 @@ impl Reader {
             Err(Stopped::Moved) => ReadEnd::Moved,
             Err(Stopped::Failed(failure)) => ReadEnd::Failed(failure),
         }
+    }
+
+    /// Reads a regular file that is open, and that `found` is the stat of; its handle tells which.
+    pub fn read_open(
+        &mut self,
+        fd: &OwnedFd,
+        name: &Name,
+        found: Stat,
+        handle: mirror_core::Handle,
+        into: Into<'_>,
+    ) -> ReadEnd {
+        let want = seen(&found, handle);
+        let read = self.read_file_seen(fd.as_fd(), name, found, &want, true, into);
+        self.ended(read)
     }
 
     fn try_read(
@@ -237,6 +256,18 @@ impl Reader {
     ) -> Tried<Reading> {
         let found = stat::fstat(fd).map_err(at_step("stat"))?;
         same(&found, want)?;
+        self.read_file_seen(fd, name, found, want, content, into)
+    }
+
+    fn read_file_seen(
+        &mut self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        name: &Name,
+        found: Stat,
+        want: &Seen,
+        content: bool,
+        into: Into<'_>,
+    ) -> Tried<Reading> {
         if !content {
             let meta = meta_of(fd, b"", &found, true)?;
             return Ok(Reading {
@@ -540,6 +571,16 @@ fn same(found: &Stat, want: &Seen) -> Tried<()> {
         && found.btime == want.btime
         && u32::from(found.mode) & 0o170000 == want.mode & 0o170000;
     if same { Ok(()) } else { Err(Stopped::Moved) }
+}
+
+/// The inode that was seen, in the same state: its identity is what it was. Without a birth time a number used again
+/// within one tick of the clock would not show.
+pub fn same_state(found: &Stat, then: &Seen) -> bool {
+    found.btime != Time::default()
+        && (found.ino, found.btime) == (then.ino, then.btime)
+        && (found.ctime, found.mtime) == (then.ctime, then.mtime)
+        && (found.bytes, u32::from(found.mode)) == (then.bytes, then.mode)
+        && (found.nlink, found.uid, found.gid) == (then.nlink, then.uid, then.gid)
 }
 
 fn meta_of(

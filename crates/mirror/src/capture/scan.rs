@@ -13,8 +13,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use mirror_core::reconcile::{Body, Dir, Dirty, Failure, ReadEnd};
-use mirror_core::{At, Handle, Name, Object, ObjectId, Rows};
+use mirror_core::reconcile::{Body, Dir, Dirty, Failure, ReadEnd, Seen as Looked};
+use mirror_core::{At, Handle, Name, ObjectId, Rows};
 
 use super::kernel::{failure, ignored, look, reopen};
 use super::names::Names;
@@ -26,8 +26,9 @@ use super::sink::{Sink, SinkDir};
 use super::tree::{Closed, SourceTree, Walker};
 use super::watch::Watch;
 use crate::filter::Filter;
-use crate::index::{Index, IndexError};
+use crate::index::{ChildInode, Index, IndexError};
 use crate::planted;
+use crate::sys::stat::Stat;
 use crate::sys::{Errno, dir};
 
 /// Entries of one directory handed over at once.
@@ -70,6 +71,8 @@ pub struct Seen {
 struct Progress {
     /// Workers that may still add items.
     busy: usize,
+    /// Workers that wait for one.
+    waiting: usize,
     broken: bool,
 }
 
@@ -232,10 +235,12 @@ impl Shared {
                     return None;
                 }
             }
+            queue.1.waiting += 1;
             queue = self
                 .wake
                 .wait(queue)
                 .unwrap_or_else(PoisonError::into_inner);
+            queue.1.waiting -= 1;
         }
     }
 
@@ -248,10 +253,17 @@ impl Shared {
     }
 
     fn push(&self, of: &Item, brood: Brood) {
+        if brood.is_empty() {
+            return;
+        }
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.0.push(of, brood);
+        let waiting = queue.1.waiting > 0;
         drop(queue);
-        self.wake.notify_all();
+        // Each notice is a system call, heard or not.
+        if waiting {
+            self.wake.notify_all();
+        }
     }
 }
 
@@ -323,16 +335,20 @@ impl Worker<'_> {
         };
         self.shared.seen.dirs.fetch_add(1, Ordering::Relaxed);
         self.shared.watch.add_dir(&fd, &item.handle);
-        let before = crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?;
+        let before = match &item.known {
+            Ok(_) => None,
+            Err(_) => Some(crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?),
+        };
         let listed = match self.list(&fd, &item) {
             Ok(listed) => listed,
             // Removed while we stood in it: its own name says so, and nothing failed.
             Err(Errno::NOENT | Errno::STALE) => return Err(Gone::Stale),
             Err(e) => return self.failed_dir(&item, failure("list", e)),
         };
-        let done = match &item.known {
-            Ok(id) => self.compare(*id, &item, &fd, listed),
-            Err(parent) => self.ingest(parent.clone(), &item, &fd, before, listed),
+        let done = match (&item.known, before) {
+            (Ok(id), _) => self.compare(*id, &item, &fd, listed),
+            (Err(parent), Some(before)) => self.ingest(parent.clone(), &item, &fd, before, listed),
+            (Err(_), None) => Err(Gone::Stale),
         };
         self.walker.forget(&item.handle);
         done
@@ -369,11 +385,15 @@ impl Worker<'_> {
     /// Names in byte order, without what is never part of a tree.
     fn list(&self, fd: &OwnedFd, item: &Item) -> Result<Names, Errno> {
         let part = self.shared.tree.part_of(&item.handle);
-        let own = reopen(fd)?;
+        // Of a descriptor that others use too the position is theirs; what this worker opened is its own.
+        let reopened = match part.is_some_and(|part| part.id.handle != item.handle) {
+            true => None,
+            false => Some(reopen(fd)?),
+        };
         let mut listed = Names::default();
-        dir::list(&own, |name, _, _| {
+        dir::list(reopened.as_ref().unwrap_or(fd), |name, kind, _| {
             if !part.is_some_and(|part| part.is_lost_and_found(&item.handle, name)) {
-                listed.push(name);
+                listed.push(name, kind.is_file());
             }
         })?;
         listed.sort();
@@ -400,19 +420,17 @@ impl Worker<'_> {
         let mut after: Option<Name> = None;
         let mut rows = Vec::new().into_iter();
         let mut row = None;
-        let mut next_row = |this: &Self| -> Result<Option<(Name, ObjectId, Arc<Object>)>, Gone> {
+        let mut last = false;
+        let mut next_row = |this: &Self| -> Result<Option<(Name, ChildInode)>, Gone> {
             if let Some(row) = rows.next() {
                 return Ok(Some(row));
             }
-            let more = this.rows(|index| index.scan(id, after.as_ref(), ROWS))?;
-            after = more.last().map(|child| child.name.clone());
-            if more.is_empty() {
+            if last {
                 return Ok(None);
             }
-            let more: Vec<_> = more
-                .into_iter()
-                .map(|child| (child.name, child.id, Arc::new(child.object)))
-                .collect();
+            let more = this.rows(|index| index.scan_inodes(id, after.as_ref(), ROWS))?;
+            last = more.len() < ROWS;
+            after = more.last().map(|(name, _)| name.clone());
             rows = more.into_iter();
             Ok(rows.next())
         };
@@ -422,7 +440,7 @@ impl Worker<'_> {
                 row = next_row(self)?;
                 fresh = false;
             }
-            while let Some((in_row, _, _)) = &row
+            while let Some((in_row, _)) = &row
                 && *in_row < name
             {
                 work.missing.push(At {
@@ -432,8 +450,8 @@ impl Worker<'_> {
                 row = next_row(self)?;
             }
             match &row {
-                Some((in_row, object_id, object)) if *in_row == name => {
-                    self.compare_one(id, item, fd, name, *object_id, object, &mut work)?;
+                Some((in_row, inode)) if *in_row == name => {
+                    self.compare_one(id, item, fd, name, inode, &mut work)?;
                     fresh = true;
                 }
                 _ => self.new_name(id, item, fd, name, &mut work, &mut unread)?,
@@ -443,7 +461,7 @@ impl Worker<'_> {
         if fresh {
             row = next_row(self)?;
         }
-        while let Some((in_row, _, _)) = row {
+        while let Some((in_row, _)) = row {
             work.missing.push(At {
                 parent: id,
                 name: in_row,
@@ -454,18 +472,13 @@ impl Worker<'_> {
         self.flush_if(id, item, fd, &mut work, &mut unread, 0)
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one name of one directory, taken apart"
-    )]
     fn compare_one(
         &mut self,
         dir: ObjectId,
         item: &Item,
         fd: &OwnedFd,
         name: Name,
-        id: ObjectId,
-        object: &Object,
+        known: &ChildInode,
         work: &mut Compared,
     ) -> Result<(), Gone> {
         self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
@@ -493,41 +506,41 @@ impl Worker<'_> {
             work.foreign.push(self.path(item, &at.name));
             return Ok(());
         }
-        self.shared.seen.bytes.fetch_add(
-            if found.is_file() { found.bytes } else { 0 },
-            Ordering::Relaxed,
-        );
-        let same_inode = found.ino == object.local.ino
-            && found.btime == object.local.btime
-            && match (crossed, part, &object.local.handle) {
-                (Some(part), _, Some(handle)) => *handle == part.id.handle,
-                (None, Some(part), Some(handle)) => part::tag_of(handle) == part.tag,
+        if found.is_file() {
+            let bytes = &self.shared.seen.bytes;
+            bytes.fetch_add(found.bytes, Ordering::Relaxed);
+        }
+        let same_inode = found.ino == known.ino
+            && found.btime == known.btime
+            && match (crossed, part, known.handle_kind) {
+                (Some(part), _, Some(_)) => known
+                    .handle
+                    .as_ref()
+                    .is_some_and(|handle| *handle == part.id.handle),
+                (None, Some(part), Some(kind)) => part::tag_of_kind(kind) == part.tag,
                 _ => true,
             };
         if found.is_file()
-            && found.nlink as usize > object.names.len()
+            && found.nlink as usize > known.names
+            && self.shared.watch.dirs().is_some()
+            && let Some(object) = self.rows(|index| index.object(known.id))?
             && let Some(handle) = &object.local.handle
         {
             self.shared.watch.linked(handle, found.nlink);
         }
-        let proven = object
-            .state
-            .kind
-            .content()
-            .is_none_or(|content| content.proven);
-        if found.is_dir() && same_inode && object.state.kind.is_dir() {
-            match &object.local.handle {
-                Some(handle) => work.dirs.push(&at.name, handle, Some(id)),
+        if found.is_dir() && same_inode && known.is_dir {
+            match &known.handle {
+                Some(handle) => work.dirs.push(&at.name, handle, Some(known.id)),
                 None => work.dirty.push((at, doubt())),
             }
             // Its own attributes are compared when it is visited.
             return Ok(());
         }
         let changed = match planted::is("trust_equal_stat") {
-            false => found.ctime != object.local.ctime,
-            true => found.mtime != object.state.meta.mtime,
+            false => found.ctime != known.ctime,
+            true => found.mtime != known.mtime,
         };
-        if !same_inode || changed || !proven {
+        if !same_inode || changed || !known.proven {
             use mirror_core::reconcile::Look;
             // Another directory took this name while nobody looked. Known elsewhere, it may have changed below; new,
             // it may hold directories that are known and have.
@@ -650,7 +663,7 @@ impl Worker<'_> {
         parent: Handle,
         item: &Item,
         fd: &OwnedFd,
-        before: crate::sys::stat::Stat,
+        before: Stat,
         listed: Names,
     ) -> Result<(), Gone> {
         use mirror_core::reconcile::Look;
@@ -677,8 +690,21 @@ impl Worker<'_> {
             reading,
         });
         let (mut files, mut work) = (Vec::new(), Compared::default());
-        for name in listed.iter() {
+        let plain = self.shared.tree.crossed().next().is_none();
+        for (name, regular) in listed.iter_kinds() {
             self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
+            if regular && plain {
+                let trail = &mut || names(&item.trail);
+                if !ignored(&self.shared.filter, trail, &name, false) {
+                    files.push((name, Ahead::Unseen));
+                }
+                if files.len() >= CHUNK {
+                    let files = std::mem::take(&mut files);
+                    let prepared = self.read_some(item, fd, files, own.take())?;
+                    self.send(Found::Ahead(Box::new(prepared)))?;
+                }
+                continue;
+            }
             let found = match look(&self.shared.tree, &item.handle, fd, &name) {
                 Look::Seen(found) => found,
                 Look::Foreign => {
@@ -688,7 +714,7 @@ impl Worker<'_> {
                 Look::Absent | Look::Stale => continue,
                 Look::Failed(_) => {
                     // Left to the loop's own look, which reports it.
-                    files.push((name, None));
+                    files.push((name, Ahead::Left));
                     continue;
                 }
             };
@@ -704,7 +730,7 @@ impl Worker<'_> {
                 let known = self.rows(|index| index.by_handle(&found.handle))?;
                 work.dirs.push(&name, &found.handle, known);
                 if known.is_some() {
-                    files.push((name, None));
+                    files.push((name, Ahead::Left));
                 }
                 if work.dirs.len() >= CHUNK {
                     let (files, own) = (std::mem::take(&mut files), own.take());
@@ -714,7 +740,7 @@ impl Worker<'_> {
                 }
                 continue;
             }
-            files.push((name, Some(found)));
+            files.push((name, Ahead::Seen(found)));
             if files.len() >= CHUNK {
                 let prepared = self.read_some(item, fd, std::mem::take(&mut files), own.take())?;
                 self.send_ahead(prepared)?;
@@ -731,11 +757,23 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// A regular file, opened before it was looked at: so stat and handle are of one inode.
+    fn open(&self, item: &Item, dir: &OwnedFd, name: &Name) -> Option<(OwnedFd, Stat, Handle)> {
+        let part = self.shared.tree.part_of(&item.handle)?;
+        let file = crate::sys::open::file(dir, name.as_bytes()).ok()?;
+        let found = part.stat(&file, b"").ok()?;
+        if !found.is_file() || part.is_foreign(&found) {
+            return None;
+        }
+        let handle = part.identify(&file, b"", &found).ok()?;
+        Some((file, found, handle))
+    }
+
     fn read_ahead(
         &mut self,
         item: &Item,
         fd: &OwnedFd,
-        found: Vec<(Name, mirror_core::reconcile::Seen)>,
+        found: Vec<(Name, Looked)>,
         own: Option<PreparedOwn>,
     ) -> Result<PreparedDir, Gone> {
         self.read_some(
@@ -743,7 +781,7 @@ impl Worker<'_> {
             fd,
             found
                 .into_iter()
-                .map(|(name, seen)| (name, Some(seen)))
+                .map(|(name, seen)| (name, Ahead::Seen(seen)))
                 .collect(),
             own,
         )
@@ -753,7 +791,7 @@ impl Worker<'_> {
         &mut self,
         item: &Item,
         fd: &OwnedFd,
-        found: Vec<(Name, Option<mirror_core::reconcile::Seen>)>,
+        found: Vec<(Name, Ahead)>,
         mut own: Option<PreparedOwn>,
     ) -> Result<PreparedDir, Gone> {
         if !self.shared.sink.room() {
@@ -763,27 +801,51 @@ impl Worker<'_> {
         let mut staged: Option<(u64, Box<dyn SinkDir>)> = None;
         let (mut entries, mut others) = (HashMap::with_capacity(found.len()), Vec::new());
         let mut wanted = true;
-        for (name, seen) in found {
-            // An inode with several names is read once, by the loop.
-            let Some(seen) = seen.filter(|seen| seen.nlink == 1) else {
-                others.push(name);
-                continue;
-            };
+        for (name, ahead) in found {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Err(Gone::Stopped);
             }
-            if seen.is_file() && staged.is_none() && wanted {
+            let seen = match ahead {
+                Ahead::Left => {
+                    others.push(name);
+                    continue;
+                }
+                Ahead::Seen(seen) => {
+                    // An inode with several names is read once, by the loop.
+                    if seen.nlink != 1 {
+                        others.push(name);
+                        continue;
+                    }
+                    Err(seen)
+                }
+                Ahead::Unseen => match self.open(item, fd, &name) {
+                    Some(open) if open.1.nlink == 1 => Ok(open),
+                    _ => {
+                        if let mirror_core::reconcile::Look::Foreign =
+                            look(&self.shared.tree, &item.handle, fd, &name)
+                        {
+                            self.send(Found::Foreign(vec![self.path(item, &name)]))?;
+                        } else {
+                            others.push(name);
+                        }
+                        continue;
+                    }
+                },
+            };
+            let is_file = seen.as_ref().map_or_else(Looked::is_file, |_| true);
+            if is_file && staged.is_none() && wanted {
                 staged = sink.dir();
                 wanted = staged.is_some();
             }
-            let read = match &mut staged {
-                Some((_, dir)) if seen.is_file() => {
-                    self.reader
-                        .read(fd, Some(&name), &seen, true, Into::Dir(&mut **dir))
+            let into = match &mut staged {
+                Some((_, dir)) if is_file => Into::Dir(&mut **dir),
+                _ => Into::Sink(&*sink),
+            };
+            let read = match seen {
+                Ok((file, found, handle)) => {
+                    self.reader.read_open(&file, &name, found, handle, into)
                 }
-                _ => self
-                    .reader
-                    .read(fd, Some(&name), &seen, true, Into::Sink(&*sink)),
+                Err(seen) => self.reader.read(fd, Some(&name), &seen, true, into),
             };
             match read {
                 ReadEnd::Done(mut reading) => {
@@ -836,10 +898,19 @@ impl Compared {
     }
 }
 
+/// What is known of a name that is to be read ahead.
+enum Ahead {
+    /// The directory says that it is a regular file.
+    Unseen,
+    Seen(Looked),
+    /// The loop's own look is to tell.
+    Left,
+}
+
 /// Names that are new in a known directory.
 #[derive(Default)]
 struct New {
-    names: Vec<(Name, mirror_core::reconcile::Seen)>,
+    names: Vec<(Name, Looked)>,
 }
 
 fn doubt() -> Dirty {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use mirror_core::guard::Alarm;
@@ -76,6 +76,7 @@ pub struct Shared {
     status: Mutex<CaptureStatus>,
     /// The session ends: whatever takes long is left as it is.
     pub stop: Arc<AtomicBool>,
+    scanned: Condvar,
 }
 
 impl Shared {
@@ -85,6 +86,17 @@ impl Shared {
 
     pub fn lock(&self) -> MutexGuard<'_, CaptureStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// A look at everything ended.
+    pub fn scanned(&self) {
+        self.scanned.notify_all();
+    }
+    /// Waits until some look at everything has ended, at most so long.
+    pub fn wait_scanned(&self, at_most: Duration) {
+        let status = self.lock();
+        let _ = self
+            .scanned
+            .wait_timeout_while(status, at_most, |status| status.scans == 0);
     }
     /// Says something once.
     pub fn notice(&self, text: String) {

@@ -5,7 +5,7 @@
 //! Nothing is decided here but what concerns nobody: our own writes, and bits without meaning for a mirror.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use mirror_core::hints::{Hint, HintName};
 use mirror_core::{Handle, Name, Who};
-use rustix::event::Timespec;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 
 use super::dirs::DirWatches;
 use super::part::{self, Tag};
@@ -68,6 +68,8 @@ pub struct Watch {
     own_pid: u32,
     ask_who: bool,
     stop: AtomicBool,
+    /// Readable once it is to stop. `None`: it is asked for in turn.
+    stopped: Option<OwnedFd>,
 }
 
 impl Watch {
@@ -119,6 +121,7 @@ impl Watch {
             own_pid: std::process::id(),
             ask_who: options.who,
             stop: AtomicBool::new(false),
+            stopped: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok(),
         })
     }
 
@@ -129,17 +132,13 @@ impl Watch {
         }
         let watch = self.clone();
         Some(std::thread::spawn(move || {
-            let nap = Timespec {
-                tv_sec: 0,
-                tv_nsec: 100_000_000,
-            };
             while !watch.stop.load(Ordering::Acquire) {
-                let ready = match &watch.group {
-                    Group::Fanotify(group, _) => group.poll(Some(&nap)),
-                    Group::Inotify(dirs) => dirs.poll(&nap),
+                let queue = match &watch.group {
+                    Group::Fanotify(group, _) => group.as_fd(),
+                    Group::Inotify(dirs) => dirs.as_fd(),
                     Group::Scan => return,
                 };
-                if !matches!(ready, Ok(true)) {
+                if !readable(queue, watch.stopped.as_ref()) {
                     continue;
                 }
                 let mut heard = watch.lock();
@@ -157,6 +156,9 @@ impl Watch {
 
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        if let Some(stopped) = &self.stopped {
+            let _ = rustix::io::write(stopped, &1u64.to_ne_bytes());
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
@@ -260,6 +262,21 @@ impl Watch {
         }
         heard.buffer = buffer;
     }
+}
+
+/// Waits for the queue, or to be stopped, and never for long.
+fn readable(queue: BorrowedFd<'_>, stopped: Option<&OwnedFd>) -> bool {
+    const NAP: Timespec = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    let stopped = stopped.map_or(queue, |stopped| stopped.as_fd());
+    let mut fds = [
+        PollFd::from_borrowed_fd(queue, PollFlags::IN),
+        PollFd::from_borrowed_fd(stopped, PollFlags::IN),
+    ];
+    let ready = rustix::event::poll(&mut fds, Some(&NAP));
+    ready.is_ok() && fds.first().is_some_and(|fd| !fd.revents().is_empty())
 }
 
 /// Who a pid is, asked once a second at most.

@@ -121,6 +121,24 @@ pub enum ApplyOrder {
     Adopted(Sender<Result<(), String>>),
     /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
     Seeded(Sender<Result<(), String>>),
+    /// Look up: it is to stop.
+    Wake,
+}
+
+/// Sends orders; the loop looks up at once.
+#[derive(Clone)]
+pub struct ApplyOrders {
+    sender: Sender<ApplyOrder>,
+    tail: crate::log::Tail,
+}
+
+impl ApplyOrders {
+    /// An error: the loop is over.
+    pub fn send(&self, order: ApplyOrder) -> Result<(), crossbeam_channel::SendError<ApplyOrder>> {
+        self.sender.send(order)?;
+        self.tail.wake();
+        Ok(())
+    }
 }
 
 /// What the records that wait will do to the copy.
@@ -148,7 +166,7 @@ impl Applied {
 pub const AGAIN_ROUNDS: u32 = 8;
 
 /// Tries again what failed. True: the source was asked about some of it, and its answer is in the log at the next barrier.
-pub fn try_again(orders: &Sender<ApplyOrder>, until: &Until<'_>) -> bool {
+pub fn try_again(orders: &ApplyOrders, until: &Until<'_>) -> bool {
     let (answer, told) = crossbeam_channel::bounded(1);
     if orders.send(ApplyOrder::Retry(answer)).is_err() {
         return false;
@@ -163,7 +181,7 @@ pub fn try_again(orders: &Sender<ApplyOrder>, until: &Until<'_>) -> bool {
 }
 
 /// What waits in the log, if the apply loop says so soon.
-pub fn going(orders: &Sender<ApplyOrder>) -> Option<Going> {
+pub fn going(orders: &ApplyOrders) -> Option<Going> {
     const PATIENCE: Duration = Duration::from_secs(20);
     let (answer, told) = crossbeam_channel::bounded(1);
     orders.send(ApplyOrder::Show(answer)).ok()?;
@@ -192,9 +210,8 @@ pub const SEEDED_KEY: &str = "seeded";
 
 pub struct ApplyLoop {
     pub applied: Arc<Applied>,
-    pub orders: Sender<ApplyOrder>,
+    pub orders: ApplyOrders,
     stop: Arc<std::sync::atomic::AtomicBool>,
-    tail: crate::log::Tail,
     thread: JoinHandle<Result<Index, String>>,
 }
 
@@ -259,9 +276,11 @@ impl ApplyLoop {
             })?;
         Ok(ApplyLoop {
             applied,
-            orders,
+            orders: ApplyOrders {
+                sender: orders,
+                tail,
+            },
             stop,
-            tail,
             thread,
         })
     }
@@ -269,7 +288,7 @@ impl ApplyLoop {
     /// Ends the loop after the batch it is in; everything applied is durable then.
     pub fn stop(self) -> Result<Index, String> {
         self.stop.store(true, std::sync::atomic::Ordering::Release);
-        self.tail.wake();
+        let _ = self.orders.send(ApplyOrder::Wake);
         self.thread
             .join()
             .unwrap_or_else(|_| Err("the apply thread broke off".into()))
@@ -341,6 +360,7 @@ impl Running {
         let mut head: Option<Digest> = None;
         let mut tries = 0u32;
         while !self.stopped() {
+            let woken = self.reader.tail().woken();
             self.set_again()?;
             self.orders();
             self.fill(&mut cursor, &mut batch, &mut head)
@@ -348,7 +368,7 @@ impl Running {
             let Some(last) = head.filter(|_| !batch.is_empty()) else {
                 self.applied.update(|status| status.waiting_since_ns = None);
                 self.retry()?;
-                self.idle(&cursor)?;
+                self.idle(&cursor, woken)?;
                 continue;
             };
             let waiting = batch.first().map(|record| record.time_ns);
@@ -466,13 +486,19 @@ impl Running {
         }
     }
 
-    fn idle(&mut self, cursor: &Cursor) -> Result<(), String> {
-        // Small waits, so that orders are answered; the tail wakes it at once when records come.
+    fn idle(&mut self, cursor: &Cursor, woken: u64) -> Result<(), String> {
+        // Small waits, so that rows are saved in time; records and orders wake it at once.
         let deadline = Instant::now() + Duration::from_millis(100);
-        match self.reader.tail().wait_past(cursor.position(), deadline) {
+        let tail = self.reader.tail();
+        match tail.wait_past_since(cursor.position(), deadline, woken) {
             Waited::Durable(_) => {}
             Waited::Deadline => self.checkpoint_if_due()?,
-            Waited::Stopped(_) => std::thread::sleep(Duration::from_millis(50)),
+            // Nothing comes any more but orders.
+            Waited::Stopped(_) => {
+                if let Ok(order) = self.orders.recv_timeout(Duration::from_millis(50)) {
+                    self.order(order);
+                }
+            }
         }
         Ok(())
     }
@@ -501,48 +527,53 @@ impl Running {
 
     fn orders(&mut self) {
         while let Ok(order) = self.orders.try_recv() {
-            match order {
-                ApplyOrder::Verify {
-                    content,
-                    found,
-                    done,
-                } => {
-                    let verified = self.verify(content, found);
-                    let _ = done.send(verified.map_err(|e| chain(&e)));
-                }
-                ApplyOrder::Repair { differences, done } => {
-                    let outcome = self
-                        .applier
-                        .repair(&differences, &*self.contents)
-                        .map_err(|e| chain(&e));
-                    let _ = done.send(outcome.map(|mut outcome| {
-                        let failed = outcome.failed.clone();
-                        // Nobody was told that it had failed.
-                        outcome.healed.clear();
-                        self.took(outcome);
-                        self.repaired(&differences, &failed);
-                        failed
-                    }));
-                }
-                ApplyOrder::Checkpoint(done) => {
-                    let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
-                }
-                ApplyOrder::Retry(answer) => {
-                    self.try_again();
-                    let failed = self.applier.failed();
-                    let _ = answer.send(failed.iter().filter(|why| why.void).count() as u64);
-                }
-                ApplyOrder::Show(answer) => {
-                    let _ = answer.send(self.going());
-                }
-                ApplyOrder::Release => self.release(),
-                ApplyOrder::Adopted(done) => {
-                    let _ = done.send(self.adopted().map_err(|e| chain(&e)));
-                }
-                ApplyOrder::Seeded(done) => {
-                    self.looking = false;
-                    let _ = done.send(self.seeded().map_err(|e| chain(&e)));
-                }
+            self.order(order);
+        }
+    }
+
+    fn order(&mut self, order: ApplyOrder) {
+        match order {
+            ApplyOrder::Wake => {}
+            ApplyOrder::Verify {
+                content,
+                found,
+                done,
+            } => {
+                let verified = self.verify(content, found);
+                let _ = done.send(verified.map_err(|e| chain(&e)));
+            }
+            ApplyOrder::Repair { differences, done } => {
+                let outcome = self
+                    .applier
+                    .repair(&differences, &*self.contents)
+                    .map_err(|e| chain(&e));
+                let _ = done.send(outcome.map(|mut outcome| {
+                    let failed = outcome.failed.clone();
+                    // Nobody was told that it had failed.
+                    outcome.healed.clear();
+                    self.took(outcome);
+                    self.repaired(&differences, &failed);
+                    failed
+                }));
+            }
+            ApplyOrder::Checkpoint(done) => {
+                let _ = done.send(self.applier.checkpoint().map_err(|e| chain(&e)));
+            }
+            ApplyOrder::Retry(answer) => {
+                self.try_again();
+                let failed = self.applier.failed();
+                let _ = answer.send(failed.iter().filter(|why| why.void).count() as u64);
+            }
+            ApplyOrder::Show(answer) => {
+                let _ = answer.send(self.going());
+            }
+            ApplyOrder::Release => self.release(),
+            ApplyOrder::Adopted(done) => {
+                let _ = done.send(self.adopted().map_err(|e| chain(&e)));
+            }
+            ApplyOrder::Seeded(done) => {
+                self.looking = false;
+                let _ = done.send(self.seeded().map_err(|e| chain(&e)));
             }
         }
     }
@@ -600,9 +631,9 @@ impl Running {
 
     fn seeded(&mut self) -> Result<(), ApplyError> {
         if std::mem::take(&mut self.seeding) {
-            self.applier.set_flush(Flush::Batch)?;
             let set = self.applier.store_mut().meta_put(SEEDED_KEY, b"1");
             set.map_err(|e| ApplyError::Store(Box::new(e)))?;
+            self.applier.set_flush(Flush::Batch)?;
         }
         self.applier.checkpoint()
     }

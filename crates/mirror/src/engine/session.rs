@@ -25,7 +25,7 @@ use crate::capture::tree::{RootId, SourceTree, TreeError};
 use crate::capture::watch::{Watch, WatchOptions, Watching};
 use crate::disk::Disk;
 use crate::filter::Filter;
-use crate::index::{self, Index, IndexError, move_aside};
+use crate::index::{self, Index, IndexError, Opened, move_aside};
 use crate::log::{Log, LogError, LogOptions, LogReader};
 
 /// How often everything is looked at when nothing else tells of changes.
@@ -46,6 +46,42 @@ pub struct SessionSetup {
     /// An operator let this hold go on.
     pub released: Option<HoldReason>,
     pub capture: CaptureOptions,
+    /// The worker's index, being opened already.
+    pub opening: Option<Opening>,
+}
+
+/// An index that is opened on a thread of its own, as long as reading and checking it takes. Dropped, it waits for
+/// that, because an index can be open only once.
+pub struct Opening {
+    thread: Option<JoinHandle<Result<(Index, Opened), IndexError>>>,
+}
+
+impl Opening {
+    /// `None`: there is nothing to open.
+    pub fn start(path: &Path, options: &index::Options) -> Option<Opening> {
+        if !path.exists() {
+            return None;
+        }
+        let (path, options) = (path.to_path_buf(), options.clone());
+        let thread = std::thread::Builder::new()
+            .name("open".into())
+            .spawn(move || Index::open(&path, options));
+        Some(Opening {
+            thread: Some(thread.ok()?),
+        })
+    }
+
+    fn finish(mut self) -> Option<Result<(Index, Opened), IndexError>> {
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -103,11 +139,13 @@ pub fn random_id() -> std::io::Result<[u8; 16]> {
 }
 
 impl Session {
-    pub fn open(setup: SessionSetup) -> Result<Session, SessionError> {
+    pub fn open(mut setup: SessionSetup) -> Result<Session, SessionError> {
         let mut notices = Vec::new();
         let tree = Arc::new(SourceTree::open_with(&setup.source, &setup.capture.cross)?);
         let (log, found) = open_log(&setup)?;
-        let (mut index, ends_early) = open_index(&setup, &log, found.is_none(), &mut notices)?;
+        let opening = setup.opening.take();
+        let fresh = found.is_none();
+        let (mut index, ends_early) = open_index(&setup, opening, &log, fresh, &mut notices)?;
         if let Some(cut_bytes) = found.filter(|cut_bytes| *cut_bytes > 0) {
             notices.insert(0, super::lost::cut(cut_bytes, ends_early));
         }
@@ -232,14 +270,18 @@ fn open_log(setup: &SessionSetup) -> Result<(Log, Option<u64>), SessionError> {
 /// log ends before what the old one stood at.
 fn open_index(
     setup: &SessionSetup,
+    opening: Option<Opening>,
     log: &Log,
     fresh: bool,
     notices: &mut Vec<String>,
 ) -> Result<(Index, bool), SessionError> {
     let reader = log.reader();
     let mut why = None;
+    let opened = opening
+        .and_then(Opening::finish)
+        .unwrap_or_else(|| Index::open(&setup.index, setup.index_options.clone()));
     let mut ends_early = false;
-    let mut index = match Index::open(&setup.index, setup.index_options.clone()) {
+    let mut index = match opened {
         Ok((index, opened)) => {
             if opened.created && !fresh {
                 notices.push(format!(

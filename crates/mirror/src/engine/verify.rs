@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 use mirror_core::reconcile::{Dir, Look, ReadEnd};
 use mirror_core::{At, Kind, Name, Object, ObjectId, Rows};
 
-use super::applying::{ApplyOrder, path_of, root_or};
+use super::applying::{ApplyOrder, ApplyOrders, path_of, root_or};
 use super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
@@ -25,7 +25,7 @@ const ROWS: usize = 256;
 
 /// Reads the copy and compares it with its rows.
 pub fn copy(
-    apply_orders: &Sender<ApplyOrder>,
+    apply_orders: &ApplyOrders,
     repair: bool,
     line: &mut dyn FnMut(VerifyLine) -> bool,
     end: &mut VerifyEnd,

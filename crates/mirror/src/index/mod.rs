@@ -88,6 +88,24 @@ pub struct Child {
     pub object: Object,
 }
 
+/// What tells whether one entry of a directory is still the inode it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildInode {
+    pub id: ObjectId,
+    pub is_dir: bool,
+    pub proven: bool,
+    /// How many names the object has.
+    pub names: usize,
+    pub ino: u64,
+    pub mtime: mirror_core::Time,
+    pub ctime: mirror_core::Time,
+    pub btime: mirror_core::Time,
+    /// The kind of its handle, if it is known.
+    pub handle_kind: Option<i32>,
+    /// Of a directory only.
+    pub handle: Option<Handle>,
+}
+
 /// Moves a damaged or outdated index out of the way (`index` -> `index.damaged-1`), so that [`Index::open`] starts
 /// empty. Returns where it went.
 pub fn move_aside(path: &Path) -> Result<PathBuf, IndexError> {

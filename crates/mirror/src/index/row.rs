@@ -260,8 +260,21 @@ fn put_body(out: &mut Vec<u8>, state: &State, local: &Local) {
     }
 }
 
-pub fn body_decode(body: &[u8]) -> Result<(State, Local), BadRow> {
-    let mut input = Input(body);
+/// A body up to what depends on the kind.
+struct Head<'a> {
+    first: u8,
+    second: u8,
+    mode: u16,
+    uid: u32,
+    gid: u32,
+    mtime: Time,
+    ctime: Time,
+    btime: Time,
+    handle: Option<(i32, &'a [u8])>,
+    ino: u64,
+}
+
+fn take_head<'a>(input: &mut Input<'a>) -> Result<Head<'a>, BadRow> {
     let first = input.byte()?;
     let second = input.byte()?;
     if second & !SECOND_KNOWN != 0 {
@@ -288,19 +301,47 @@ pub fn body_decode(body: &[u8]) -> Result<(State, Local), BadRow> {
         (0, _) => return Err(BadRow),
         (_, 0) => {
             let kind = i32::try_from(input.zigzag()?).map_err(|_| BadRow)?;
-            let bytes = input.bytes()?.into();
-            Some(Handle { kind, bytes })
+            Some((kind, input.bytes()?))
         }
-        _ => {
-            let bytes = input.take(8)?.into();
-            Some(Handle { kind: 1, bytes })
-        }
+        _ => Some((1, input.take(8)?)),
     };
     let ino = match (first & INO_IN_HANDLE, &handle) {
         (0, _) => input.varint()?,
-        (_, Some(handle)) => ino_in_handle(&handle.bytes).ok_or(BadRow)?,
+        (_, Some((_, bytes))) => ino_in_handle(bytes).ok_or(BadRow)?,
         (_, None) => return Err(BadRow),
     };
+    Ok(Head {
+        first,
+        second,
+        mode,
+        uid,
+        gid,
+        mtime,
+        ctime,
+        btime,
+        handle,
+        ino,
+    })
+}
+
+pub fn body_decode(body: &[u8]) -> Result<(State, Local), BadRow> {
+    let mut input = Input(body);
+    let Head {
+        first,
+        second,
+        mode,
+        uid,
+        gid,
+        mtime,
+        ctime,
+        btime,
+        handle,
+        ino,
+    } = take_head(&mut input)?;
+    let handle = handle.map(|(kind, bytes)| Handle {
+        kind,
+        bytes: bytes.into(),
+    });
     let kind = match first & KIND {
         DIR => Kind::Dir,
         FILE => {
@@ -356,6 +397,34 @@ pub fn body_decode(body: &[u8]) -> Result<(State, Local), BadRow> {
         btime,
     };
     Ok((State { kind, meta }, local))
+}
+
+/// What of a body tells whether an inode is still the same, without what else it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BodyInode<'a> {
+    pub is_dir: bool,
+    pub is_file: bool,
+    pub proven: bool,
+    pub ino: u64,
+    pub mtime: Time,
+    pub ctime: Time,
+    pub btime: Time,
+    pub handle: Option<(i32, &'a [u8])>,
+}
+
+pub fn body_inode(body: &[u8]) -> Result<BodyInode<'_>, BadRow> {
+    let mut input = Input(body);
+    let head = take_head(&mut input)?;
+    Ok(BodyInode {
+        is_dir: head.first & KIND == DIR,
+        is_file: head.first & KIND == FILE,
+        proven: head.first & PROVEN != 0,
+        ino: head.ino,
+        mtime: head.mtime,
+        ctime: head.ctime,
+        btime: head.btime,
+        handle: head.handle,
+    })
 }
 
 /// ext4's and XFS's handles begin with the inode number.

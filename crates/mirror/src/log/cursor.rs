@@ -126,6 +126,14 @@ impl LogReader {
         if durable.is_none_or(|end| end.position < position) {
             return Ok(None);
         }
+        // Where the writer stands is known without a walk.
+        if let Some(end) = durable.filter(|end| end.position == position) {
+            let place = Place {
+                offset: durable_bytes,
+                end: Some(end),
+            };
+            return Ok(Some((current, place, true)));
+        }
         let header = lock(&self.shared.segments)
             .range(..=position)
             .next_back()

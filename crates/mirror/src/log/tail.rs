@@ -66,8 +66,22 @@ impl Tail {
 
     /// Waits until something after `after` is durable.
     pub fn wait_past(&self, after: Option<Position>, deadline: Instant) -> Waited {
+        self.wait_past_since(after, deadline, self.woken())
+    }
+
+    /// How often somebody called [`Tail::wake`], for [`Tail::wait_past_since`].
+    pub fn woken(&self) -> u64 {
+        self.lock().woken
+    }
+
+    /// As [`Tail::wait_past`], but a wake since [`Tail::woken`] said `woken` ends it too: none is missed between.
+    pub fn wait_past_since(
+        &self,
+        after: Option<Position>,
+        deadline: Instant,
+        woken: u64,
+    ) -> Waited {
         let mut state = self.lock();
-        let woken = state.woken;
         loop {
             if let Some(end) = state
                 .durable

@@ -1,13 +1,14 @@
 //! Listing a directory: `getdents64` with a large buffer.
 
 use std::convert::Infallible;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, RawDir, SeekFrom};
 
 use super::Result;
 
-const BUFFER_BYTES: usize = 64 * 1024;
+const BUFFER_BYTES: usize = 32 * 1024;
 
 /// Calls `f(name, type, inode)` for each entry but `.` and `..`, in the directory's own order, from its start.
 /// The type may be `Unknown`; both come from the directory, so look (`statx`) before you trust them: of a mount
@@ -30,8 +31,8 @@ pub fn try_list<E>(
 ) -> Result<std::result::Result<(), E>> {
     let fd = fd.as_fd();
     rustix::fs::seek(fd, SeekFrom::Start(0))?;
-    let mut buffer = Vec::with_capacity(BUFFER_BYTES);
-    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    let mut buffer = [const { MaybeUninit::<u8>::uninit() }; BUFFER_BYTES];
+    let mut entries = RawDir::new(fd, &mut buffer);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();

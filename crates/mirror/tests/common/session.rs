@@ -30,6 +30,7 @@ pub fn open_with(
     mirror::sys::lease::init();
     fs::create_dir_all(state).unwrap();
     Session::open(SessionSetup {
+        opening: None,
         source: tree.to_path_buf(),
         disk: Arc::new(RealDisk::open(state).unwrap()),
         index: state.join("source-index"),

@@ -40,6 +40,8 @@ pub(super) struct Running {
     pub corrections: u64,
     pub broken: Option<String>,
     pub found: u64,
+    /// The log says that it began: only a scan that finds something is worth a record.
+    pub noted: bool,
 }
 
 impl Capture {
@@ -53,7 +55,6 @@ impl Capture {
         let (why, dirs) = match self.want_all.take() {
             Some(why) => {
                 self.want_some.clear();
-                self.note(Note::ScanBegin)?;
                 (
                     why,
                     vec![(ObjectId::ROOT, self.tree.id.handle.clone(), Vec::new())],
@@ -109,6 +110,7 @@ impl Capture {
             corrections: 0,
             broken: None,
             found: 0,
+            noted: why == Why::Part,
         });
         Ok(())
     }
@@ -120,6 +122,12 @@ impl Capture {
         while let Some(running) = &mut self.running
             && let Ok(found) = running.scan.found.try_recv()
         {
+            if !matches!(found, Found::End) && !std::mem::replace(&mut running.noted, true) {
+                self.note(Note::ScanBegin)?;
+            }
+            let Some(running) = &mut self.running else {
+                break;
+            };
             match found {
                 Found::End => ended = true,
                 Found::Missing(names) => {
@@ -275,6 +283,7 @@ impl Capture {
             mut corrections,
             broken,
             mut found,
+            noted,
         } = running;
         let seen = scan.seen();
         drop(scan);
@@ -313,7 +322,9 @@ impl Capture {
                 corrections += gone;
             }
         }
-        self.note(Note::ScanEnd)?;
+        if noted {
+            self.note(Note::ScanEnd)?;
+        }
         self.flush()?;
         self.last_scan = Instant::now();
         self.scan_took = began.elapsed();
@@ -329,6 +340,7 @@ impl Capture {
             status.notices.push(text);
         }
         drop(status);
+        self.shared.scanned();
         let _ = found;
         self.status_dirty = true;
         Ok(())

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use mirror_core::{Position, escape};
 
 use super::verify;
 use super::wire::{Covered, Link, Links};
-use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, going, try_again};
+use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -36,7 +36,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The copy, while a session has it open.
 #[derive(Clone)]
 pub struct Handles {
-    pub apply_orders: Sender<ApplyOrder>,
+    pub apply_orders: ApplyOrders,
     pub applied: Arc<Applied>,
     pub tail: Tail,
     pub dst: PathBuf,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Select};
 
 use super::adopt::{self, ADOPTING_KEY, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
@@ -21,7 +21,7 @@ use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::reserve;
-use super::session::{Session, SessionError, SessionSetup, is_root, show};
+use super::session::{Opening, Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
@@ -362,6 +362,8 @@ impl Mirror {
         }
         let disk = RealDisk::open(&place.state)
             .map_err(|e| failed("cannot open the state directory", &e))?;
+        let source_index = place.state.join("source-index");
+        let opening = Opening::start(&source_index, &index::Options::default());
         let rows = self.open_rows(place)?;
         let fresh = rows.mark().is_none();
         let held = holds_something(&place.dst);
@@ -418,7 +420,8 @@ impl Mirror {
         let setup = SessionSetup {
             source: self.source.clone(),
             disk: Arc::new(disk),
-            index: place.state.join("source-index"),
+            index: source_index,
+            opening,
             index_options: index::Options::default(),
             log_options: LogOptions::default(),
             filter: self.filter.clone(),
@@ -603,12 +606,7 @@ impl Mirror {
         let began = Instant::now();
         let (mut last_saved, mut last_root) = (Instant::now(), Instant::now());
         loop {
-            let nap = Duration::from_millis(if matches!(first, First::Following { .. }) {
-                100
-            } else {
-                10
-            });
-            self.options.stop.wait(nap);
+            self.nap(&first, session, apply);
             for text in std::mem::take(&mut session.shared.lock().notices) {
                 self.ui.event(Event::Notice(text));
             }
@@ -672,6 +670,28 @@ impl Mirror {
         }
     }
 
+    /// Until something may have changed, but not for long.
+    fn nap(&self, first: &First, session: &Session, apply: &ApplyLoop) {
+        const NAP: Duration = Duration::from_millis(10);
+        match first {
+            First::Scanning => session.shared.wait_scanned(NAP),
+            First::Barrier(answer, _) => {
+                let mut select = Select::new();
+                select.recv(answer);
+                let _ = select.ready_timeout(NAP);
+            }
+            First::Applying(barrier, _) => {
+                let state = apply.applied.lock();
+                if state.hold.is_some() || state.applied < barrier.position {
+                    drop(apply.applied.wait(state, NAP));
+                }
+            }
+            First::Following { .. } => {
+                self.options.stop.wait(10 * NAP);
+            }
+        }
+    }
+
     /// From the first scan to the first time the copy is equal.
     fn first(
         &self,
@@ -720,6 +740,8 @@ impl Mirror {
             }
             First::Barrier(answer, rounds) => {
                 if let Ok(barrier) = answer.try_recv() {
+                    // What waits for more to come need not.
+                    let _ = apply.orders.send(ApplyOrder::Wake);
                     *first = First::Applying(barrier, *rounds);
                 }
             }

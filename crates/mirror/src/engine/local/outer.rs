@@ -10,7 +10,7 @@ use mirror_core::Position;
 
 use crate::capture::state::{Barrier, Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
-use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, going, try_again};
+use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -32,7 +32,7 @@ pub const RELEASED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Handles {
     pub orders: Sender<Order>,
-    pub apply_orders: Sender<ApplyOrder>,
+    pub apply_orders: ApplyOrders,
     pub index: Arc<RwLock<Index>>,
     pub tail: Tail,
     pub shared: Arc<Shared>,

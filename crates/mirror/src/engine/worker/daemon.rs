@@ -452,6 +452,7 @@ impl Host {
                 .is_ok_and(|mut entries| entries.next().is_some());
         let released = lock(&self.want).released.take();
         let setup = SessionSetup {
+            opening: None,
             source: self.config.tree.clone(),
             disk: Arc::new(disk),
             index: index_path(&self.config.state_dir),
