@@ -577,3 +577,39 @@ fn the_second_interrupt_kills() {
         }
     }
 }
+
+#[test]
+fn a_restart_with_nothing_changed_writes_no_record() {
+    let place = Place {
+        held: tempfile::tempdir().unwrap(),
+    };
+    fs::create_dir_all(place.path("src/sub")).unwrap();
+    for n in 0..20 {
+        fs::write(place.path(&format!("src/sub/{n}")), format!("{n}")).unwrap();
+    }
+    let run = || {
+        // Files too young to trust their times are read again.
+        std::thread::sleep(Duration::from_millis(50));
+        let (code, _, stderr) = place.run("mirror @/src @/dst --once -q");
+        assert_eq!(code, 0, "{stderr}");
+        let mut log: Vec<_> = fs::read_dir(place.path("dst.fs_mirror/log"))
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .map(|entry| (entry.file_name(), entry.metadata().unwrap().len()))
+            .collect();
+        log.sort();
+        log
+    };
+    run();
+    // What was learned when the copy was equal for the first time is known from then on.
+    let rows = mirror::index::Index::open(
+        &place.path("dst.fs_mirror/index"),
+        mirror::index::Options::default(),
+    );
+    let (rows, _) = rows.unwrap();
+    let seeded = rows.meta_get(mirror::engine::applying::SEEDED_KEY);
+    assert!(seeded.unwrap().is_some());
+    drop(rows);
+    let settled = run();
+    assert_eq!(run(), settled);
+}

@@ -27,9 +27,9 @@ use crate::log::{Cursor, Group, LogError, LogReader, Waited};
 use crate::planted;
 
 /// Records applied at once.
-const BATCH_RECORDS_MAX: usize = 16_384;
+const BATCH_RECORDS_MAX: usize = 8192;
 /// While seeding a batch waits for so many records, but not longer than this.
-const SEEDING_RECORDS_MIN: usize = 8192;
+const SEEDING_RECORDS_MIN: usize = 4096;
 const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// First wait before what failed is tried again; doubled up to a minute. From the start again when more fails.
 const RETRY_MS_MIN: u64 = 100;

@@ -41,8 +41,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            cache_bytes: 24 << 20,
-            overlay_bytes_max: 16 << 20,
+            cache_bytes: 16 << 20,
+            overlay_bytes_max: 8 << 20,
             check: true,
         }
     }
