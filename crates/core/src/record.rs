@@ -80,7 +80,7 @@ pub struct Fork {
 pub enum Note {
     /// The kernel's queue overflowed; a look at everything follows.
     Overflow,
-    /// A look at the whole tree began or ended. At its end the log equals the tree as of that time.
+    /// A look at the whole tree, that found something, began or ended. At its end the log equals the tree as of then.
     ScanBegin,
     ScanEnd,
     /// A guard stopped, or an operator let go on.

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::session::{barrier, differences, open};
+use common::session::{barrier, differences, open, open_with};
+use mirror::capture::run::CaptureOptions;
+use mirror::capture::state::Ended;
 use mirror::engine::options::Detector;
 use testkit::lab::{self, QueueLimit};
 use testkit::workload;
@@ -160,4 +162,23 @@ fn inotify_finds_what_was_changed_through_a_name_that_is_gone() {
     below.write_all(b", written").unwrap();
     settled("written by who opened it by that name");
     session.stop();
+}
+
+#[test]
+fn a_session_that_ends_when_it_is_time_to_prune_ends() {
+    lab::in_private_namespace("a_session_that_ends_when_it_is_time_to_prune_ends", |_| {
+        let (tree, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let options = CaptureOptions {
+            prune_every: std::time::Duration::ZERO,
+            ..CaptureOptions::default()
+        };
+        let session = open_with(tree.path(), state.path(), None, options).unwrap();
+        barrier(&session);
+        std::fs::write(tree.path().join("new"), "new").unwrap();
+        barrier(&session);
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(session.stop()));
+        let ended = told.recv_timeout(std::time::Duration::from_secs(20));
+        assert!(matches!(ended, Ok(Ended::Stopped)), "{ended:?}");
+    });
 }

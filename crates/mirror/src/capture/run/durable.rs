@@ -65,12 +65,15 @@ impl Capture {
         if let Some(end) = end {
             rows.set_position(end.position, end.head);
         }
-        if now {
+        let flush = if now {
             rows.flush()?;
-        } else if let Some(flush) = rows.flush_start()? {
-            drop(rows);
-            self.index_flush = Some(std::thread::spawn(move || flush.finish()));
-        }
+            None
+        } else {
+            rows.flush_start()?
+        };
+        // Pruning reads them.
+        drop(rows);
+        self.index_flush = flush.map(|flush| std::thread::spawn(move || flush.finish()));
         self.index_dirty = false;
         self.last_index_flush = Instant::now();
         self.prune()
