@@ -309,7 +309,8 @@ impl Capture {
         let released = std::mem::take(&mut self.options.released);
         if !explained && !released {
             let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
-            self.guard(&missing, entries)?;
+            let absent = self.still_absent(&missing)?;
+            self.guard(&absent, entries)?;
         }
         for names in missing.chunks(DUE_MAX) {
             if self.shared.is_stopping() {
@@ -344,6 +345,22 @@ impl Capture {
         let _ = found;
         self.status_dirty = true;
         Ok(())
+    }
+
+    /// Of names that were missing those that are so now. A name may be there again, and stand for something new.
+    fn still_absent(&mut self, missing: &[At]) -> Result<Vec<At>, Fatal> {
+        let index = self.index.clone();
+        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+        let mut absent = Vec::new();
+        for at in missing {
+            if self.shared.is_stopping() {
+                break;
+            }
+            if rows.name(at)?.is_some() && self.stat_now(&rows, at)?.is_none() {
+                absent.push(at.clone());
+            }
+        }
+        Ok(absent)
     }
 
     /// Names that are missing, with all below them: too many to believe?
