@@ -59,7 +59,7 @@ pub struct StagingSink {
 }
 
 /// Files staged and not yet in place, beyond which reading ahead waits.
-const WAITING_FILES_MAX: u64 = 65_536;
+const WAITING_FILES_MAX: u64 = 16_384;
 /// Likewise bytes.
 const WAITING_BYTES_MAX: u64 = 4 << 30;
 
