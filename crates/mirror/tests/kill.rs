@@ -378,7 +378,6 @@ fn kill_points_all() {
 
 /// The copy's file system loses what was not flushed, as in a power cut.
 #[test]
-#[ignore = "known defect: now and then the copy differs after a power cut"]
 fn power_cut_of_the_copy() {
     lab::in_private_namespace("power_cut_of_the_copy", |lab| {
         let source = testkit::need!(lab.ext4(256));
