@@ -11,12 +11,17 @@ mod content;
 pub mod crash;
 mod dirs;
 mod error;
+mod execute;
 mod foreign;
 mod journal;
+mod limbo;
 mod look;
 mod meta;
 pub mod options;
+mod outcome;
 mod pending;
+mod remove;
+mod repair;
 mod settable;
 mod stage;
 pub mod staging;
@@ -27,26 +32,26 @@ mod tests;
 mod verify;
 mod wipe;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mirror_core::plan::{Merged, Misfit, Occupant, Overlay, Place, Step, Wanted, merge, order};
-use mirror_core::{At, Content, ContentRef, Digest, ObjectId, Position, Record};
+use mirror_core::plan::{Misfit, Place, merge};
+use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
 
-use area::{Area, look};
-use batch::{Batch, StepError, ToFlush};
-use dirs::{Dirs, is_local};
+use area::Area;
+use dirs::Dirs;
+use execute::Executed;
 use journal::Journal;
-use look::Looked;
 use meta::Rules;
 use options::Trace;
 use pending::Pending;
 
 pub use error::ApplyError;
 pub use options::{Flush, Options, Owners};
+pub use outcome::{Counts, Difference, DifferenceKind, Failure, Outcome, Recorded};
 pub use staging::{Staged, StagedDir, StagedFile, Staging, Token};
 pub use store::Store;
 
@@ -69,86 +74,6 @@ pub enum Fetched {
     Gone,
     /// Not now; tried again by [`Applier::retry`].
     Failed(String),
-}
-
-/// What one call of [`Applier::apply`] or [`Applier::retry`] did.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// The rows, and the tree but for `failed`, are as of here.
-    pub applied: Option<Position>,
-    pub counts: Counts,
-    /// Objects that are not as they should be, with the reason. They stay listed in [`Applier::failed`].
-    pub failed: Vec<Failure>,
-    /// Objects that were listed as failed and now are as they should be.
-    pub healed: Vec<ObjectId>,
-    /// Things made by hand in the tree that stood in the way: moved to `adopted/`, shown as names inside it.
-    pub moved_aside: Vec<Vec<u8>>,
-    /// What this host can't set, kept in the rows only: of all there is, as of now.
-    pub recorded: Recorded,
-}
-
-/// How much was done.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Counts {
-    pub created: u64,
-    pub content: u64,
-    pub content_bytes: u64,
-    pub meta: u64,
-    pub renamed: u64,
-    pub linked: u64,
-    pub removed: u64,
-    /// Already there and equal: nothing copied.
-    pub adopted: u64,
-    pub moved_aside: u64,
-}
-
-/// Objects with something that was only recorded, by what it was.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Recorded {
-    pub owners: u64,
-    pub setid: u64,
-    pub devices: u64,
-    pub xattrs: u64,
-    pub labels: u64,
-    pub flags: u64,
-    pub projects: u64,
-}
-
-/// An object that is not as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    pub object: ObjectId,
-    /// What was being done: `stage`, `fetch`, `rename`, ...
-    pub step: &'static str,
-    pub reason: String,
-    /// The source did not have this version when it was asked. Being asked made it look at the object again: either it
-    /// has it by then, or a successor record, or the removal, is in the log.
-    pub void: bool,
-}
-
-/// What [`Applier::verify`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Difference {
-    /// `None`: something that no record made.
-    pub object: Option<ObjectId>,
-    /// Relative to DST, raw bytes.
-    pub path: Vec<u8>,
-    pub what: DifferenceKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum DifferenceKind {
-    Missing,
-    /// Not in the index.
-    Extra,
-    Type,
-    Content,
-    Meta,
-    /// Another set of names.
-    Links,
-    Unreadable,
-    /// Known: in the failed list.
-    Pending,
 }
 
 /// Applies records to one copy.
@@ -441,80 +366,6 @@ impl<S: Store> Applier<S> {
         .run()
     }
 
-    /// Puts right what `verify` found: moves strangers aside, makes what is missing or different anew.
-    pub fn repair(
-        &mut self,
-        differences: &[Difference],
-        contents: &dyn Contents,
-    ) -> Result<Outcome, ApplyError> {
-        self.area.check_root()?;
-        let mut moved = 0;
-        for difference in differences {
-            match (difference.object, difference.what) {
-                (_, DifferenceKind::Pending) => {}
-                (None, _) => {
-                    let aside = verify::walk(&self.area, &difference.path)
-                        .and_then(|(fd, name)| self.move_extra(&fd, &name));
-                    match aside {
-                        Ok(()) => moved += 1,
-                        Err(crate::sys::Errno::NOENT) => {}
-                        Err(e) => {
-                            let path = self.area.root_path.clone();
-                            return Err(ApplyError::Io {
-                                step: "move something aside in",
-                                path,
-                                source: e.into(),
-                            });
-                        }
-                    }
-                    // Moving it changed its directory's time.
-                    self.owe_parent(&difference.path)?;
-                }
-                (Some(id), what) => {
-                    let meta_only = what == DifferenceKind::Meta;
-                    let why = "it was changed by hand in the copy";
-                    self.owe(id, meta_only, why)?;
-                    self.owe_parent(&difference.path)?;
-                }
-            }
-        }
-        self.replaying = true;
-        self.dirty.get_or_insert_with(Instant::now);
-        let mut outcome = self.retry(contents)?;
-        self.replaying = self.replay_until.is_some();
-        outcome.counts.moved_aside += moved;
-        Ok(outcome)
-    }
-
-    fn move_extra(&mut self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> crate::sys::Result<()> {
-        let (to, shown) = self.area.adopt_dir(self.store.position(), name)?;
-        crate::sys::target::rename(fd, name, &to, name)?;
-        self.area.moved_aside.push(shown);
-        Ok(())
-    }
-
-    /// The directory a path lies in has another mtime now.
-    fn owe_parent(&mut self, path: &[u8]) -> Result<(), ApplyError> {
-        let mut dir = ObjectId::ROOT;
-        let mut names: Vec<&[u8]> = path.split(|b| *b == b'/').collect();
-        names.pop();
-        for name in names {
-            let Ok(name) = mirror_core::Name::new(name) else {
-                return Ok(());
-            };
-            match self
-                .store
-                .name(&mirror_core::At { parent: dir, name })
-                .map_err(store_error)?
-            {
-                Some(id) => dir = id,
-                None => return Ok(()),
-            }
-        }
-        let why = "something in it was put right";
-        self.owe(dir, true, why)
-    }
-
     fn trace(&self, what: Trace) {
         if let Some(trace) = &self.options.trace {
             trace(what);
@@ -577,296 +428,6 @@ impl<S: Store> Applier<S> {
                 }
             }
         }
-    }
-
-    fn execute(
-        &mut self,
-        merged: &Merged,
-        position: Option<Position>,
-        contents: &dyn Contents,
-    ) -> Result<Executed, ApplyError> {
-        let mut rows = Overlay::new(&self.store);
-        let new = merged.objects.iter().filter(|(_, t)| t.old.is_none());
-        new.for_each(|(id, _)| rows.mark_new(*id));
-        let mut batch = Batch {
-            rows,
-            area: &mut self.area,
-            dirs: &mut self.dirs,
-            rules: &self.rules,
-            staging: &self.staging,
-            contents,
-            journal: &mut self.journal,
-            options: &self.options,
-            merged,
-            position,
-            replaying: self.replaying,
-            now: BTreeMap::new(),
-            stats: BTreeMap::new(),
-            made: BTreeMap::new(),
-            complete: BTreeSet::new(),
-            failed: BTreeMap::new(),
-            called: BTreeMap::new(),
-            stirred: BTreeSet::new(),
-            stamped: BTreeSet::new(),
-            late: BTreeSet::new(),
-            flush: ToFlush::default(),
-            counts: Counts::default(),
-        };
-        let fatal = |error| match error {
-            StepError::Fatal(e) => e,
-            StepError::Fails { step, reason } => ApplyError::Records(format!("{step}: {reason}")),
-            StepError::Held => ApplyError::Records("a step without ground".into()),
-        };
-        let seen = match batch.look(&self.limbo).map_err(fatal)? {
-            Looked::Lost(dirs) => return Ok(Executed::Lost(dirs)),
-            Looked::Seen(seen) => seen,
-        };
-        let plan = order(&self.store, merged, &seen).map_err(store_error)?;
-        if self.dirty.is_some() && plan.steps.iter().any(|step| passes_limbo(step, merged)) {
-            return Ok(Executed::Unknown);
-        }
-        batch.begin(&seen).map_err(fatal)?;
-        batch.run(&plan).map_err(fatal)?;
-        batch.restat().map_err(fatal)?;
-
-        let Batch {
-            rows,
-            now,
-            failed,
-            counts,
-            ..
-        } = batch;
-        let limbo: BTreeMap<Place, ObjectId> = now
-            .iter()
-            .filter_map(|(place, occupant)| match (place, occupant) {
-                (Place::Limbo(..), Occupant::Is(id)) => Some((place.clone(), *id)),
-                _ => None,
-            })
-            .collect();
-        let in_limbo: BTreeSet<ObjectId> = limbo.values().copied().collect();
-        // Where something of an object that is not settled was left, the next try looks again.
-        let mut stands: BTreeMap<ObjectId, BTreeSet<At>> = BTreeMap::new();
-        for (place, occupant) in &now {
-            if let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) {
-                stands.entry(*id).or_default().insert(at.clone());
-            }
-        }
-        let mut pending = self.pending.clone();
-        let mut outcome = Outcome {
-            counts,
-            ..Outcome::default()
-        };
-        let mut changes = rows.into_changes();
-        drop_unreachable(&mut changes, &in_limbo);
-        let settled = |id: &ObjectId, row: Option<&mirror_core::Object>| match (
-            &merged.objects[id].want,
-            row,
-        ) {
-            (None, None) => true,
-            (Some(want), Some(row)) => want.state == row.state && want.names == row.names,
-            _ => false,
-        };
-        let kept = |id: &ObjectId, row: &mirror_core::Object| {
-            !row.names.is_empty() || *id == ObjectId::ROOT || in_limbo.contains(id)
-        };
-        let mut failed = failed;
-        for (id, target) in &merged.objects {
-            let row = match changes.get(id) {
-                Some(row) => row.as_ref(),
-                None => target.old.as_ref(),
-            };
-            let row = row.filter(|row| kept(id, row));
-            if settled(id, row) && !failed.contains_key(id) {
-                if pending.wanted.remove(id).is_some() {
-                    outcome.healed.push(*id);
-                }
-                pending.why.remove(id);
-                continue;
-            }
-            let why = failed.remove(id).unwrap_or_else(|| Failure {
-                object: *id,
-                step: "wait",
-                reason: "something it depends on failed".into(),
-                void: target.void,
-            });
-            let void = why.void;
-            let known = |at: &At| row.as_ref().is_some_and(|row| row.names.contains(at));
-            let seen = stands.remove(id).unwrap_or_default();
-            let wanted = Wanted {
-                want: target.want.clone(),
-                place: target.place,
-                void,
-                also: seen.into_iter().filter(|at| !known(at)).collect(),
-            };
-            pending.wanted.insert(*id, wanted);
-            pending.why.insert(*id, why.clone());
-            outcome.failed.push(why);
-        }
-        // What failed without being part of the batch: directories whose time could not be restored.
-        for (id, why) in failed {
-            let row = self.store.object(id).map_err(store_error)?;
-            if row.is_some() {
-                pending.wanted.insert(
-                    id,
-                    Wanted {
-                        want: row,
-                        place: None,
-                        void: false,
-                        also: BTreeSet::new(),
-                    },
-                );
-                pending.why.insert(id, why.clone());
-            }
-            outcome.failed.push(why);
-        }
-        let newly = outcome.failed.len();
-        if newly > self.options.failed_max
-            || pending.wanted.len() > self.options.failed_max.max(newly)
-        {
-            let first = outcome
-                .failed
-                .first()
-                .map(|why| format!("{}: {}", why.step, why.reason));
-            return Err(ApplyError::TooManyFailures {
-                count: newly,
-                first: first.unwrap_or_default(),
-            });
-        }
-        crash::point("rows");
-        let mut new = Vec::new();
-        for (id, row) in changes {
-            let target = merged.objects.get(&id);
-            let known = target.is_none_or(|t| t.old.is_some());
-            let row = row.filter(|row| kept(&id, row));
-            let before = match target {
-                Some(target) => target.old.clone(),
-                None => self.store.object(id).map_err(store_error)?,
-            };
-            self.recount(
-                before.as_ref().map(|row| &row.state),
-                row.as_ref().map(|row| &row.state),
-            );
-            match row {
-                Some(row) if known => self.store.put(id, row).map_err(store_error)?,
-                Some(row) => new.push((id, row)),
-                None if known => self.store.remove(id).map_err(store_error)?,
-                None => {}
-            }
-        }
-        // When what had their names before has let go of them.
-        for (id, row) in new {
-            self.store.put_new(id, row).map_err(store_error)?;
-        }
-        self.pending = pending;
-        self.limbo.retain(|_, id| !merged.objects.contains_key(id));
-        self.limbo.extend(limbo);
-        self.staging.tidy();
-        if !outcome.failed.is_empty() {
-            // What was made in vain would be in the way of the next try.
-            let _ = wipe_all(&self.area.new);
-        }
-        self.dirs.elsewhere.clear();
-        outcome.moved_aside = self.area.end_batch();
-        outcome.recorded = self.recorded;
-        Ok(Executed::Done(outcome))
-    }
-
-    /// After a crash: whose inodes are in limbo? What the rows do not know was on its way in, and is made again.
-    fn sort_out_limbo(&mut self) -> crate::sys::Result<()> {
-        self.limbo.clear();
-        for name in names_in(&self.area.limbo)? {
-            let Some(stat) = look(&*self.area.limbo, &name)? else {
-                continue;
-            };
-            let text = name.strip_suffix(b".swap").unwrap_or(&name);
-            let place = Area::limbo_place(text);
-            let mut whose = None;
-            if let Some(Place::Limbo(a, b)) = &place {
-                for id in [a, b] {
-                    if let Ok(Some(row)) = self.store.object(*id)
-                        && is_local(&stat, &row.local)
-                    {
-                        whose = Some(*id);
-                    }
-                }
-            }
-            match (whose, place) {
-                (Some(id), Some(place)) => {
-                    if text.len() != name.len() {
-                        crate::sys::target::rename_noreplace(
-                            &*self.area.limbo,
-                            &name,
-                            &*self.area.limbo,
-                            text,
-                        )?;
-                    }
-                    self.limbo.insert(place, id);
-                }
-                _ => wipe::remove(&*self.area.limbo, &name, 0, &mut wipe::All)?,
-            }
-        }
-        for name in names_in(&self.area.aside)? {
-            let (to, shown) = self.area.adopt_dir(self.store.position(), &name)?;
-            crate::sys::target::rename(&*self.area.aside, &name, &to, &name)?;
-            self.area.moved_aside.push(shown);
-        }
-        Ok(())
-    }
-}
-
-/// A directory that did not get its name takes down what was staged in it: no row may say that it is there.
-fn drop_unreachable(
-    changes: &mut BTreeMap<ObjectId, Option<mirror_core::Object>>,
-    in_limbo: &BTreeSet<ObjectId>,
-) {
-    loop {
-        let nameless = |id: &ObjectId, row: &Option<mirror_core::Object>| {
-            *id != ObjectId::ROOT
-                && !in_limbo.contains(id)
-                && row.as_ref().is_none_or(|row| row.names.is_empty())
-        };
-        let gone: BTreeSet<ObjectId> = changes
-            .iter()
-            .filter(|(id, row)| nameless(id, row))
-            .map(|(id, _)| *id)
-            .collect();
-        let mut changed = false;
-        for row in changes.values_mut().flatten() {
-            let names = row.names.len();
-            row.names.retain(|at| !gone.contains(&at.parent));
-            changed |= row.names.len() != names;
-        }
-        if !changed {
-            return;
-        }
-    }
-}
-
-enum Executed {
-    Done(Outcome),
-    Lost(BTreeSet<ObjectId>),
-    /// Nothing was done: the rows must be durable first.
-    Unknown,
-}
-
-/// Whether something that stays wanted is outside the tree for a moment. A crash then must find it in the durable rows,
-/// or it would be taken for something that was on its way in, and be made again.
-fn passes_limbo(step: &Step, merged: &Merged) -> bool {
-    let wanted = |id: &ObjectId| {
-        merged
-            .objects
-            .get(id)
-            .is_some_and(|t| t.want.is_some() && t.old.is_some())
-    };
-    match step {
-        Step::Exchange { object, other, .. } => match other {
-            Occupant::Is(other) => wanted(object) || wanted(other),
-            _ => wanted(object),
-        },
-        Step::Link { object, to, .. } | Step::Rename { object, to, .. } => {
-            matches!(to, Place::Limbo(..)) && wanted(object)
-        }
-        _ => false,
     }
 }
 

@@ -2,29 +2,34 @@
 //!
 //! Used by a mirror on one host and by a follower alike. The log goes on being written while this is paused or held.
 
+mod mass;
+
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use mirror_core::guard::{Alarm, Flow, Window};
-use mirror_core::{At, Change, Digest, Name, ObjectId, Position, Record, Rows};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use mirror_core::guard::Window;
+use mirror_core::{Change, Digest, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::{ADOPTING_KEY, LeftOut};
-use super::control::Until;
 use super::differing::Differing;
 use super::event::{Event, Ui};
-use super::going::{Tally, count_below};
+use super::going::Tally;
 use super::options::OnMassChange;
-use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
+use super::status::{FAILED_MAX, Failed, PathText, Stamp};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
-    Recorded, Store,
+    Store,
 };
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
-use crate::planted;
+
+pub use super::applied::{
+    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, going, try_again,
+};
+pub use mass::hold_of;
 
 /// Records applied at once.
 const BATCH_RECORDS_MAX: usize = 8192;
@@ -38,155 +43,6 @@ const RETRY_MS_MAX: u64 = 60_000;
 const MISFIT_TRIES_MAX: u32 = 3;
 /// Things moved aside that are named, each in a line.
 const ASIDE_TOLD_MAX: u64 = 10;
-
-/// What others may see and wait for.
-#[derive(Default)]
-pub struct Applied {
-    state: Mutex<ApplyStatus>,
-    changed: Condvar,
-}
-
-#[derive(Default, Clone)]
-pub struct ApplyStatus {
-    pub applied: Option<Position>,
-    /// Rows and position were durable up to here a while ago: older records are not needed any more.
-    pub saved: Option<Position>,
-    /// The log's durable end as apply last saw it.
-    pub end: Option<Position>,
-    /// Time of the oldest record that waits; `None`: nothing waits.
-    pub waiting_since_ns: Option<u64>,
-    pub counts: Counts,
-    pub recorded: Recorded,
-    pub failed: Vec<Failed>,
-    pub failed_total: u64,
-    pub differing: Differing,
-    /// By `verify`, since this process began.
-    pub repaired: u64,
-    /// Why it does not go on for now.
-    pub waits: Option<String>,
-    pub moved_aside: Vec<PathText>,
-    pub hold: Option<Hold>,
-    pub alarm_gone: u64,
-    /// The loop is over, for this reason.
-    pub ended: Option<String>,
-    /// And the reason is that the log's records contradict the copy's rows.
-    pub misfit: bool,
-}
-
-impl Applied {
-    pub fn lock(&self) -> MutexGuard<'_, ApplyStatus> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    /// Waits until something changed, at most so long.
-    pub fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, ApplyStatus>,
-        at_most: Duration,
-    ) -> MutexGuard<'a, ApplyStatus> {
-        self.changed
-            .wait_timeout(state, at_most)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0
-    }
-    fn update(&self, change: impl FnOnce(&mut ApplyStatus)) {
-        change(&mut self.lock());
-        self.changed.notify_all();
-    }
-}
-
-/// An order to the loop, answered between two batches.
-pub enum ApplyOrder {
-    /// Compare the copy with its rows; the answer ends when the channel closes.
-    Verify {
-        content: bool,
-        found: Sender<Difference>,
-        /// Sent when `found` is closed: whether everything was looked at.
-        done: Sender<Result<(), String>>,
-    },
-    Repair {
-        differences: Vec<Difference>,
-        /// What could not be repaired.
-        done: Sender<Result<Vec<Failure>, String>>,
-    },
-    /// Make rows and position durable.
-    Checkpoint(Sender<Result<(), String>>),
-    /// Try again what failed, now. Answered with how many of what still fails the source was asked about: what it says is
-    /// in the log at the next barrier.
-    Retry(Sender<u64>),
-    /// Say what waits in the log.
-    Show(Sender<Result<Going, String>>),
-    /// Let a hold go on.
-    Release,
-    /// What an adopted copy held besides is settled.
-    Adopted(Sender<Result<(), String>>),
-    /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
-    Seeded(Sender<Result<(), String>>),
-    /// Look up: it is to stop.
-    Wake,
-}
-
-/// Sends orders; the loop looks up at once.
-#[derive(Clone)]
-pub struct ApplyOrders {
-    sender: Sender<ApplyOrder>,
-    tail: crate::log::Tail,
-}
-
-impl ApplyOrders {
-    /// An error: the loop is over.
-    pub fn send(&self, order: ApplyOrder) -> Result<(), crossbeam_channel::SendError<ApplyOrder>> {
-        self.sender.send(order)?;
-        self.tail.wake();
-        Ok(())
-    }
-}
-
-/// What the records that wait will do to the copy.
-#[derive(Debug, Default, Clone)]
-pub struct Going {
-    pub gone: u64,
-    pub new: u64,
-    pub changed: u64,
-    /// Some of the paths that go.
-    pub sample: Vec<PathText>,
-}
-
-impl Applied {
-    /// Waits until nothing is held, at most so long.
-    pub fn wait_released(&self, at_most: Duration) {
-        let until = Instant::now() + at_most;
-        let mut state = self.lock();
-        while state.hold.is_some() && Instant::now() < until {
-            state = self.wait(state, Duration::from_millis(50));
-        }
-    }
-}
-
-/// Barriers that a wait adds for what the source was asked about.
-pub const AGAIN_ROUNDS: u32 = 8;
-
-/// Tries again what failed. True: the source was asked about some of it, and its answer is in the log at the next barrier.
-pub fn try_again(orders: &ApplyOrders, until: &Until<'_>) -> bool {
-    let (answer, told) = crossbeam_channel::bounded(1);
-    if orders.send(ApplyOrder::Retry(answer)).is_err() {
-        return false;
-    }
-    loop {
-        match told.recv_timeout(until.nap()) {
-            Ok(asked) => return asked > 0,
-            Err(RecvTimeoutError::Timeout) if !until.over() => {}
-            Err(_) => return false,
-        }
-    }
-}
-
-/// What waits in the log, if the apply loop says so soon.
-pub fn going(orders: &ApplyOrders) -> Option<Going> {
-    const PATIENCE: Duration = Duration::from_secs(20);
-    let (answer, told) = crossbeam_channel::bounded(1);
-    orders.send(ApplyOrder::Show(answer)).ok()?;
-    told.recv_timeout(PATIENCE).ok()?.ok()
-}
 
 pub struct ApplySetup {
     pub applier: Applier<Index>,
@@ -847,109 +703,6 @@ impl Running {
                 path: PathText::new(&path),
             });
         }
-    }
-
-    /// The guard of a mirror without history: very much going at once holds here until somebody lets it.
-    fn may_apply(&mut self, batch: &[Record]) -> Result<bool, String> {
-        let last = batch.last().map(|record| record.position);
-        if self.on_mass_change == OnMassChange::Follow
-            || self.looking
-            || last <= self.passes
-            || planted::is("mass_change_unseen")
-        {
-            return Ok(true);
-        }
-        let now = self.began.elapsed().as_millis() as u64;
-        let store = self.applier.store();
-        let flows = Tally::of(store, false, batch).map_err(|e| chain(&e))?.flows;
-        // A batch that comes again after an error is not counted again.
-        self.passes = last;
-        let mut all = Flow::default();
-        flows.values().for_each(|flow| all.add(*flow));
-        self.window.add(&flows, now);
-        if all.gone == 0 {
-            return Ok(true);
-        }
-        // The rows are still as they were before.
-        let alarm = self.window.judge(&mut |dir, most| match dir {
-            None => (store.stats().entries + all.new).saturating_sub(all.gone),
-            Some(name) => {
-                let flow = flows.get(&Some(name.clone())).copied().unwrap_or_default();
-                let came = flow.new + flow.moved_in;
-                let went = flow.gone + flow.moved_out;
-                let before = in_first_level(store, name, most.saturating_add(went));
-                (before + came).saturating_sub(went)
-            }
-        });
-        let Some(alarm) = alarm else { return Ok(true) };
-        let hold = hold_of(
-            &alarm,
-            HoldReason::MassChange,
-            "were removed within minutes",
-        );
-        self.applied.update(|status| {
-            status.hold = Some(hold.clone());
-            status.alarm_gone = all.gone;
-        });
-        self.ui.event(Event::Held(hold));
-        while self.applied.lock().hold.is_some() {
-            if self.stopped() {
-                return Ok(false);
-            }
-            self.orders();
-            let end = self.reader.tail().durable().map(|end| end.position);
-            let state = self.applied.lock();
-            let mut state = self.applied.wait(state, Duration::from_millis(50));
-            state.end = end;
-        }
-        Ok(true)
-    }
-}
-
-/// Entries in a first-level directory, itself included, counted up to `max`.
-fn in_first_level(store: &Index, name: &Name, max: u64) -> u64 {
-    let at = At {
-        parent: ObjectId::ROOT,
-        name: name.clone(),
-    };
-    match store.name(&at) {
-        Ok(Some(id)) => 1 + count_below(store, id, max).unwrap_or(0),
-        _ => 0,
-    }
-}
-
-/// A hold in words.
-pub fn hold_of(alarm: &Alarm, reason: HoldReason, how: &str) -> Hold {
-    let since = Stamp::now();
-    match alarm {
-        Alarm::Tree(loss) => Hold {
-            reason,
-            since,
-            what: format!("{} of {} entries {how}", loss.gone, loss.before),
-            gone: Some(loss.gone),
-            of: Some(loss.before),
-            below: None,
-        },
-        Alarm::Dir { name, loss } => Hold {
-            reason,
-            since,
-            what: format!("{} of {} entries in {name} {how}", loss.gone, loss.before),
-            gone: Some(loss.gone),
-            of: Some(loss.before),
-            below: Some(PathText::new(name.as_bytes())),
-        },
-        Alarm::Empty { before } => Hold {
-            reason: if reason == HoldReason::Unexplained {
-                HoldReason::RootEmpty
-            } else {
-                reason
-            },
-            since,
-            what: format!("the source is empty, and had {before} entries"),
-            gone: Some(*before),
-            of: Some(*before),
-            below: None,
-        },
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`event::Ui`], as a [`status::Status`] to whoever asks, and through [`control`] to the other commands.
 
 pub mod adopt;
+pub mod applied;
 pub mod applying;
 pub mod control;
 pub mod differing;

@@ -385,7 +385,7 @@ fn verify_finds_and_repair_puts_right() {
     std::fs::copy(pair.in_dst("linked"), pair.in_dst("dir/link")).unwrap();
     let mut found = Vec::new();
     pair.applier().verify(true, &mut |d| found.push(d)).unwrap();
-    let kinds: BTreeSet<DifferenceKind> = found.iter().map(|d| d.what).collect();
+    let kinds: std::collections::BTreeSet<DifferenceKind> = found.iter().map(|d| d.what).collect();
     for kind in [
         DifferenceKind::Content,
         DifferenceKind::Meta,

@@ -1,0 +1,161 @@
+//! What the apply loop tells others, and what they may ask of it.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use mirror_core::Position;
+
+use super::control::Until;
+use super::differing::Differing;
+use super::status::{Failed, Hold, PathText};
+use crate::apply::{Counts, Difference, Failure, Recorded};
+
+/// What others may see and wait for.
+#[derive(Default)]
+pub struct Applied {
+    state: Mutex<ApplyStatus>,
+    pub(super) changed: Condvar,
+}
+
+#[derive(Default, Clone)]
+pub struct ApplyStatus {
+    pub applied: Option<Position>,
+    /// Rows and position were durable up to here a while ago: older records are not needed any more.
+    pub saved: Option<Position>,
+    /// The log's durable end as apply last saw it.
+    pub end: Option<Position>,
+    /// Time of the oldest record that waits; `None`: nothing waits.
+    pub waiting_since_ns: Option<u64>,
+    pub counts: Counts,
+    pub recorded: Recorded,
+    pub failed: Vec<Failed>,
+    pub failed_total: u64,
+    pub differing: Differing,
+    /// By `verify`, since this process began.
+    pub repaired: u64,
+    /// Why it does not go on for now.
+    pub waits: Option<String>,
+    pub moved_aside: Vec<PathText>,
+    pub hold: Option<Hold>,
+    pub alarm_gone: u64,
+    /// The loop is over, for this reason.
+    pub ended: Option<String>,
+    /// And the reason is that the log's records contradict the copy's rows.
+    pub misfit: bool,
+}
+
+impl Applied {
+    pub fn lock(&self) -> MutexGuard<'_, ApplyStatus> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Waits until something changed, at most so long.
+    pub fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, ApplyStatus>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, ApplyStatus> {
+        self.changed
+            .wait_timeout(state, at_most)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+    pub(super) fn update(&self, change: impl FnOnce(&mut ApplyStatus)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+}
+
+/// An order to the loop, answered between two batches.
+pub enum ApplyOrder {
+    /// Compare the copy with its rows; the answer ends when the channel closes.
+    Verify {
+        content: bool,
+        found: Sender<Difference>,
+        /// Sent when `found` is closed: whether everything was looked at.
+        done: Sender<Result<(), String>>,
+    },
+    Repair {
+        differences: Vec<Difference>,
+        /// What could not be repaired.
+        done: Sender<Result<Vec<Failure>, String>>,
+    },
+    /// Make rows and position durable.
+    Checkpoint(Sender<Result<(), String>>),
+    /// Try again what failed, now. Answered with how many of what still fails the source was asked about: what it says is
+    /// in the log at the next barrier.
+    Retry(Sender<u64>),
+    /// Say what waits in the log.
+    Show(Sender<Result<Going, String>>),
+    /// Let a hold go on.
+    Release,
+    /// What an adopted copy held besides is settled.
+    Adopted(Sender<Result<(), String>>),
+    /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
+    Seeded(Sender<Result<(), String>>),
+    /// Look up: it is to stop.
+    Wake,
+}
+
+/// Sends orders; the loop looks up at once.
+#[derive(Clone)]
+pub struct ApplyOrders {
+    pub(super) sender: Sender<ApplyOrder>,
+    pub(super) tail: crate::log::Tail,
+}
+
+impl ApplyOrders {
+    /// An error: the loop is over.
+    pub fn send(&self, order: ApplyOrder) -> Result<(), crossbeam_channel::SendError<ApplyOrder>> {
+        self.sender.send(order)?;
+        self.tail.wake();
+        Ok(())
+    }
+}
+
+/// What the records that wait will do to the copy.
+#[derive(Debug, Default, Clone)]
+pub struct Going {
+    pub gone: u64,
+    pub new: u64,
+    pub changed: u64,
+    /// Some of the paths that go.
+    pub sample: Vec<PathText>,
+}
+
+impl Applied {
+    /// Waits until nothing is held, at most so long.
+    pub fn wait_released(&self, at_most: Duration) {
+        let until = Instant::now() + at_most;
+        let mut state = self.lock();
+        while state.hold.is_some() && Instant::now() < until {
+            state = self.wait(state, Duration::from_millis(50));
+        }
+    }
+}
+
+/// Barriers that a wait adds for what the source was asked about.
+pub const AGAIN_ROUNDS: u32 = 8;
+
+/// Tries again what failed. True: the source was asked about some of it, and its answer is in the log at the next barrier.
+pub fn try_again(orders: &ApplyOrders, until: &Until<'_>) -> bool {
+    let (answer, told) = crossbeam_channel::bounded(1);
+    if orders.send(ApplyOrder::Retry(answer)).is_err() {
+        return false;
+    }
+    loop {
+        match told.recv_timeout(until.nap()) {
+            Ok(asked) => return asked > 0,
+            Err(RecvTimeoutError::Timeout) if !until.over() => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What waits in the log, if the apply loop says so soon.
+pub fn going(orders: &ApplyOrders) -> Option<Going> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let (answer, told) = crossbeam_channel::bounded(1);
+    orders.send(ApplyOrder::Show(answer)).ok()?;
+    told.recv_timeout(PATIENCE).ok()?.ok()
+}
