@@ -4,6 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -164,6 +165,7 @@ impl Image {
         if self.fs == Fs::Tmpfs {
             mount_at("tmpfs", &self.path(), fs, MountFlags::NODEV, &options)?;
         } else {
+            self.wait_free()?;
             let (device, node) = self.attach()?;
             // Whoever writes to all he finds must not come by a device: a loop device may be another test's disk.
             let flags = MountFlags::RELATIME | MountFlags::NODEV;
@@ -199,6 +201,7 @@ impl Image {
 
     /// What the file system's own checker finds wrong, or `None`. Call it while unmounted.
     pub fn check(&self) -> io::Result<Option<String>> {
+        self.wait_free()?;
         let line: &[&str] = match self.fs {
             Fs::Ext4 => &["e2fsck", "-fn"],
             Fs::Xfs => &["xfs_repair", "-n"],
@@ -215,6 +218,25 @@ impl Image {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok((!output.status.success()).then_some(text))
+    }
+
+    /// Waits until nobody has the file system mounted any more, privately or unseen: a second mount of the same image
+    /// would destroy it. A daemon may take a moment to let go.
+    pub fn wait_free(&self) -> io::Result<()> {
+        let file = self.file();
+        let end = Instant::now() + Duration::from_secs(20);
+        let mut holder = backed_by(&file);
+        while holder.is_some() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            holder = backed_by(&file);
+        }
+        match holder {
+            Some(device) => Err(io::Error::other(format!(
+                "{} is still in use by {device}",
+                file.display()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// A free loop device with the image behind it. The device is let go when its last user closes it.
@@ -298,4 +320,16 @@ fn mount_at(
 ) -> io::Result<()> {
     let options = CString::new(options)?;
     Ok(mount(source.as_ref(), at, fs, flags, options.as_c_str())?)
+}
+
+/// The loop device that has this file behind it.
+fn backed_by(file: &Path) -> Option<String> {
+    let devices = std::fs::read_dir("/sys/block").ok()?.flatten();
+    devices
+        .map(|device| device.path())
+        .filter(|device| {
+            std::fs::read(device.join("loop/backing_file"))
+                .is_ok_and(|text| text.trim_ascii_end() == file.as_os_str().as_bytes())
+        })
+        .find_map(|device| Some(device.file_name()?.to_string_lossy().into_owned()))
 }
