@@ -168,7 +168,17 @@ impl<S: Store> Batch<'_, S> {
         for (at, occupant) in &seen.slots {
             let place = Place::Tree(at.clone());
             let before = self.now.get(&place).copied();
-            if before != *occupant {
+            // The same by name, but another inode: the row must speak of that.
+            let other = match occupant {
+                Some(Occupant::Is(id)) if before == *occupant => match self.made.get(id).cloned() {
+                    Some(made) => self.row(*id)?.is_some_and(|row| {
+                        (row.local.ino, row.local.btime) != (made.ino, made.btime)
+                    }),
+                    None => false,
+                },
+                _ => false,
+            };
+            if before != *occupant || other {
                 self.set(&place, *occupant)?;
             }
         }

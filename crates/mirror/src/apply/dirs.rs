@@ -9,7 +9,7 @@ use mirror_core::plan::Place;
 use mirror_core::{Local, ObjectId, Rows};
 
 use super::area::Area;
-use crate::sys::stat::{Stat, fstat, statx};
+use crate::sys::stat::{Stat, fstat};
 use crate::sys::{Errno, flags, open, target};
 
 /// Why a directory can't be had.
@@ -135,13 +135,14 @@ impl Dirs {
     ) -> Result<OwnedFd, DirError> {
         let fd = match open::dir(dir, name) {
             Err(Errno::ACCESS) => {
-                let stat = statx(dir, name).map_err(DirError::Io)?;
+                let held = open::path(dir, name).map_err(DirError::Io)?;
+                let stat = fstat(&held).map_err(DirError::Io)?;
                 if !stat.is_dir() || !is_local(&stat, local) {
                     return Err(DirError::Changed(id));
                 }
-                target::set_mode(dir, name, stat.permissions() | 0o700).map_err(DirError::Io)?;
+                target::set_mode(&held, b"", stat.permissions() | 0o700).map_err(DirError::Io)?;
                 self.lifted.insert(id);
-                open::dir(dir, name)
+                open::again(&held)
             }
             opened => opened,
         };

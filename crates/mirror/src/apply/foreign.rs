@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mirror_core::ObjectId;
 use mirror_core::plan::{Occupant, Place, Seen};
+use mirror_core::{At, Local, ObjectId};
 
 use super::batch::{Batch, StepError};
 use super::journal::{Inode, inode};
@@ -12,6 +12,38 @@ use super::{Store, crash};
 use crate::sys::target;
 
 impl<S: Store> Batch<'_, S> {
+    /// An equal inode that somebody put at one name does not stand for an object whose own inode is there at another.
+    pub fn one_inode_each(&mut self, seen: &mut Seen) {
+        let shows = |at: &At, stat: &Inode| {
+            self.stats
+                .get(at)
+                .is_some_and(|found| inode(found) == *stat)
+        };
+        let mut twice = BTreeMap::new();
+        for (id, made) in &self.made {
+            let Some(old) = self.target(*id).and_then(|t| t.old.as_ref()) else {
+                continue;
+            };
+            let of = |local: &Local| (local.ino, local.btime.seconds, local.btime.nanos);
+            let (own, other) = (of(&old.local), of(made));
+            let is = Some(Occupant::Is(*id));
+            let mut slots = seen.slots.iter();
+            if own != other && slots.any(|(at, found)| *found == is && shows(at, &own)) {
+                twice.insert(*id, other);
+            }
+        }
+        for (at, occupant) in &mut seen.slots {
+            if let Some(Occupant::Is(id)) = occupant
+                && twice.get(id).is_some_and(|other| shows(at, other))
+            {
+                *occupant = Some(Occupant::Old(*id));
+            }
+        }
+        for id in twice.keys() {
+            self.made.remove(id);
+        }
+    }
+
     /// Whatever would be changed in place though it has more links than we know of is to be replaced instead. Every name
     /// that an earlier run can have left of it was looked at, or is in limbo: a link that is not found is not ours.
     pub fn spare_foreign(&mut self, seen: &mut Seen) -> Result<(), StepError> {

@@ -9,9 +9,9 @@ use mirror_core::{At, Kind, Name, ObjectId, State};
 
 use super::area::look;
 use super::batch::{Batch, StepError};
-use super::dirs::DirError;
+use super::dirs::{DirError, is_local};
 use super::journal::{Inode, digest_of, inode};
-use super::meta::same_type;
+use super::meta::{exposed, same_type};
 use super::staging::local_of;
 use super::{Store, content};
 use crate::sys::stat::{Stat, fstat};
@@ -147,6 +147,7 @@ impl<S: Store> Batch<'_, S> {
             }
         }
         if state.lost.is_empty() {
+            self.one_inode_each(&mut state.seen);
             self.spare_foreign(&mut state.seen)?;
             Ok(Looked::Seen(state.seen))
         } else {
@@ -342,7 +343,12 @@ impl<S: Store> Batch<'_, S> {
             }
             self.stirred.insert(id);
         }
-        if target.want.is_some() && !target.keeps_content() {
+        let Some(want) = &target.want else {
+            return Ok(Occupant::Is(id));
+        };
+        let (want_here, _) = self.rules.here(&want.state);
+        let exposed = stat.is_file() && exposed(stat, &here.meta, &want_here.meta);
+        if !target.keeps_content() || exposed {
             return Ok(Occupant::Old(id));
         }
         Ok(Occupant::Is(id))
@@ -357,7 +363,7 @@ impl<S: Store> Batch<'_, S> {
         name: &[u8],
     ) -> Result<(), StepError> {
         state.adopted.remove(&id);
-        let opened = self.open_adopted(parent, name);
+        let opened = self.open_adopted(id, parent, name);
         let fd = match opened {
             Ok(fd) => std::sync::Arc::new(fd),
             Err(e) => {
@@ -395,11 +401,26 @@ impl<S: Store> Batch<'_, S> {
         Ok(())
     }
 
-    fn open_adopted(&mut self, parent: &OwnedFd, name: &[u8]) -> sys::Result<OwnedFd> {
-        match open::dir(parent, name) {
+    fn open_adopted(
+        &mut self,
+        id: ObjectId,
+        parent: &OwnedFd,
+        name: &[u8],
+    ) -> sys::Result<OwnedFd> {
+        let held = open::path(parent, name)?;
+        let stat = fstat(&held)?;
+        if !stat.is_dir()
+            || self
+                .made
+                .get(&id)
+                .is_some_and(|made| !is_local(&stat, made))
+        {
+            return Err(Errno::STALE);
+        }
+        match open::again(&held) {
             Err(Errno::ACCESS) => {
-                target::set_mode(parent, name, 0o700)?;
-                open::dir(parent, name)
+                target::set_mode(&held, b"", 0o700)?;
+                open::again(&held)
             }
             opened => opened,
         }

@@ -1,6 +1,6 @@
 //! Metadata of the copy: what it should be on this host, reading it, and setting it in the order that keeps it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mirror_core::{Content, Digest, Kind, Meta, State, Time, Xattr};
 use rustix::fs::FileType;
@@ -284,16 +284,11 @@ impl Rules {
     }
 
     /// Makes the metadata of an existing inode be `meta` (from [`Rules::here`]), touching only what differs.
-    /// True: something was set. With `late` false immutable and append-only are left off.
-    pub fn adjust(
-        &self,
-        dir: impl AsFd,
-        name: &[u8],
-        kind: &Kind,
-        meta: &Meta,
-        late: bool,
-    ) -> Result<bool> {
-        let (stat, have) = self.read(&dir, name)?;
+    /// True: something was set. With `late` false immutable and append-only are left off. By a descriptor alone, see
+    /// [`hold`]: between two calls by name another inode may get it.
+    pub fn adjust(&self, held: &OwnedFd, kind: &Kind, meta: &Meta, late: bool) -> Result<bool> {
+        let (dir, name) = (held, &b""[..]);
+        let (stat, have) = self.read(dir, name)?;
         let mut want = meta.clone();
         if !late {
             want.flags &= !LATE_FLAGS;
@@ -309,13 +304,13 @@ impl Rules {
         };
         if !self.same(&only_late, &want) || have.flags & LATE_FLAGS & !want.flags != 0 {
             if have.flags & LATE_FLAGS != 0 {
-                with_open(&dir, name, kind, |fd| {
+                with_open(dir, name, kind, |fd| {
                     flags::set_flags(fd, 0, LATE_FLAGS).map(drop)
                 })?;
             }
             let chown = (have.uid, have.gid) != (want.uid, want.gid);
             if chown {
-                target::set_owner(&dir, name, want.uid, want.gid)?;
+                target::set_owner(dir, name, want.uid, want.gid)?;
             }
             let symlink = stat.file_type().is_symlink();
             let others = have.xattrs != want.xattrs
@@ -324,24 +319,24 @@ impl Rules {
             // As in `make`: these need the permission to write.
             let opened = others && self.uid != 0 && !symlink && have.mode & 0o600 != 0o600;
             if opened {
-                target::set_mode(&dir, name, have.mode | 0o600)?;
+                target::set_mode(dir, name, have.mode | 0o600)?;
             }
             for xattr in &have.xattrs {
                 if !want.xattrs.iter().any(|x| x.name == xattr.name) {
-                    xattr::remove(&dir, name, &xattr.name)?;
+                    xattr::remove(dir, name, &xattr.name)?;
                 }
             }
             let (after, before): (Vec<&Xattr>, Vec<&Xattr>) =
                 want.xattrs.iter().partition(|xattr| goes_with_mode(xattr));
             for xattr in before {
                 if !have.xattrs.contains(xattr) {
-                    xattr::set(&dir, name, xattr)?;
+                    xattr::set(dir, name, xattr)?;
                 }
             }
             if flagged
                 && (have.project != want.project || (have.flags ^ want.flags) & !LATE_FLAGS != 0)
             {
-                with_open(&dir, name, kind, |fd| {
+                with_open(dir, name, kind, |fd| {
                     if have.project != want.project {
                         flags::set_project(fd, want.project)?;
                     }
@@ -349,17 +344,17 @@ impl Rules {
                 })?;
             }
             if (chown || opened || have.mode != want.mode) && !symlink {
-                target::set_mode(&dir, name, want.mode)?;
+                target::set_mode(dir, name, want.mode)?;
             }
             for xattr in after {
                 if chown || *xattr.name == *ACL_ACCESS || !have.xattrs.contains(xattr) {
-                    xattr::set(&dir, name, xattr)?;
+                    xattr::set(dir, name, xattr)?;
                 }
             }
-            target::set_mtime(&dir, name, want.mtime)?;
+            target::set_mtime(dir, name, want.mtime)?;
         }
         if flagged && want.flags & LATE_FLAGS != 0 {
-            with_open(&dir, name, kind, |fd| {
+            with_open(dir, name, kind, |fd| {
                 flags::set_flags(fd, want.flags, LATE_FLAGS).map(drop)
             })?;
         }
@@ -391,7 +386,11 @@ impl Rules {
         };
         if self.flags != 0 && (stat.is_dir() || stat.is_file()) {
             let found = match with_stat(&dir, name, &stat, |fd| flags::get(fd)) {
-                Err(Errno::ACCESS) => flags::peek(&dir, name),
+                Err(Errno::ACCESS) => match flags::peek(&dir, name) {
+                    // Not through `O_PATH`.
+                    Err(Errno::BADF) => Ok(None),
+                    peeked => peeked,
+                },
                 found => found,
             };
             if let Some(found) = found? {
@@ -409,6 +408,15 @@ fn is_label(name: &[u8]) -> bool {
         name,
         b"security.selinux" | b"security.ima" | b"security.evm"
     )
+}
+
+/// Whether an inode that others than root could write to is to run with rights of its own. They may write to it after the last
+/// look at its bytes, so another one must take its place.
+pub fn exposed(stat: &Stat, old: &Meta, new: &Meta) -> bool {
+    let capability = new.xattrs.iter().any(|xattr| *xattr.name == *CAPABILITY);
+    let by_others = |uid: u32, mode: u16| uid != 0 || mode & 0o022 != 0;
+    let writable = by_others(stat.uid, stat.mode) || by_others(old.uid, old.mode);
+    old != new && writable && (new.mode & 0o6000 != 0 || capability)
 }
 
 /// What chown and chmod change or take away, so that it must come after them.
@@ -430,20 +438,58 @@ pub fn same_type(kind: &Kind, stat: &Stat) -> bool {
     stat.file_type() == want
 }
 
+/// An inode of the copy, whatever its name shows from now on.
+pub struct Held {
+    pub fd: OwnedFd,
+    pub stat: Stat,
+    /// A regular file or directory that we may read: open for that. Anything else is only `O_PATH`.
+    pub open: bool,
+}
+
+pub fn hold(dir: impl AsFd, name: &[u8]) -> Result<Held> {
+    let held = open::path(&dir, name)?;
+    let stat = fstat(&held)?;
+    let opened = match (stat.is_file(), stat.is_dir()) {
+        (false, false) => Err(Errno::ACCESS),
+        (file, _) => match open::again(&held) {
+            // No /proc.
+            Err(Errno::NOENT) if file => open::file(dir, name),
+            Err(Errno::NOENT) => open::dir(dir, name),
+            opened => opened,
+        },
+    };
+    let (fd, open) = match opened {
+        Ok(fd) => (fd, true),
+        Err(Errno::ACCESS) => (held, false),
+        Err(e) => return Err(e),
+    };
+    if open && !fstat(&fd)?.same_inode(&stat) {
+        return Err(Errno::STALE);
+    }
+    Ok(Held { fd, stat, open })
+}
+
+/// On the descriptor, or on the same inode opened for reading where it is only `O_PATH`.
+fn with_held<T>(held: impl AsFd, f: impl Fn(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
+    match f(held.as_fd()) {
+        Err(Errno::BADF) => f(open::again(held)?.as_fd()),
+        done => done,
+    }
+}
+
 fn with_open<T>(
     dir: impl AsFd,
     name: &[u8],
     kind: &Kind,
-    f: impl FnOnce(&OwnedFd) -> Result<T>,
+    f: impl Fn(BorrowedFd<'_>) -> Result<T>,
 ) -> Result<T> {
     match kind {
-        Kind::Dir if name.is_empty() => f(&rustix::io::fcntl_dupfd_cloexec(dir, 0)?),
-        Kind::Dir => f(&open::dir(dir, name)?),
-        Kind::File(_) if name.is_empty() => f(&rustix::io::fcntl_dupfd_cloexec(dir, 0)?),
+        Kind::Dir | Kind::File(_) if name.is_empty() => with_held(dir, f),
+        Kind::Dir => f(open::dir(dir, name)?.as_fd()),
         Kind::File(_) => {
             let fd = open::file(dir, name)?;
             if fstat(&fd)?.is_file() {
-                f(&fd)
+                f(fd.as_fd())
             } else {
                 Err(Errno::INVAL)
             }
@@ -456,17 +502,19 @@ fn with_stat<T>(
     dir: impl AsFd,
     name: &[u8],
     stat: &Stat,
-    f: impl FnOnce(&OwnedFd) -> Result<T>,
+    f: impl Fn(BorrowedFd<'_>) -> Result<T>,
 ) -> Result<T> {
-    let fd = match (name.is_empty(), stat.is_dir()) {
-        (true, _) => rustix::io::fcntl_dupfd_cloexec(dir, 0)?,
-        (false, true) => open::dir(dir, name)?,
-        (false, false) => open::file(dir, name)?,
+    if name.is_empty() {
+        return with_held(dir, f);
+    }
+    let fd = match stat.is_dir() {
+        true => open::dir(dir, name)?,
+        false => open::file(dir, name)?,
     };
     if !fstat(&fd)?.same_inode(stat) {
         return Err(Errno::STALE);
     }
-    f(&fd)
+    f(fd.as_fd())
 }
 
 fn umask() -> u16 {

@@ -11,7 +11,7 @@ use rustix::fs::FileType;
 
 use super::batch::{Batch, StepError, ToFlush};
 use super::content::{self, RangeReader, WriteError};
-use super::meta::{LATE_FLAGS, Rules};
+use super::meta::{LATE_FLAGS, Rules, hold};
 use super::options::{Flush, Trace};
 use super::staging::{Entry, Lies, local_of};
 use super::{ApplyError, Contents, Fetched, Staging, Store, crash};
@@ -581,7 +581,8 @@ fn settle_staged(
         rules.here(&state).0.meta != here.meta
     };
     if changed {
-        rules.adjust(dir, name, &here.kind, &here.meta, false)?;
+        let held = hold(dir, name)?;
+        rules.adjust(&held.fd, &here.kind, &here.meta, false)?;
     }
     if changed || matches!(lies, Lies::At(..)) {
         local = local_of(&statx(dir, name)?);

@@ -8,8 +8,9 @@ use mirror_core::{At, Object, ObjectId};
 
 use super::area::look;
 use super::batch::{Batch, StepError, ToFlush};
+use super::dirs::is_local;
 use super::journal::digest_of;
-use super::meta::LATE_FLAGS;
+use super::meta::{LATE_FLAGS, hold};
 use super::options::{Flush, Trace};
 use super::staging::local_of;
 use super::{ApplyError, Store, crash, stage};
@@ -153,14 +154,20 @@ impl<S: Store> Batch<'_, S> {
             }
             let (dir, name) = self.physical(place)?;
             if let Some(stat) = look(&dir, &name).map_err(StepError::sys(step))? {
-                let fd = if stat.is_dir() {
-                    open::dir(&dir, &name)
-                } else if stat.is_file() {
-                    open::file(&dir, &name)
-                } else {
+                if !stat.is_dir() && !stat.is_file() {
+                    continue;
+                }
+                let Ok(held) = hold(&dir, &name) else {
                     continue;
                 };
-                let Ok(fd) = fd else { continue };
+                let (fd, found) = (held.fd, held.stat);
+                let seen = match place {
+                    Place::Tree(at) => self.stats.get(at).unwrap_or(&stat),
+                    _ => &stat,
+                };
+                if !found.same_inode(seen) || found.btime != seen.btime {
+                    continue;
+                }
                 flags::set_flags(&fd, 0, LATE_FLAGS).map_err(StepError::sys(step))?;
                 if let Some(Occupant::Is(id)) = self.now.get(place).copied() {
                     self.late.insert(id);
@@ -324,11 +331,11 @@ impl<S: Store> Batch<'_, S> {
         }
         let dir = self.dir(at.parent)?;
         let name = at.name.as_bytes();
-        let before = statx(&dir, name).map_err(StepError::sys("look"))?;
-        if before.ino != row.local.ino {
+        let held = hold(&dir, name).map_err(StepError::sys("look"))?;
+        if !is_local(&held.stat, &row.local) {
             return Err(StepError::Held);
         }
-        let set = self.rules.adjust(&dir, name, &here.kind, &here.meta, false);
+        let set = self.rules.adjust(&held.fd, &here.kind, &here.meta, false);
         let set = set.map_err(StepError::sys("set the metadata of"))?;
         if set {
             // Any other name of it that has to go yet shows our own change, also one that only a replay knows of.
@@ -337,15 +344,9 @@ impl<S: Store> Batch<'_, S> {
             self.stirred.insert(object);
             if self.options.flush == Flush::Batch {
                 // A special file can't be opened; its directory's flush takes it along.
-                let fd = if before.is_file() {
-                    open::file(&dir, name).ok()
-                } else {
-                    None
-                };
-                match fd {
-                    Some(fd) => self.flush.add(Some(Arc::new(fd))),
-                    None if before.is_file() => self.flush.add(None),
-                    None => drop(self.flush.dirs.insert(at.parent)),
+                match held.stat.is_file() {
+                    true => self.flush.add(held.open.then(|| Arc::new(held.fd))),
+                    false => drop(self.flush.dirs.insert(at.parent)),
                 }
             }
         }
@@ -379,9 +380,9 @@ impl<S: Store> Batch<'_, S> {
             return Err(StepError::Held);
         };
         let (dir, name) = self.physical(place)?;
-        if look(&dir, &name).map_err(StepError::sys("look"))?.is_none() {
+        let Some(seen) = look(&dir, &name).map_err(StepError::sys("look"))? else {
             return self.set(place, None);
-        }
+        };
         let called = self.called.remove(place).unwrap_or_else(|| name.clone());
         match self.move_aside(&dir, &name, &called, false) {
             Ok(()) => {}
@@ -392,8 +393,11 @@ impl<S: Store> Batch<'_, S> {
                         .lift(at.parent, &fd)
                         .map_err(StepError::sys("move aside"))?;
                 }
-                if let Ok(fd) = open::file(&dir, &name).or_else(|_| open::dir(&dir, &name)) {
-                    let _ = flags::set_flags(&fd, 0, LATE_FLAGS);
+                if (seen.is_file() || seen.is_dir())
+                    && let Ok(held) = hold(&dir, &name)
+                    && held.stat.same_inode(&seen)
+                {
+                    let _ = flags::set_flags(&held.fd, 0, LATE_FLAGS);
                 }
                 self.move_aside(&dir, &name, &called, false)?;
             }
@@ -431,7 +435,7 @@ impl<S: Store> Batch<'_, S> {
             return self.settled(object);
         }
         let set = if full {
-            self.rules.adjust(&fd, b"", &here.kind, &here.meta, true)
+            self.rules.adjust(&fd, &here.kind, &here.meta, true)
         } else {
             target::set_mtime(&fd, b"", here.meta.mtime).map(|()| true)
         };
@@ -543,14 +547,16 @@ impl<S: Store> Batch<'_, S> {
         };
         let (here, _) = self.rules.here(&want);
         let dir = self.dir(at.parent)?;
-        let set = self
-            .rules
-            .adjust(&dir, at.name.as_bytes(), &here.kind, &here.meta, true);
+        let row = self.row(id)?.ok_or(StepError::Held)?;
+        let held = hold(&dir, at.name.as_bytes()).map_err(StepError::sys("look"))?;
+        if !is_local(&held.stat, &row.local) {
+            return Err(StepError::Held);
+        }
+        let set = self.rules.adjust(&held.fd, &here.kind, &here.meta, true);
         let set = set.map_err(StepError::sys("set the flags of"))?;
         if set {
             self.stirred.insert(id);
-            let fd = open::file(&dir, at.name.as_bytes()).ok();
-            self.flush.add(fd.map(Arc::new));
+            self.flush.add(held.open.then(|| Arc::new(held.fd)));
         }
         Ok(())
     }
@@ -570,11 +576,17 @@ impl<S: Store> Batch<'_, S> {
             let Ok(dir) = self.dir(at.parent) else {
                 continue;
             };
-            if let Ok(stat) = statx(&dir, at.name.as_bytes())
-                && stat.ino == row.local.ino
-            {
-                row.local = local_of(&stat);
-                self.put(id, row)?;
+            match statx(&dir, at.name.as_bytes()) {
+                Ok(stat) if is_local(&stat, &row.local) => {
+                    row.local = local_of(&stat);
+                    self.put(id, row)?;
+                }
+                // Whoever may change names in the copy can do so between a look and a rename.
+                Ok(_) | Err(Errno::NOENT) => {
+                    let reason = "somebody changes it in the copy at this moment";
+                    self.fail(id, "look", reason.into());
+                }
+                Err(_) => {}
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Opening what is only to be read: no symlink followed, no device woken, no terminal taken, no access time moved.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -49,6 +49,12 @@ pub fn path(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
         OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )
+}
+
+/// What an `O_PATH` descriptor holds, a regular file or directory, for reading: the same inode, whatever its names show now.
+pub fn again(held: impl AsFd) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", held.as_fd().as_raw_fd());
+    quiet(CWD, path.as_bytes(), OFlags::NONBLOCK | OFlags::NOCTTY)
 }
 
 fn quiet(dir: impl AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd> {

@@ -1,5 +1,6 @@
 //! The applier on real file systems: a source tree changes, a simple look says how, and the copy must equal it.
 
+mod attack;
 mod faults;
 mod foreign;
 mod order;
