@@ -87,6 +87,8 @@ impl ApplyLoop {
             let position = setup.applier.store().position();
             status.applied = position.filter(|_| !setup.applier.is_behind());
             status.recorded = setup.applier.recorded();
+            // What failed before this start is known before it is tried again.
+            status.failed_total = setup.applier.failed().len() as u64;
             status.differing = Differing::load(setup.applier.store());
         }
         let (shared, stopped) = (applied.clone(), stop.clone());
