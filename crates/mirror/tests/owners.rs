@@ -10,6 +10,7 @@ use std::process::Command;
 use common::{Ran, fs_mirror, mirror_arguments, run, run_command};
 use testkit::compare;
 use testkit::compare::Options;
+use testkit::lab::{self, ImageOptions};
 
 fn once(base: &Path, more: &[&str]) -> Ran {
     let mut all = vec!["--once"];
@@ -73,4 +74,38 @@ fn recorded_then_applied() {
     );
     let ran = run(["verify".as_ref(), "-m".as_ref(), base.join("d").as_os_str()]);
     assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+/// A file system of whole seconds up to 2038: what it can't tell is counted, and is no difference.
+#[test]
+fn times_that_can_not_be_kept_are_recorded() {
+    lab::in_private_namespace("times_that_can_not_be_kept_are_recorded", |lab| {
+        let source = testkit::need!(lab.ext4(64));
+        let options = ImageOptions {
+            size_mb: 64,
+            mkfs: vec!["-I".into(), "128".into()],
+            ..ImageOptions::default()
+        };
+        let coarse = testkit::need!(lab.image_with(testkit::Fs::Ext4, &options));
+        let base = coarse.path();
+        let src = source.dir("s").unwrap();
+        std::os::unix::fs::symlink(&src, base.join("s")).unwrap();
+        let at = |name: &str, date: &str| {
+            fs::write(src.join(name), name).unwrap();
+            let mut touch = Command::new("touch");
+            let touched = touch.args(["-d", date]).arg(src.join(name)).status();
+            assert!(touched.unwrap().success());
+        };
+        at("future", "2300-01-01 00:00:00 UTC");
+        at("fine", "2020-01-01 00:00:00.123456789 UTC");
+        at("whole", "2020-01-01 00:00:00 UTC");
+        assert_eq!(once(&base, &[]).code, 0);
+        // The tree's own time is one of them, too.
+        assert!(status(&base).contains("times 3"), "{}", status(&base));
+        let dst = base.join("d");
+        let verify = run(["verify".as_ref(), "-m".as_ref(), dst.as_os_str()]);
+        assert_eq!(verify.code, 0, "{verify:?}");
+        assert_eq!(once(&base, &[]).code, 0);
+        assert!(status(&base).contains("times 3"), "{}", status(&base));
+    });
 }

@@ -14,6 +14,9 @@ const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
 /// Immutable and append-only: with them an inode can't be renamed, so they come after its names.
 pub const LATE_FLAGS: u32 = flags::IMMUTABLE | flags::APPEND;
 
+/// Farther than any file system tells times; it answers with its own end.
+const FAR_SECONDS: i64 = 1 << 55;
+
 /// What can be kept on this host, in this file system, by us. Found out once, by trying.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -28,6 +31,8 @@ pub struct Rules {
     projects: bool,
     /// Of a time stamp.
     grain_ns: u32,
+    /// The earliest and the latest second it can tell.
+    seconds: (i64, i64),
     umask: u16,
 }
 
@@ -75,6 +80,11 @@ impl Rules {
             .into_iter()
             .find(|g| time.nanos / g * g == got)
             .unwrap_or(1_000_000_000);
+        let clamped = |seconds: i64| -> Result<i64> {
+            target::set_mtime(&file, b"", Time { seconds, nanos: 0 })?;
+            Ok(fstat(&file)?.mtime.seconds)
+        };
+        let seconds = (clamped(-FAR_SECONDS)?, clamped(FAR_SECONDS)?);
         let mut kept = 0;
         for bit in (0..32)
             .map(|n| 1u32 << n)
@@ -98,6 +108,7 @@ impl Rules {
             flags: kept,
             projects: flags::set_project(&file, 1).is_ok(),
             grain_ns,
+            seconds,
             umask: umask(),
         };
         target::unlink(dir, b"probe")?;
@@ -107,7 +118,7 @@ impl Rules {
 
     /// What decides what [`Rules::here`] says. Version (1), owners (0 apply, 1 record), then little endian uid and gid (u32;
     /// 0 when owners are applied), what is possible (u8: 1 user, 2 trusted attributes, 4 ACLs, 8 capabilities, 16 projects),
-    /// flags (u32), grain (u32).
+    /// flags (u32), grain (u32), first and last second (i64).
     pub fn to_bytes(&self) -> Vec<u8> {
         let record = self.owners == Owners::Record;
         let (uid, gid) = if record { (self.uid, self.gid) } else { (0, 0) };
@@ -125,11 +136,14 @@ impl Rules {
         bytes.push(bits);
         bytes.extend(self.flags.to_le_bytes());
         bytes.extend(self.grain_ns.to_le_bytes());
+        bytes.extend(self.seconds.0.to_le_bytes());
+        bytes.extend(self.seconds.1.to_le_bytes());
         bytes
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Option<Rules> {
-        let bytes: &[u8; 19] = bytes.try_into().ok()?;
+        let bytes: &[u8; 35] = bytes.try_into().ok()?;
+        let i64_at = |at: usize| Some(i64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let can = |bit: u8| bytes[10] & bit != 0;
         let owners = match bytes[..2] {
@@ -148,6 +162,7 @@ impl Rules {
             projects: can(16),
             flags: u32_at(11)?,
             grain_ns: u32_at(15)?.max(1),
+            seconds: (i64_at(19)?, i64_at(27)?),
             umask: 0o777,
         })
     }
@@ -155,7 +170,10 @@ impl Rules {
     /// What of an object is only recorded.
     pub fn recorded(&self, state: &State) -> Recorded {
         let meta = &state.meta;
-        let plain = meta.xattrs.is_empty() && meta.flags == 0 && meta.project == 0;
+        let plain = meta.xattrs.is_empty()
+            && meta.flags == 0
+            && meta.project == 0
+            && self.time(meta.mtime) == meta.mtime;
         if plain && self.owners == Owners::Apply {
             return Recorded::default();
         }
@@ -223,11 +241,26 @@ impl Rules {
             recorded.projects = 1;
             meta.project = 0;
         }
-        meta.mtime.nanos -= meta.mtime.nanos % self.grain_ns;
+        let mtime = self.time(meta.mtime);
+        recorded.times = u64::from(mtime != meta.mtime);
+        meta.mtime = mtime;
         if matches!(here.kind, Kind::Symlink(_)) {
             meta.mode = 0o777;
         }
         (here, recorded)
+    }
+
+    /// What a time becomes here.
+    fn time(&self, time: Time) -> Time {
+        let (first, last) = self.seconds;
+        let seconds = time.seconds.clamp(first, last.max(first));
+        // So does the kernel at both ends.
+        let nanos = if seconds == first || seconds == last {
+            0
+        } else {
+            time.nanos - time.nanos % self.grain_ns
+        };
+        Time { seconds, nanos }
     }
 
     /// The mode `openat` must be asked for so that `mode` results; `None`: it needs a chmod.

@@ -43,6 +43,8 @@ pub struct Recorded {
     pub labels: u64,
     pub flags: u64,
     pub projects: u64,
+    /// Finer, earlier or later than the file system can tell.
+    pub times: u64,
 }
 
 /// An object that is not as it should be.

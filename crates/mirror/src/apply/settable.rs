@@ -1,7 +1,7 @@
 //! What could be set in the copy, kept with the rows: when that changes (`--owners`, root or not), the copy is brought to it.
 //!
 //! `apply.rules` in the index: what could be set when all that the rows say was set. `apply.recorded`: how many objects
-//! have something that is in the rows only; always the sum over the rows. Bytes: [`Rules::to_bytes`], [`Recorded`] as seven u64.
+//! have something that is in the rows only; always the sum over the rows. Bytes: [`Rules::to_bytes`], [`Recorded`] as eight u64.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -233,7 +233,7 @@ impl Recorded {
             *mine = f(*mine, *other);
         }
     }
-    fn parts(&mut self) -> [&mut u64; 7] {
+    fn parts(&mut self) -> [&mut u64; 8] {
         let Recorded {
             owners,
             setid,
@@ -242,8 +242,11 @@ impl Recorded {
             labels,
             flags,
             projects,
+            times,
         } = self;
-        [owners, setid, devices, xattrs, labels, flags, projects]
+        [
+            owners, setid, devices, xattrs, labels, flags, projects, times,
+        ]
     }
     fn to_bytes(mut self) -> Vec<u8> {
         let parts = self.parts().into_iter();
@@ -251,7 +254,7 @@ impl Recorded {
     }
     fn from_bytes(bytes: &[u8]) -> Option<Recorded> {
         let mut recorded = Recorded::default();
-        if bytes.len() != 56 {
+        if bytes.len() != 64 {
             return None;
         }
         for (part, bytes) in recorded.parts().into_iter().zip(bytes.chunks_exact(8)) {

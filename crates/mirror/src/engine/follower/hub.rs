@@ -385,6 +385,7 @@ impl Hub {
             ("labels", recorded.labels),
             ("flags", recorded.flags),
             ("projects", recorded.projects),
+            ("times", recorded.times),
         ]
         .into_iter()
         .filter(|(_, count)| *count > 0)

@@ -271,6 +271,7 @@ impl Outer {
             ("labels", recorded.labels),
             ("flags", recorded.flags),
             ("projects", recorded.projects),
+            ("times", recorded.times),
         ]
         .into_iter()
         .filter(|(_, count)| *count > 0)
