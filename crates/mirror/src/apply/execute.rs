@@ -12,7 +12,7 @@ use super::{
 };
 
 pub(super) enum Executed {
-    Done(Outcome),
+    Done(Box<Outcome>),
     Lost(BTreeSet<ObjectId>),
     /// Nothing was done: the rows must be durable first.
     Unknown,
@@ -208,7 +208,7 @@ impl<S: Store> Applier<S> {
         self.dirs.elsewhere.clear();
         outcome.moved_aside = self.area.end_batch();
         outcome.recorded = self.recorded;
-        Ok(Executed::Done(outcome))
+        Ok(Executed::Done(Box::new(outcome)))
     }
 }
 

@@ -400,7 +400,7 @@ impl<S: Store> Applier<S> {
                 }
             })?;
             match self.execute(&merged, position, contents) {
-                Ok(Executed::Done(outcome)) => return Ok(outcome),
+                Ok(Executed::Done(outcome)) => return Ok(*outcome),
                 Ok(Executed::Unknown) => {
                     self.checkpoint()?;
                     let sorted = self.sort_out_limbo();
