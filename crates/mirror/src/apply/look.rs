@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
 use mirror_core::plan::{Occupant, Seen, Target};
-use mirror_core::{At, Kind, Name, ObjectId, State};
+use mirror_core::{At, Kind, Name, ObjectId, Rows, State};
 
 use super::area::look;
 use super::batch::{Batch, StepError};
@@ -89,7 +89,13 @@ impl<S: Store> Batch<'_, S> {
                 names.extend(names_of.filter(|at| stays || !gone(&at.parent)).cloned());
             }
         }
-        names.extend(merged.owed.iter().filter(|at| !gone(&at.parent)).cloned());
+        for at in merged.owed.iter().filter(|at| !gone(&at.parent)) {
+            // What the rows give to an object that is not concerned is not ours to judge.
+            let whose = self.rows.name(at).map_err(Self::store_error)?;
+            if whose.is_none_or(|id| merged.objects.contains_key(&id)) {
+                names.insert(at.clone());
+            }
+        }
         if self.replaying {
             names.extend(
                 merged

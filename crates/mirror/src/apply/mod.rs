@@ -147,13 +147,21 @@ impl<S: Store> Applier<S> {
                 .ok_or_else(|| io("try what can be kept in")(e))?,
             Err(e) => return Err(io("try what can be kept in")(e)),
         };
-        let pending = match store.get(pending::KEY).map_err(store_error)? {
+        let mut pending = match store.get(pending::KEY).map_err(store_error)? {
             None => Pending::default(),
             Some(bytes) => {
                 let damaged = || ApplyError::Records("the list of what failed is damaged".into());
                 Pending::decode(&bytes).ok_or_else(damaged)?
             }
         };
+        // What failed may have been done after all, by a try the rows do not know of.
+        for wanted in pending.wanted.values_mut() {
+            let names = wanted
+                .want
+                .iter()
+                .flat_map(|want| want.names.iter().cloned());
+            wanted.also.extend(names);
+        }
         let made = state_dir.join("made");
         let journal = Journal::open(&made).map_err(|source| ApplyError::Io {
             step: "open",
@@ -326,7 +334,10 @@ impl<S: Store> Applier<S> {
         self.trace(Trace::FlushRows);
         // A list that could not be shortened only names inodes that the rows know by now.
         let wanted = &self.pending.wanted;
-        let _ = self.journal.restart(|object| wanted.contains_key(&object));
+        // And until a replay is done they are all needed.
+        let _ = self
+            .journal
+            .restart(|object| self.replaying || wanted.contains_key(&object));
         self.dirty = None;
         self.batches = 0;
         Ok(())

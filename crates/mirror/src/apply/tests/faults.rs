@@ -226,6 +226,38 @@ fn what_a_failed_replay_left_goes_with_the_next_try() {
     }
 }
 
+/// It failed, was done by a later try, and the rows do not know: then it goes, in a batch that is no replay any more.
+#[test]
+fn what_was_done_by_a_try_before_a_crash_goes_with_its_record() {
+    let mut pair = pair();
+    pair.mkdir("dir");
+    pair.sync();
+    pair.write("dir/file", b"content");
+    let records = pair.source.look();
+    pair.records.extend(records.iter().cloned());
+    let id = pair.source.id("dir/file");
+    let instead = |pair: &Pair, answer| {
+        let mut instead = pair.source.contents.instead.lock().unwrap();
+        instead.clear();
+        instead.extend(answer);
+    };
+    instead(&pair, Some((id, "gone")));
+    assert_eq!(pair.apply(&records).failed.len(), 1);
+    pair.applier().checkpoint().unwrap();
+    instead(&pair, None);
+    assert_eq!(pair.retry().healed, [id]);
+    pair.write("other", b"other");
+    let records = pair.source.look();
+    pair.records.extend(records);
+    pair.crash();
+    pair.catch_up();
+    pair.applier().checkpoint().unwrap();
+    pair.rm("dir/file");
+    let outcome = pair.step();
+    assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+    pair.check();
+}
+
 /// Far more than one slice was applied since the rows were durable, and all of it only added.
 #[test]
 fn a_replay_reaches_what_was_only_added() {
