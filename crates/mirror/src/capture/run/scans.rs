@@ -301,16 +301,13 @@ impl Capture {
                 "the tree could not be looked at: {text}"
             )));
         }
-        // What went while we looked has events that explain it; they are queued by now.
-        self.hear()?;
-        self.look_at_due(true)?;
+        self.hear_out()?;
         let lost = why == Why::Rolling && self.want_all == Some(Why::Overflow);
         let explained = why == Why::Overflow || lost;
         let released = std::mem::take(&mut self.options.released);
         if !explained && !released {
             let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
-            let absent = self.still_absent(&missing)?;
-            self.guard(&absent, entries)?;
+            self.guard_missing(&missing, entries)?;
         }
         for names in missing.chunks(DUE_MAX) {
             if self.shared.is_stopping() {
@@ -347,8 +344,33 @@ impl Capture {
         Ok(())
     }
 
+    /// What went while we looked has events that explain it; they are queued by now.
+    fn hear_out(&mut self) -> Result<(), Fatal> {
+        self.hear()?;
+        self.look_at_due(true)
+    }
+
+    /// Holds if too much is missing. What went between our hearing and our looking has an event by now: a loss is only
+    /// what stays the same object, absent, however often we hear.
+    fn guard_missing(&mut self, missing: &[At], entries: u64) -> Result<(), Fatal> {
+        const ROUNDS: usize = 4;
+        let mut absent = self.still_absent(missing)?;
+        for round in 0.. {
+            let names: Vec<At> = absent.iter().map(|(at, _)| at.clone()).collect();
+            match self.guard(&names, entries) {
+                Err(Fatal::Held(..)) if round < ROUNDS && !self.shared.is_stopping() => {}
+                judged => return judged,
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            self.hear_out()?;
+            let now: BTreeMap<At, ObjectId> = self.still_absent(&names)?.into_iter().collect();
+            absent.retain(|(at, id)| now.get(at) == Some(id));
+        }
+        Ok(())
+    }
+
     /// Of names that were missing those that are so now. A name may be there again, and stand for something new.
-    fn still_absent(&mut self, missing: &[At]) -> Result<Vec<At>, Fatal> {
+    fn still_absent(&mut self, missing: &[At]) -> Result<Vec<(At, ObjectId)>, Fatal> {
         let index = self.index.clone();
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
         let mut absent = Vec::new();
@@ -356,8 +378,10 @@ impl Capture {
             if self.shared.is_stopping() {
                 break;
             }
-            if rows.name(at)?.is_some() && self.stat_now(&rows, at)?.is_none() {
-                absent.push(at.clone());
+            if let Some(id) = rows.name(at)?
+                && self.stat_now(&rows, at)?.is_none()
+            {
+                absent.push((at.clone(), id));
             }
         }
         Ok(absent)
