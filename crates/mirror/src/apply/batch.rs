@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mirror_core::plan::{Merged, Occupant, Overlay, Place, Seen, Target};
 use mirror_core::{At, Kind, Local, Meta, Object, ObjectId, Position, Rows, State};
 
-use super::area::Area;
+use super::area::{Area, look};
 use super::dirs::{DirError, Dirs};
 use super::journal::Journal;
 use super::meta::Rules;
@@ -296,6 +296,32 @@ impl<S: Store> Batch<'_, S> {
             reason,
             void: false,
         });
+    }
+
+    /// Where something of an object is left after all steps: if that object is not settled, the next try looks there. What
+    /// must go is there still when whoever is to have its name failed.
+    pub fn stands(&mut self) -> BTreeMap<ObjectId, BTreeSet<At>> {
+        let mut stands: BTreeMap<ObjectId, BTreeSet<At>> = BTreeMap::new();
+        let now = std::mem::take(&mut self.now);
+        for (place, occupant) in &now {
+            let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) else {
+                continue;
+            };
+            let goes = self.target(*id).is_some_and(|target| target.want.is_none());
+            // What is in a directory that went, went with it.
+            let with = |dir| self.target(dir).is_some_and(|t| t.want.is_none());
+            if goes && (with(at.parent) || !self.is_there(at)) {
+                continue;
+            }
+            stands.entry(*id).or_default().insert(at.clone());
+        }
+        self.now = now;
+        stands
+    }
+
+    fn is_there(&mut self, at: &At) -> bool {
+        let dir = self.dir(at.parent);
+        dir.is_ok_and(|dir| look(&dir, at.name.as_bytes()).is_ok_and(|found| found.is_some()))
     }
 
     /// Every wanted name of the object shows its right inode.

@@ -69,6 +69,7 @@ impl<S: Store> Applier<S> {
         batch.run(&plan).map_err(fatal)?;
         batch.restat().map_err(fatal)?;
 
+        let stands = batch.stands();
         let Batch {
             rows,
             now,
@@ -84,13 +85,6 @@ impl<S: Store> Applier<S> {
             })
             .collect();
         let in_limbo: BTreeSet<ObjectId> = limbo.values().copied().collect();
-        // Where something of an object that is not settled was left, the next try looks again.
-        let mut stands: BTreeMap<ObjectId, BTreeSet<At>> = BTreeMap::new();
-        for (place, occupant) in &now {
-            if let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) {
-                stands.entry(*id).or_default().insert(at.clone());
-            }
-        }
         let mut pending = self.pending.clone();
         let mut outcome = Outcome {
             counts,
@@ -102,7 +96,7 @@ impl<S: Store> Applier<S> {
             &merged.objects[id].want,
             row,
         ) {
-            (None, None) => true,
+            (None, None) => !stands.contains_key(id),
             (Some(want), Some(row)) => want.state == row.state && want.names == row.names,
             _ => false,
         };
@@ -131,7 +125,7 @@ impl<S: Store> Applier<S> {
             });
             let void = why.void;
             let known = |at: &At| row.as_ref().is_some_and(|row| row.names.contains(at));
-            let seen = stands.remove(id).unwrap_or_default();
+            let seen = stands.get(id).cloned().unwrap_or_default();
             let wanted = Wanted {
                 want: target.want.clone(),
                 place: target.place,

@@ -226,6 +226,46 @@ fn what_a_failed_replay_left_goes_with_the_next_try() {
     }
 }
 
+/// What a replay finds under a name is of an object that is gone, and the one that is to have the name can't be made.
+#[test]
+fn what_holds_the_name_of_a_failed_object_goes_with_it() {
+    for heals in [false, true] {
+        let mut pair = pair();
+        pair.mkdir("dir");
+        pair.sync();
+        pair.applier().checkpoint().unwrap();
+        pair.write("dir/name", b"first");
+        pair.step();
+        pair.rm("dir/name");
+        let records = pair.source.look();
+        pair.records.extend(records);
+        pair.write("dir/name", b"second");
+        let records = pair.source.look();
+        pair.records.extend(records);
+        let id = pair.source.id("dir/name");
+        let instead = |pair: &Pair, answer| {
+            let mut instead = pair.source.contents.instead.lock().unwrap();
+            instead.clear();
+            instead.extend(answer);
+        };
+        instead(&pair, Some((id, "gone")));
+        pair.crash();
+        let outcome = pair.catch_up();
+        assert!(outcome.failed.iter().any(|failure| failure.object == id));
+        pair.applier().checkpoint().unwrap();
+        instead(&pair, None);
+        let outcome = if heals {
+            pair.retry()
+        } else {
+            pair.rm("dir/name");
+            pair.step()
+        };
+        assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+        pair.check();
+        assert!(pair.applier().failed().is_empty());
+    }
+}
+
 /// It failed, was done by a later try, and the rows do not know: then it goes, in a batch that is no replay any more.
 #[test]
 fn what_was_done_by_a_try_before_a_crash_goes_with_its_record() {
