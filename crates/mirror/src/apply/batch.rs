@@ -111,6 +111,14 @@ impl From<DirError> for StepError {
     }
 }
 
+/// What the names concerned show of which object, after all steps.
+#[derive(Default)]
+pub(super) struct Stands {
+    pub at: BTreeMap<ObjectId, BTreeSet<At>>,
+    /// Something of these is under a name that the rows do not give them, and must go.
+    pub left: BTreeSet<ObjectId>,
+}
+
 impl<S: Store> Batch<'_, S> {
     pub fn store_error(error: S::Error) -> StepError {
         StepError::Fatal(ApplyError::Store(Box::new(error)))
@@ -298,25 +306,29 @@ impl<S: Store> Batch<'_, S> {
         });
     }
 
-    /// Where something of an object is left after all steps: if that object is not settled, the next try looks there. What
-    /// must go is there still when whoever is to have its name failed.
-    pub fn stands(&mut self) -> BTreeMap<ObjectId, BTreeSet<At>> {
-        let mut stands: BTreeMap<ObjectId, BTreeSet<At>> = BTreeMap::new();
+    /// Where something of an object is left after all steps: if that object is not settled, the next try looks there.
+    pub fn stands(&mut self) -> Result<Stands, StepError> {
+        let mut stands = Stands::default();
         let now = std::mem::take(&mut self.now);
         for (place, occupant) in &now {
             let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) else {
                 continue;
             };
-            let goes = self.target(*id).is_some_and(|target| target.want.is_none());
-            // What is in a directory that went, went with it.
-            let with = |dir| self.target(dir).is_some_and(|t| t.want.is_none());
-            if goes && (with(at.parent) || !self.is_there(at)) {
-                continue;
+            let goes = |id: ObjectId| self.target(id).is_some_and(|t| t.want.is_none());
+            if goes(*id) || matches!(occupant, Occupant::Old(_)) {
+                // What is in a directory that went, went with it.
+                if goes(at.parent) || !self.is_there(at) {
+                    continue;
+                }
+                // It is there still because whoever is to have its name failed.
+                if self.row(*id)?.is_none_or(|row| !row.names.contains(at)) {
+                    stands.left.insert(*id);
+                }
             }
-            stands.entry(*id).or_default().insert(at.clone());
+            stands.at.entry(*id).or_default().insert(at.clone());
         }
         self.now = now;
-        stands
+        Ok(stands)
     }
 
     fn is_there(&mut self, at: &At) -> bool {

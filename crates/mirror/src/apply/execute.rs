@@ -69,7 +69,7 @@ impl<S: Store> Applier<S> {
         batch.run(&plan).map_err(fatal)?;
         batch.restat().map_err(fatal)?;
 
-        let stands = batch.stands();
+        let stands = batch.stands().map_err(fatal)?;
         let Batch {
             rows,
             now,
@@ -92,13 +92,13 @@ impl<S: Store> Applier<S> {
         };
         let mut changes = rows.into_changes();
         drop_unreachable(&mut changes, &in_limbo);
-        let settled = |id: &ObjectId, row: Option<&mirror_core::Object>| match (
-            &merged.objects[id].want,
-            row,
-        ) {
-            (None, None) => !stands.contains_key(id),
-            (Some(want), Some(row)) => want.state == row.state && want.names == row.names,
-            _ => false,
+        let settled = |id: &ObjectId, row: Option<&mirror_core::Object>| {
+            !stands.left.contains(id)
+                && match (&merged.objects[id].want, row) {
+                    (None, None) => true,
+                    (Some(want), Some(row)) => want.state == row.state && want.names == row.names,
+                    _ => false,
+                }
         };
         let kept = |id: &ObjectId, row: &mirror_core::Object| {
             !row.names.is_empty() || *id == ObjectId::ROOT || in_limbo.contains(id)
@@ -125,7 +125,7 @@ impl<S: Store> Applier<S> {
             });
             let void = why.void;
             let known = |at: &At| row.as_ref().is_some_and(|row| row.names.contains(at));
-            let seen = stands.get(id).cloned().unwrap_or_default();
+            let seen = stands.at.get(id).cloned().unwrap_or_default();
             let wanted = Wanted {
                 want: target.want.clone(),
                 place: target.place,

@@ -152,6 +152,18 @@ impl<S: Store> Batch<'_, S> {
                 state.lost.insert(*id);
             }
         }
+        // What the rows do not have can't be forgotten; what is to be done there fails, and is tried again.
+        for id in std::mem::take(&mut state.lost) {
+            if self
+                .rows
+                .base()
+                .object(id)
+                .map_err(Self::store_error)?
+                .is_some()
+            {
+                state.lost.insert(id);
+            }
+        }
         if state.lost.is_empty() {
             self.one_inode_each(&mut state.seen);
             self.spare_foreign(&mut state.seen)?;
