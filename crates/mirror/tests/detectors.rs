@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Mirror, fs_mirror, mirror_arguments, program, run_command};
 use mirror::engine::options::Detector;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
-use rustix::process::{Gid, Uid};
+use rustix::process::{Gid, Signal, Uid};
 use testkit::compare::{Class, Options};
 use testkit::lab::{self, Lab};
 use testkit::proc::wait_until;
@@ -266,6 +266,20 @@ fn fuse(lab: &Lab) {
     let options = Options::ignoring(&[Class::Holes, Class::Blocks, Class::Flags, Class::Project]);
     // Not as root: there are owners that FUSE can't tell.
     as_nobody(|| churn_unmapped(&src.0, 303, 600));
+    mirror.must_be_equal_but(&options);
+    // There is no birth time, and numbers are used again: another symlink may look like the one before.
+    let link = src.0.join("link");
+    symlink("here", &link).unwrap();
+    mirror.must_be_equal_but(&options);
+    mirror.program.signal(Signal::STOP).unwrap();
+    let number = link.symlink_metadata().unwrap().ino();
+    let retargeted = (0..64).any(|n| {
+        fs::remove_file(&link).unwrap();
+        symlink(format!("there, {n}"), &link).unwrap();
+        link.symlink_metadata().unwrap().ino() == number
+    });
+    mirror.program.signal(Signal::CONT).unwrap();
+    assert!(retargeted, "the number was never used again");
     mirror.must_be_equal_but(&options);
     // What is done behind it is found when it is asked for.
     fs::write(back.join("behind"), "x").unwrap();

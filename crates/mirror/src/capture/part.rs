@@ -254,7 +254,7 @@ impl Part {
     /// The handle by which `name` in `dir` (empty: `dir` itself) is known; `found` is its stat.
     pub fn identify(&self, dir: impl AsFd, name: &[u8], found: &Stat) -> Result<Handle, Errno> {
         let handle = if self.kind.ephemeral {
-            handle::synthetic(found)
+            handle::synthetic_at(dir, name, found)?
         } else {
             handle::name_to_handle_or_synthetic(dir, name, found)?
         };
@@ -280,7 +280,9 @@ impl Part {
             }
             let handle = self.identify(dir, name, &found)?;
             let again = stat::statx(dir, name)?;
-            if again.ino == found.ino && again.btime == found.btime {
+            // Nothing but its names and owner changes a symlink: another one may have the same number.
+            let same = again.ctime == found.ctime || !found.file_type().is_symlink();
+            if again.ino == found.ino && again.btime == found.btime && same {
                 return Ok((again, handle));
             }
             found = again;

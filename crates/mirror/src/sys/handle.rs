@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use mirror_core::types::Handle;
+use mirror_core::types::{Handle, Time};
 use rustix::fs::OFlags;
 
 use super::stat::Stat;
@@ -94,24 +94,41 @@ fn ask(dir: &impl AsFd, name: &[u8], flags: i32) -> Result<(Handle, i32)> {
     ))
 }
 
-/// The stand-in for a file system without handles. Without a birth time a number used again goes unseen. The device
-/// is not in it: many of these get another number with each mount.
+/// The stand-in for a file system without handles. Without a birth time a number used again goes unseen, so what an
+/// inode can't change is in it too: its type and device number (and see [`synthetic_at`]). The device it is on is not:
+/// many of these file systems get another number with each mount.
 pub fn synthetic(stat: &Stat) -> Handle {
-    let mut bytes = Vec::with_capacity(20);
+    let mut bytes = Vec::with_capacity(40);
     bytes.extend_from_slice(&stat.ino.to_le_bytes());
     bytes.extend_from_slice(&stat.btime.seconds.to_le_bytes());
     bytes.extend_from_slice(&stat.btime.nanos.to_le_bytes());
+    bytes.extend_from_slice(&stat.file_type().as_raw_mode().to_le_bytes());
+    bytes.extend_from_slice(&stat.rdev.0.to_le_bytes());
+    bytes.extend_from_slice(&stat.rdev.1.to_le_bytes());
     Handle {
         kind: SYNTHETIC,
         bytes: bytes.into(),
     }
 }
 
+/// The synthetic handle of `name` in `dir`, which `stat` is of. A symlink never changes its target: where there is no birth
+/// time the target tells two symlinks with the same number apart.
+pub fn synthetic_at(dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<Handle> {
+    let mut handle = synthetic(stat);
+    if stat.file_type().is_symlink() && stat.btime == Time::default() {
+        let target = super::target::read_symlink(dir, name)?;
+        let digest = blake3::hash(&target);
+        let (first, _) = digest.as_bytes().split_at(8);
+        handle.bytes = [&handle.bytes, first].concat().into();
+    }
+    Ok(handle)
+}
+
 /// The file system's handle, or else the synthetic one of `stat` (which must be of the same name).
 pub fn name_to_handle_or_synthetic(dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<Handle> {
-    match name_to_handle(dir, name) {
+    match name_to_handle(&dir, name) {
         Ok(found) => Ok(found.handle),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::OVERFLOW) => Ok(synthetic(stat)),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::OVERFLOW) => synthetic_at(dir, name, stat),
         Err(e) => Err(e),
     }
 }
@@ -206,6 +223,26 @@ mod tests {
             assert!(seen.insert(name_to_handle(&dir, b"f").unwrap().handle));
             std::fs::remove_file(t.path().join("f")).unwrap();
         }
+    }
+
+    #[test]
+    fn symlinks_and_devices_with_one_number_are_told_apart() {
+        let t = tempfile::tempdir().unwrap();
+        let dir = File::open(t.path()).unwrap();
+        let made = |target: &str, ino| {
+            let _ = std::fs::remove_file(t.path().join("l"));
+            std::os::unix::fs::symlink(target, t.path().join("l")).unwrap();
+            let mut stat = stat::statx(&dir, b"l").unwrap();
+            (stat.ino, stat.btime) = (ino, Time::default());
+            synthetic_at(&dir, b"l", &stat).unwrap()
+        };
+        assert_eq!(made("a", 7), made("a", 7));
+        assert_ne!(made("a", 7), made("b", 7));
+        assert_ne!(made("a", 7), made("a", 8));
+        let mut stat = stat::statx(&dir, b"").unwrap();
+        let first = synthetic(&stat);
+        stat.rdev = (1, 3);
+        assert_ne!(first, synthetic(&stat));
     }
 
     #[test]
