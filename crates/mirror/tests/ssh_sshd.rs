@@ -3,7 +3,7 @@
 mod ssh_support;
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ssh_support::*;
 use testkit::Skip;
-use testkit::proc::{Program, wait_until};
+use testkit::proc::Program;
 
 /// A bed whose ssh is the system's, and the server it logs in to.
 struct Far {
@@ -47,6 +47,36 @@ fn key(path: &Path) -> Result<(), Skip> {
     }
 }
 
+/// A server on a port of its own. A port that was free may be another's a moment later, so it says itself that it listens,
+/// and other ports are tried.
+fn serve(bed: &Bed, sshd: &Path) -> Result<(Program, u16), Skip> {
+    let mut why = String::new();
+    for _ in 0..5 {
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .map_err(|e| Skip(format!("no port: {e}")))?
+            .port();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {authorized}\nStrictModes no\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nPermitRootLogin yes\n\
+             PidFile none\nLogLevel INFO\n",
+            host = bed.path("host").display(),
+            authorized = bed.path("authorized").display(),
+        );
+        fs::write(bed.path("sshd_config"), config).unwrap();
+        let mut command = Command::new(sshd);
+        command
+            .args(["-D", "-e", "-f"])
+            .arg(bed.path("sshd_config"));
+        let mut server = Program::start(&mut command).map_err(|e| Skip(format!("sshd: {e}")))?;
+        match server.wait_stderr("Server listening on", Duration::from_secs(20)) {
+            Ok(_) => return Ok((server, port)),
+            Err(e) => why = format!("{e} {}", server.stderr()),
+        }
+    }
+    Err(Skip(format!("sshd does not start: {why}")))
+}
+
 impl Far {
     fn new() -> Result<Far, Skip> {
         let (sshd, _) = (which("sshd")?, which("ssh")?);
@@ -68,29 +98,7 @@ impl Far {
         if testkit::is_root() {
             let _ = fs::create_dir_all("/run/sshd");
         }
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|socket| socket.local_addr())
-            .map_err(|e| Skip(format!("no port: {e}")))?
-            .port();
-        let config = format!(
-            "Port {port}\nListenAddress 127.0.0.1\nHostKey {host}\nAuthorizedKeysFile {authorized}\nStrictModes no\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\nPermitRootLogin yes\n\
-             PidFile none\nLogLevel ERROR\n",
-            host = bed.path("host").display(),
-            authorized = bed.path("authorized").display(),
-        );
-        fs::write(bed.path("sshd_config"), config).unwrap();
-        let mut command = Command::new(sshd);
-        command
-            .args(["-D", "-e", "-f"])
-            .arg(bed.path("sshd_config"));
-        let mut server = Program::start(&mut command).map_err(|e| Skip(format!("sshd: {e}")))?;
-        let up = wait_until("sshd listens", Duration::from_secs(10), || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        });
-        if up.is_err() || !matches!(server.ended(), Ok(None)) {
-            return Err(Skip(format!("sshd does not start: {}", server.stderr())));
-        }
+        let (server, port) = serve(&bed, &sshd)?;
         let known = format!("[127.0.0.1]:{port} {}", public("host"));
         fs::write(bed.path("known"), known).unwrap();
         bed.host = format!("ssh://127.0.0.1:{port}");
