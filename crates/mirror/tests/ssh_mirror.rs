@@ -419,6 +419,40 @@ fn everything_going_at_once_is_held_and_released() {
 }
 
 #[test]
+fn a_loss_without_an_event_leaves_the_copy_as_it_is() {
+    let bed = Bed::new();
+    for dir in ["a", "b", "c"] {
+        fs::create_dir(bed.src().join(dir)).unwrap();
+        for n in 0..40 {
+            fs::write(bed.src().join(format!("{dir}/{n}")), "x").unwrap();
+        }
+    }
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    for pid in bed.daemons() {
+        kill9(pid);
+    }
+    fs::remove_dir_all(bed.src().join("b")).unwrap();
+    fs::write(bed.src().join("a/new"), "new").unwrap();
+    fs::write(bed.src().join("c/9"), "changed").unwrap();
+    fs::rename(bed.src().join("c/8"), bed.src().join("c/moved")).unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert!(
+        code == 4 && said.contains("40 of 40 entries in b"),
+        "{code} {said}"
+    );
+    assert_eq!(fs::read(bed.dst().join("c/9")).unwrap(), b"x");
+    assert!(!bed.dst().join("a/new").exists() && bed.dst().join("c/8").exists());
+    assert!(bed.dst().join("b/1").exists());
+    let mut follower = bed.mirror(&[]);
+    follower.wait_stderr("on hold", LONG).unwrap();
+    let (code, said) = bed.command(&["release", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    bed.equal();
+    stop(follower);
+}
+
+#[test]
 fn mounts_are_crossed_and_the_guard_knows_them() {
     use rustix::mount::{UnmountFlags, mount_bind, unmount};
     testkit::lab::in_private_namespace("mounts_are_crossed_and_the_guard_knows_them", |lab| {

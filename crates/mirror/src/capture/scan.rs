@@ -3,6 +3,9 @@
 //! Workers only read. What differs goes to the capture loop, which looks again and decides; names that
 //! are missing are held back until the end, when the guard has seen how many they are. Marks are set before a scan
 //! begins and hints are drained after it, so a name that moves while a directory is listed is found by its event.
+//!
+//! A *survey* is a scan before the guard had its word: it reads no contents, and says of what is new only its topmost
+//! name, and which known objects are found below it.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -51,6 +54,10 @@ pub enum Found {
     Dir(ObjectId),
     Failed(Vec<(At, Failure)>),
     Foreign(Vec<Vec<u8>>),
+    /// Only of a survey: known objects under names that the index does not have.
+    Moved(Vec<ObjectId>),
+    /// Only of a survey: more differs than names can tell.
+    Deeper,
     /// A directory could not be identified or listed although nobody says it is gone.
     Broken(String),
     /// All workers are done.
@@ -87,6 +94,7 @@ struct Shared {
     sink: Arc<dyn Sink>,
     watch: Arc<Watch>,
     out: Sender<Found>,
+    survey: bool,
     /// Entries on their way to the loop.
     ahead: Mutex<usize>,
     taken: Condvar,
@@ -108,6 +116,7 @@ pub struct ScanSetup {
     pub watch: Arc<Watch>,
     pub read: ReadOptions,
     pub threads: usize,
+    pub survey: bool,
     /// Where a file may be made for what does not fit in memory.
     pub spill: Option<PathBuf>,
 }
@@ -140,6 +149,7 @@ impl Scan {
             sink: setup.sink,
             watch: setup.watch,
             out,
+            survey: setup.survey,
             ahead: Mutex::new(0),
             taken: Condvar::new(),
         });
@@ -334,7 +344,10 @@ impl Worker<'_> {
             Err(Closed::Failed(e)) => return self.failed_dir(&item, failure("open", e)),
         };
         self.shared.seen.dirs.fetch_add(1, Ordering::Relaxed);
-        self.shared.watch.add_dir(&fd, &item.handle);
+        let passing = self.shared.survey && item.known.is_err();
+        if !passing {
+            self.shared.watch.add_dir(&fd, &item.handle);
+        }
         let before = match &item.known {
             Ok(_) => None,
             Err(_) => Some(crate::sys::stat::fstat(fd.as_fd()).map_err(|_| Gone::Stale)?),
@@ -347,6 +360,7 @@ impl Worker<'_> {
         };
         let done = match (&item.known, before) {
             (Ok(id), _) => self.compare(*id, &item, &fd, listed),
+            (Err(_), _) if passing => self.survey(&item, &fd, listed),
             (Err(parent), Some(before)) => self.ingest(parent.clone(), &item, &fd, before, listed),
             (Err(_), None) => Err(Gone::Stale),
         };
@@ -456,7 +470,7 @@ impl Worker<'_> {
                 }
                 _ => self.new_name(id, item, fd, name, &mut work, &mut unread)?,
             }
-            self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+            self.flush_if(item, fd, &mut work, &mut unread, CHUNK)?;
         }
         if fresh {
             row = next_row(self)?;
@@ -467,9 +481,9 @@ impl Worker<'_> {
                 name: in_row,
             });
             row = next_row(self)?;
-            self.flush_if(id, item, fd, &mut work, &mut unread, CHUNK)?;
+            self.flush_if(item, fd, &mut work, &mut unread, CHUNK)?;
         }
-        self.flush_if(id, item, fd, &mut work, &mut unread, 0)
+        self.flush_if(item, fd, &mut work, &mut unread, 0)
     }
 
     fn compare_one(
@@ -531,7 +545,10 @@ impl Worker<'_> {
         if found.is_dir() && same_inode && known.is_dir {
             match &known.handle {
                 Some(handle) => work.dirs.push(&at.name, handle, Some(known.id)),
-                None => work.dirty.push((at, doubt())),
+                None => {
+                    work.deeper |= self.shared.survey;
+                    work.dirty.push((at, doubt()));
+                }
             }
             // Its own attributes are compared when it is visited.
             return Ok(());
@@ -542,15 +559,20 @@ impl Worker<'_> {
         };
         if !same_inode || changed || !known.proven {
             use mirror_core::reconcile::Look;
+            let survey = self.shared.survey;
             // Another directory took this name while nobody looked. Known elsewhere, it may have changed below; new,
             // it may hold directories that are known and have.
-            if found.is_dir()
+            if (found.is_dir() || (survey && !same_inode))
                 && let Look::Seen(other) = look(tree, &item.handle, fd, &at.name)
-                && other.is_dir()
             {
                 let known = self.rows(|index| index.by_handle(&other.handle))?;
-                work.dirs.push(&at.name, &other.handle, known);
+                work.moved.extend(known.filter(|_| survey));
+                if other.is_dir() {
+                    work.dirs.push(&at.name, &other.handle, known);
+                }
             }
+            // What has no handle in the index is learned by its path, and all below it with it.
+            work.deeper |= survey && known.is_dir && known.handle.is_none();
             work.dirty.push((at, doubt()));
         }
         Ok(())
@@ -599,15 +621,21 @@ impl Worker<'_> {
                 },
             )
         };
+        let survey = self.shared.survey;
         match known {
             Some(id) => {
+                work.moved.extend(Some(id).filter(|_| survey));
                 if found.is_dir() {
                     // It moved here while nobody looked: what is below it is compared all the same.
                     work.dirs.push(&name, &found.handle, Some(id));
                 }
                 work.dirty.push(dirty(name));
             }
-            None if found.is_dir() => work.dirs.push(&name, &found.handle, None),
+            None if found.is_dir() => {
+                work.dirs.push(&name, &found.handle, None);
+                work.dirty.extend(survey.then(|| dirty(name)));
+            }
+            None if survey => work.dirty.push(dirty(name)),
             None => unread.names.push((name, found)),
         }
         Ok(())
@@ -627,7 +655,6 @@ impl Worker<'_> {
     /// that must be known before it was handed over.
     fn flush_if(
         &mut self,
-        _id: ObjectId,
         item: &Item,
         fd: &OwnedFd,
         work: &mut Compared,
@@ -653,8 +680,37 @@ impl Worker<'_> {
         if !work.foreign.is_empty() {
             self.send(Found::Foreign(std::mem::take(&mut work.foreign)))?;
         }
+        if !work.moved.is_empty() {
+            self.send(Found::Moved(std::mem::take(&mut work.moved)))?;
+        }
+        if std::mem::take(&mut work.deeper) {
+            self.send(Found::Deeper)?;
+        }
         self.shared.push(item, std::mem::take(&mut work.dirs));
         Ok(())
+    }
+
+    /// A directory that is new: what in it is known did not leave the tree.
+    fn survey(&mut self, item: &Item, fd: &OwnedFd, listed: Names) -> Result<(), Gone> {
+        use mirror_core::reconcile::Look;
+        let mut work = Compared::default();
+        for name in listed.iter() {
+            self.shared.seen.entries.fetch_add(1, Ordering::Relaxed);
+            let Look::Seen(found) = look(&self.shared.tree, &item.handle, fd, &name) else {
+                continue;
+            };
+            let trail = &mut || names(&item.trail);
+            if ignored(&self.shared.filter, trail, &name, found.is_dir()) {
+                continue;
+            }
+            let known = self.rows(|index| index.by_handle(&found.handle))?;
+            work.moved.extend(known);
+            if found.is_dir() {
+                work.dirs.push(&name, &found.handle, known);
+            }
+            self.flush_if(item, fd, &mut work, &mut New::default(), CHUNK)?;
+        }
+        self.flush_if(item, fd, &mut work, &mut New::default(), 0)
     }
 
     /// A directory that is new, with all below it.
@@ -890,11 +946,17 @@ struct Compared {
     failed: Vec<(At, Failure)>,
     foreign: Vec<Vec<u8>>,
     dirs: Brood,
+    moved: Vec<ObjectId>,
+    deeper: bool,
 }
 
 impl Compared {
     fn len(&self) -> usize {
-        self.dirty.len() + self.missing.len() + self.failed.len() + self.dirs.len()
+        self.dirty.len()
+            + self.missing.len()
+            + self.failed.len()
+            + self.dirs.len()
+            + self.moved.len()
     }
 }
 

@@ -267,6 +267,9 @@ impl Capture {
         self.know_root()?;
         if self.options.scan_at_start {
             self.want_all = Some(Why::Start);
+            // Where there is a copy, what the root itself became waits for the guard like all that is found.
+            let copied = self.rows().stats().entries > 0;
+            self.root_dirty = !copied;
         }
         loop {
             self.hear()?;
@@ -328,6 +331,7 @@ impl Capture {
     fn wait(&mut self) -> Result<bool, Fatal> {
         let now = self.now_ms();
         let busy = !self.ahead.is_empty()
+            || self.scan_waits()
             || (self.running.is_none() && (self.want_all.is_some() || !self.want_some.is_empty()));
         let mut timeout = if busy {
             Duration::ZERO

@@ -1,7 +1,9 @@
-//! Scans of everything, or of a part: begun when there is doubt, taken in a bounded amount at a time, and ended with the
-//! guard's word on what is missing.
+//! Scans of everything, or of a part: begun when there is doubt, taken in a bounded amount at a time.
+//!
+//! Where a loss would have no event to explain it, what a scan finds is held back until the guard had its word on what
+//! is missing (`docs/decisions/0006-a-hold-leaves-the-copy.md`). Live changes do not wait for that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -15,10 +17,16 @@ use super::super::scan::{Found, Scan, ScanSetup};
 use super::look::DUE_MAX;
 use super::{Capture, Fatal};
 use crate::engine::status::PathText;
+use crate::index::Index;
+
 /// Entries of read-ahead directories put into one group.
 const AHEAD_ENTRIES_MAX: usize = 2048;
 /// Missing names kept until a scan ends. More can only be a loss the guard stops at.
 const MISSING_MAX: usize = 2_000_000;
+/// Names held back until the guard had its word. Where there are more, all is looked at once more after it.
+const HELD_MAX: usize = 16_384;
+/// Objects remembered that were found elsewhere.
+const MOVED_MAX: usize = 2_000_000;
 
 /// Why a full scan runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +50,52 @@ pub(super) struct Running {
     pub found: u64,
     /// The log says that it began: only a scan that finds something is worth a record.
     pub noted: bool,
+    guard: Guard,
+    /// What was found, in order, while the guard had not had its word.
+    held: VecDeque<Found>,
+    held_names: usize,
+    /// There was more, or what must be looked at in another way.
+    again: bool,
+    /// Known objects found under new names: nothing of them is lost.
+    moved: HashSet<ObjectId>,
+}
+
+/// When the guard has its word on what a scan finds missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guard {
+    /// At the end, of what was not explained: all else is taken as it comes.
+    Last,
+    /// Before anything is taken.
+    First,
+    /// It had it, and what was held back is taken.
+    Passed,
+}
+
+impl Running {
+    fn next(&mut self) -> Option<Found> {
+        match self.guard {
+            Guard::Passed => Some(self.held.pop_front().unwrap_or(Found::End)),
+            Guard::First | Guard::Last => self.scan.found.try_recv().ok(),
+        }
+    }
+
+    /// What is left for now, if anything.
+    fn hold_back(&mut self, found: Found) -> Option<Found> {
+        let names = match &found {
+            Found::Differ(dirty) => dirty.len(),
+            Found::Failed(failed) => failed.len(),
+            Found::Dir(_) => 1,
+            _ => return Some(found),
+        };
+        self.held_names += names;
+        if self.again || self.held_names > HELD_MAX {
+            self.again = true;
+            self.held.clear();
+        } else {
+            self.held.push_back(found);
+        }
+        None
+    }
 }
 
 impl Capture {
@@ -82,15 +136,14 @@ impl Capture {
         };
         // What the queue holds is older than the scan: resolve it first, so that nothing is lost between them.
         self.source.walker.forget_all();
-        let setup = ScanSetup {
-            tree: self.tree.clone(),
-            index: self.index.clone(),
-            filter: self.filter.clone(),
-            sink: self.sink.clone(),
-            watch: self.watch.clone(),
-            read: self.options.read.clone(),
-            threads: self.options.scan_threads,
-            spill: self.spill.clone(),
+        // Without a copy there is nothing to lose, and what was released may go.
+        let guard = match why {
+            Why::Start | Why::Rolling
+                if !self.options.released && self.rows().stats().entries > 0 =>
+            {
+                Guard::First
+            }
+            _ => Guard::Last,
         };
         if why != Why::Part {
             self.last_scan_began = Some(Instant::now());
@@ -98,7 +151,7 @@ impl Capture {
                 dirs.begin_round();
             }
         }
-        let scan = Scan::start(setup, &dirs);
+        let scan = Scan::start(self.scan_setup(guard), &dirs);
         if why != Why::Part {
             self.shared.lock().scan = Some((scan.seen(), Instant::now()));
         }
@@ -111,18 +164,63 @@ impl Capture {
             broken: None,
             found: 0,
             noted: why == Why::Part,
+            guard,
+            held: VecDeque::new(),
+            held_names: 0,
+            again: false,
+            moved: HashSet::new(),
         });
         Ok(())
+    }
+
+    fn scan_setup(&self, guard: Guard) -> ScanSetup {
+        ScanSetup {
+            tree: self.tree.clone(),
+            index: self.index.clone(),
+            filter: self.filter.clone(),
+            sink: self.sink.clone(),
+            watch: self.watch.clone(),
+            read: self.options.read.clone(),
+            threads: self.options.scan_threads,
+            survey: guard == Guard::First,
+            spill: self.spill.clone(),
+        }
+    }
+
+    /// What was found waits to be taken.
+    pub(super) fn scan_waits(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|running| running.guard == Guard::Passed)
     }
 
     /// Takes what the workers found, a bounded amount at a time.
     pub(super) fn scan_found(&mut self) -> Result<(), Fatal> {
         let until = Instant::now() + Duration::from_millis(20);
         let mut ended = false;
-        while let Some(running) = &mut self.running
-            && let Ok(found) = running.scan.found.try_recv()
+        while !ended
+            && Instant::now() < until
+            && let Some(running) = &mut self.running
+            && let Some(mut found) = running.next()
         {
-            if !matches!(found, Found::End) && !std::mem::replace(&mut running.noted, true) {
+            if running.guard == Guard::First {
+                match running.hold_back(found) {
+                    Some(Found::End) => {
+                        self.let_pass()?;
+                        if self.shared.is_stopping() {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                    Some(at_once) => found = at_once,
+                    None => continue,
+                }
+                if let Found::Missing(names) = found {
+                    if running.missing.len() < MISSING_MAX {
+                        running.missing.extend(names);
+                    }
+                    continue;
+                }
+            } else if !matches!(found, Found::End) && !std::mem::replace(&mut running.noted, true) {
                 self.note(Note::ScanBegin)?;
             }
             let Some(running) = &mut self.running else {
@@ -157,6 +255,12 @@ impl Capture {
                     self.foreign(paths.iter().map(|path| PathText::new(path)).collect())
                 }
                 Found::Broken(text) => running.broken = Some(text),
+                Found::Moved(objects) => {
+                    if running.moved.len() < MOVED_MAX {
+                        running.moved.extend(objects);
+                    }
+                }
+                Found::Deeper => running.again = true,
                 Found::Ahead(prepared) => {
                     running.scan.taken(prepared.count());
                     self.ahead.push_back(*prepared);
@@ -165,9 +269,6 @@ impl Capture {
                         self.take_ahead()?;
                     }
                 }
-            }
-            if ended || Instant::now() >= until {
-                break;
             }
         }
         if ended
@@ -180,6 +281,63 @@ impl Capture {
         }
         if ended {
             self.scan_ended()?;
+        }
+        Ok(())
+    }
+
+    /// All was looked at: the guard's word, and if that is well, what was held back is taken.
+    fn let_pass(&mut self) -> Result<(), Fatal> {
+        self.judge()?;
+        let again = self.running.as_ref().is_some_and(|running| running.again);
+        let scan = again.then(|| {
+            self.source.walker.forget_all();
+            let root = (ObjectId::ROOT, self.tree.id.handle.clone(), Vec::new());
+            Scan::start(self.scan_setup(Guard::Last), &[root])
+        });
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        match scan {
+            Some(scan) => {
+                self.shared.lock().scan = Some((scan.seen(), running.began));
+                running.scan = scan;
+                running.guard = Guard::Last;
+                running.missing.clear();
+            }
+            None => running.guard = Guard::Passed,
+        }
+        Ok(())
+    }
+
+    /// Holds if much is missing that nothing explains.
+    fn judge(&mut self) -> Result<(), Fatal> {
+        if self.shared.is_stopping() {
+            return Ok(());
+        }
+        if let Some(running) = &mut self.running
+            && let Some(text) = running.broken.take()
+        {
+            return Err(Fatal::Index(format!(
+                "the tree could not be looked at: {text}"
+            )));
+        }
+        self.hear_out()?;
+        let released = std::mem::take(&mut self.options.released);
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        let lost = running.why == Why::Rolling && self.want_all == Some(Why::Overflow);
+        let explained = running.why == Why::Overflow || lost;
+        if explained || released {
+            return Ok(());
+        }
+        let seen = running.scan.seen();
+        let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
+        let missing = std::mem::take(&mut running.missing);
+        let moved = std::mem::take(&mut running.moved);
+        self.guard_missing(&missing, &moved, entries)?;
+        if let Some(running) = &mut self.running {
+            running.missing = missing;
         }
         Ok(())
     }
@@ -272,6 +430,13 @@ impl Capture {
     }
 
     pub(super) fn scan_ended(&mut self) -> Result<(), Fatal> {
+        let all = self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.why != Why::Part && running.guard == Guard::Last);
+        if all {
+            self.judge()?;
+        }
         let Some(running) = self.running.take() else {
             return Ok(());
         };
@@ -281,11 +446,10 @@ impl Capture {
             began,
             missing,
             mut corrections,
-            broken,
             mut found,
-            noted,
+            mut noted,
+            ..
         } = running;
-        let seen = scan.seen();
         drop(scan);
         if self.shared.is_stopping() {
             return Ok(());
@@ -296,18 +460,8 @@ impl Capture {
         if why == Why::Part {
             return Ok(());
         }
-        if let Some(text) = broken {
-            return Err(Fatal::Index(format!(
-                "the tree could not be looked at: {text}"
-            )));
-        }
-        self.hear_out()?;
-        let lost = why == Why::Rolling && self.want_all == Some(Why::Overflow);
-        let explained = why == Why::Overflow || lost;
-        let released = std::mem::take(&mut self.options.released);
-        if !explained && !released {
-            let entries = seen.entries.load(std::sync::atomic::Ordering::Relaxed);
-            self.guard_missing(&missing, entries)?;
+        if !missing.is_empty() && !std::mem::replace(&mut noted, true) {
+            self.note(Note::ScanBegin)?;
         }
         for names in missing.chunks(DUE_MAX) {
             if self.shared.is_stopping() {
@@ -352,12 +506,17 @@ impl Capture {
 
     /// Holds if too much is missing. What went between our hearing and our looking has an event by now: a loss is only
     /// what stays the same object, absent, however often we hear.
-    fn guard_missing(&mut self, missing: &[At], entries: u64) -> Result<(), Fatal> {
+    fn guard_missing(
+        &mut self,
+        missing: &[At],
+        moved: &HashSet<ObjectId>,
+        entries: u64,
+    ) -> Result<(), Fatal> {
         const ROUNDS: usize = 4;
         let mut absent = self.still_absent(missing)?;
         for round in 0.. {
             let names: Vec<At> = absent.iter().map(|(at, _)| at.clone()).collect();
-            match self.guard(&names, entries) {
+            match self.guard(&names, moved, entries) {
                 Err(Fatal::Held(..)) if round < ROUNDS && !self.shared.is_stopping() => {}
                 judged => return judged,
             }
@@ -388,14 +547,16 @@ impl Capture {
     }
 
     /// Names that are missing, with all below them: too many to believe?
-    pub(super) fn guard(&self, missing: &[At], seen: u64) -> Result<(), Fatal> {
+    fn guard(&self, missing: &[At], moved: &HashSet<ObjectId>, seen: u64) -> Result<(), Fatal> {
         let rows = self.rows();
         let mut gone = 0;
         let mut dirs: BTreeMap<Name, Loss> = BTreeMap::new();
         for at in missing {
-            // What moved elsewhere was attached there meanwhile, and is not lost.
-            let Some(id) = rows.name(at)? else { continue };
-            let lost = 1 + rows.count_below(id)?;
+            // What moved elsewhere was attached there meanwhile or is going to be, and is not lost.
+            let Some(id) = rows.name(at)?.filter(|id| !moved.contains(id)) else {
+                continue;
+            };
+            let lost = 1 + lost_below(&rows, id, moved)?;
             gone += lost;
             let mut first = at.clone();
             while first.parent != ObjectId::ROOT {
@@ -438,6 +599,33 @@ impl Capture {
         };
         alarm.map_or(Ok(()), |alarm| Err(Fatal::Held(alarm, gone)))
     }
+}
+
+/// Entries below an object that are not found elsewhere.
+fn lost_below(rows: &Index, id: ObjectId, moved: &HashSet<ObjectId>) -> Result<u64, Fatal> {
+    const CHILDREN: usize = 1024;
+    if moved.is_empty() {
+        return Ok(rows.count_below(id)?);
+    }
+    let mut lost = 0;
+    let mut dirs = vec![id];
+    while let Some(dir) = dirs.pop() {
+        let mut after: Option<Name> = None;
+        loop {
+            let children = rows.children(dir, after.as_ref(), CHILDREN)?;
+            let Some((last, _)) = children.last() else {
+                break;
+            };
+            after = Some(last.clone());
+            for (_, child) in children.iter().filter(|(_, child)| !moved.contains(child)) {
+                lost += 1;
+                if rows.object(*child)?.is_some_and(|c| c.state.kind.is_dir()) {
+                    dirs.push(*child);
+                }
+            }
+        }
+    }
+    Ok(lost)
 }
 
 pub(super) fn doubt() -> Dirty {
