@@ -444,12 +444,6 @@ fn a_loss_without_an_event_leaves_the_copy_as_it_is() {
     assert_eq!(fs::read(bed.dst().join("c/9")).unwrap(), b"x");
     assert!(!bed.dst().join("a/new").exists() && bed.dst().join("c/8").exists());
     assert!(bed.dst().join("b/1").exists());
-    let mut follower = bed.mirror(&[]);
-    follower.wait_stderr("on hold", LONG).unwrap();
-    let (code, said) = bed.command(&["release", "--yes"]);
-    assert_eq!(code, 0, "{said}");
-    bed.equal();
-    stop(follower);
 }
 
 #[test]
