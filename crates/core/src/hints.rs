@@ -68,14 +68,19 @@ pub struct Found {
     pub switch: Switch,
 }
 
-/// Resolves hints; remembers which directories lie outside the tree.
+/// Resolves hints; remembers which directories lie outside the tree, and where those are that nobody looked at yet.
 #[derive(Debug, Clone, Default)]
 pub struct Hints {
     outside: BTreeSet<Handle>,
+    /// Until the next look: the first new name on the way down to a directory that the rows do not know. Should it have
+    /// moved on from there, then a hint of that says where.
+    fresh: BTreeMap<Handle, At>,
 }
 
 /// Directories outside the tree that are remembered.
 const OUTSIDE_MAX: usize = 65_536;
+/// New directories that are remembered between two looks.
+const FRESH_MAX: usize = 65_536;
 /// Levels climbed to find a known directory. Deeper than any path that was made in one go.
 const CLIMB_MAX: usize = 65_536;
 
@@ -87,6 +92,19 @@ impl Hints {
     /// Forgets what lies outside, as after an overflow or any other doubt.
     pub fn clear(&mut self) {
         self.outside.clear();
+        self.fresh.clear();
+    }
+
+    /// What was dirty is looked at, and the rows changed: what is new now is asked for anew.
+    pub fn looked(&mut self) {
+        self.fresh.clear();
+    }
+
+    fn remember(&mut self, dir: Handle, at: At) {
+        if self.fresh.len() >= FRESH_MAX {
+            self.fresh.clear();
+        }
+        self.fresh.insert(dir, at);
     }
 
     /// What this hint asks for. An empty answer is an event of no concern to the tree.
@@ -182,8 +200,43 @@ impl Hints {
         if outside && hint.renamed && hint.on_dir {
             self.outside.clear();
         }
+        if hint.on_dir
+            && (hint.created || hint.renamed)
+            && known.is_none()
+            && let Some(dir) = &hint.object
+        {
+            self.appeared(rows, dir, hint.to.as_ref().or(hint.at.as_ref()))?;
+        }
         found.unknown.retain(|dir| !self.outside.contains(dir));
         Ok(found)
+    }
+
+    /// A directory that the rows do not know was made, or came, under this name.
+    fn appeared<R: Rows>(
+        &mut self,
+        rows: &R,
+        dir: &Handle,
+        told: Option<&HintName>,
+    ) -> Result<(), R::Error> {
+        self.fresh.remove(dir);
+        let Some(HintName {
+            dir: parent,
+            name: Some(name),
+        }) = told
+        else {
+            return Ok(());
+        };
+        let at = match rows.by_handle(parent)? {
+            Some(parent) => Some(At {
+                parent,
+                name: name.clone(),
+            }),
+            None => self.fresh.get(parent).cloned(),
+        };
+        if let Some(at) = at {
+            self.remember(dir.clone(), at);
+        }
+        Ok(())
     }
 
     /// Where an unknown directory lies: the name to look at when it is inside, the first below a directory that is
@@ -197,12 +250,17 @@ impl Hints {
         if self.outside.contains(dir) {
             return Ok(None);
         }
+        if let Some(at) = self.fresh.get(dir) {
+            return Ok(Some(at.clone()));
+        }
         let mut below = dir.clone();
         for step in 0..CLIMB_MAX {
             match locate(&below) {
                 Whereabouts::Inside { parent, name } => {
                     if let Some(parent) = rows.by_handle(&parent)? {
-                        return Ok(Some(At { parent, name }));
+                        let at = At { parent, name };
+                        self.remember(dir.clone(), at.clone());
+                        return Ok(Some(at));
                     }
                     below = parent;
                 }
@@ -281,5 +339,129 @@ impl Unconfirmed {
         due.into_iter()
             .filter_map(|id| self.files.remove(&id).map(|(local, _)| (id, local)))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::boxed::Box;
+
+    use super::*;
+    use crate::rows::{MemRows, Object};
+
+    fn handle(number: u8) -> Handle {
+        Handle {
+            kind: 1,
+            bytes: Box::from([number]),
+        }
+    }
+
+    fn told(dir: u8, name: &str) -> Option<HintName> {
+        Some(HintName {
+            dir: handle(dir),
+            name: Name::new(name.as_bytes()).ok(),
+        })
+    }
+
+    /// A tree whose root has handle 0 and is empty.
+    fn rows() -> MemRows {
+        let mut rows = MemRows::default();
+        let root = Object {
+            state: State {
+                kind: Kind::Dir,
+                meta: Meta::default(),
+            },
+            names: Vec::new(),
+            local: Local {
+                handle: Some(handle(0)),
+                ..Local::default()
+            },
+        };
+        rows.put(ObjectId::ROOT, root).unwrap();
+        rows
+    }
+
+    fn made(dir: u8, name: &str, object: u8) -> Hint {
+        Hint {
+            at: told(dir, name),
+            object: Some(handle(object)),
+            created: true,
+            on_dir: true,
+            ..Hint::default()
+        }
+    }
+
+    /// Where to look for what happened in `dir`, and how often the file system had to be asked.
+    fn place(hints: &mut Hints, rows: &MemRows, dir: u8) -> (Option<At>, u32) {
+        let mut asked = 0;
+        let at = hints
+            .classify(rows, &handle(dir), &mut |_| {
+                asked += 1;
+                Whereabouts::Gone
+            })
+            .unwrap();
+        (at, asked)
+    }
+
+    fn below_root(name: &str) -> Option<At> {
+        Some(At {
+            parent: ObjectId::ROOT,
+            name: Name::new(name.as_bytes()).unwrap(),
+        })
+    }
+
+    #[test]
+    fn where_a_new_directory_lies_is_not_asked() {
+        let (rows, mut hints) = (rows(), Hints::new());
+        hints.resolve(&rows, &made(0, "a", 1)).unwrap();
+        hints.resolve(&rows, &made(1, "b", 2)).unwrap();
+        assert_eq!(place(&mut hints, &rows, 1), (below_root("a"), 0));
+        assert_eq!(place(&mut hints, &rows, 2), (below_root("a"), 0));
+        assert_eq!(place(&mut hints, &rows, 3), (None, 1));
+        hints.looked();
+        assert_eq!(place(&mut hints, &rows, 2), (None, 1));
+    }
+
+    #[test]
+    fn a_new_directory_that_moved_on_is_looked_for_where_it_went() {
+        let (rows, mut hints) = (rows(), Hints::new());
+        hints.resolve(&rows, &made(0, "a", 1)).unwrap();
+        let mut moved = Hint {
+            at: told(0, "a"),
+            to: told(0, "z"),
+            object: Some(handle(1)),
+            renamed: true,
+            on_dir: true,
+            ..Hint::default()
+        };
+        let found = hints.resolve(&rows, &moved).unwrap();
+        assert!(
+            found
+                .dirty
+                .iter()
+                .any(|(at, ..)| Some(at) == below_root("z").as_ref())
+        );
+        assert_eq!(place(&mut hints, &rows, 1), (below_root("z"), 0));
+        // Out of the tree: only the file system can tell.
+        (moved.at, moved.to) = (told(0, "z"), told(9, "elsewhere"));
+        hints.resolve(&rows, &moved).unwrap();
+        assert_eq!(place(&mut hints, &rows, 1), (None, 1));
+    }
+
+    #[test]
+    fn an_answer_of_the_file_system_holds_until_the_next_look() {
+        let (rows, mut hints) = (rows(), Hints::new());
+        let mut asked = 0;
+        for _ in 0..3 {
+            let at = hints.classify(&rows, &handle(7), &mut |_| {
+                asked += 1;
+                Whereabouts::Inside {
+                    parent: handle(0),
+                    name: Name::new(b"new").unwrap(),
+                }
+            });
+            assert_eq!(at.unwrap(), below_root("new"));
+        }
+        assert_eq!(asked, 1);
     }
 }

@@ -243,6 +243,7 @@ impl Capture {
                 limits,
             )
         };
+        self.hints.looked();
         self.settled(outcome, world.now_ms())
     }
 

@@ -82,6 +82,7 @@ impl Capture {
             None => reconcile(&*rows, &mut self.source, dirty, dirs, next, limits)?,
         };
         drop(rows);
+        self.hints.looked();
         if self.shared.is_stopping() {
             // Looks were broken off. The next session's scan finds it all.
             for proposed in outcome.group {
