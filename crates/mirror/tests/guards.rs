@@ -376,6 +376,18 @@ fn a_source_covered_by_a_mount_is_held() {
         unmount(&src, UnmountFlags::empty()).unwrap();
         mirror.goes_on();
         mirror.must_be_equal();
+        // It is meant to be there now: one word is enough, and says what there is.
+        mount("none", &src, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        held(&mut mirror, "covers it; what is there now is empty");
+        unmount(&src, UnmountFlags::empty()).unwrap();
+        mirror.goes_on();
+        mount("none", &src, "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        fs::write(src.join("meant"), "to be there").unwrap();
+        held(&mut mirror, "covers it");
+        let_go(&mut mirror);
+        assert!(dst.join("meant").exists() && !dst.join("d0").exists());
+        assert_eq!(mirror.stop(), 0);
+        unmount(&src, UnmountFlags::empty()).unwrap();
     });
 }
 

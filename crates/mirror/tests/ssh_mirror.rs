@@ -444,6 +444,53 @@ fn a_loss_without_an_event_leaves_the_copy_as_it_is() {
     assert_eq!(fs::read(bed.dst().join("c/9")).unwrap(), b"x");
     assert!(!bed.dst().join("a/new").exists() && bed.dst().join("c/8").exists());
     assert!(bed.dst().join("b/1").exists());
+    // Whoever comes while it is held can let it go on; so can a word given while nobody came. One is enough.
+    let mut follower = bed.mirror(&[]);
+    follower.wait_stderr("on hold", LONG).unwrap();
+    let (code, said) = bed.command(&["release", "--yes"]);
+    assert_eq!(code, 0, "{said}");
+    bed.equal();
+    stop(follower);
+    for (dir, kill) in [("c", false), ("a", true)] {
+        for pid in bed.daemons() {
+            kill9(pid);
+        }
+        fs::remove_dir_all(bed.src().join(dir)).unwrap();
+        let (code, said) = bed.mirror_once(&[]);
+        assert_eq!(code, 4, "{said}");
+        for pid in bed.daemons().into_iter().filter(|_| kill) {
+            kill9(pid);
+        }
+        let (code, said) = bed.command(&["release", "--yes"]);
+        assert_eq!(code, 0, "{said}");
+        let (code, said) = bed.mirror_once(&[]);
+        assert_eq!(code, 0, "{said}");
+        bed.equal();
+    }
+}
+
+#[test]
+fn another_file_system_at_the_source_over_ssh_is_let_go_on_once() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    const NAME: &str = "another_file_system_at_the_source_over_ssh_is_let_go_on_once";
+    testkit::lab::in_private_namespace(NAME, |_lab| {
+        let bed = Bed::new();
+        bed.populate(50, 8);
+        let mut follower = bed.mirror(&[]);
+        follower.wait_stderr("equal: ", LONG).unwrap();
+        mount("none", bed.src(), "tmpfs", MountFlags::empty(), c"size=1m").unwrap();
+        fs::write(bed.src().join("other"), "of another tree").unwrap();
+        follower.wait_stderr("on hold", LONG).unwrap();
+        let (code, said) = bed.command(&["release", "--yes"]);
+        assert_eq!(code, 0, "{said}");
+        bed.equal();
+        assert!(bed.dst().join("other").exists());
+        stop(follower);
+        for pid in bed.daemons() {
+            kill9(pid);
+        }
+        unmount(bed.src(), UnmountFlags::DETACH).unwrap();
+    });
 }
 
 #[test]

@@ -212,11 +212,9 @@ impl Table {
 /// How a hold ends.
 pub fn way_out(hold: &Hold) -> &'static str {
     match hold.reason {
-        HoldReason::RootGone | HoldReason::RootCovered => {
-            "it goes on by itself when the same directory is back"
-        }
+        HoldReason::RootGone => "it goes on by itself when the same directory is back",
         HoldReason::CopyLost => "it goes on by itself when DST and its state are back",
-        HoldReason::RootReplaced => {
+        HoldReason::RootReplaced | HoldReason::RootCovered => {
             "it goes on by itself when the same directory is back; `fs_mirror release` takes what is there now for the source"
         }
         _ => "`fs_mirror release` shows what would go, and lets it through",
@@ -409,7 +407,7 @@ pub fn release(report: &ReleaseReport) -> String {
         let _ = writeln!(out, "nothing to let through: {}", way_out(hold));
         return out;
     }
-    if hold.reason == HoldReason::RootReplaced {
+    if hold.reason.is_another_root() {
         let _ = writeln!(
             out,
             "what is there now is taken for the source: what it does not have goes from the copy"

@@ -89,6 +89,10 @@ pub enum ApplyOrder {
     Show(Sender<Result<Going, String>>),
     /// Let a hold go on.
     Release,
+    /// What the source's host held was let go on: what comes now passes the guard ...
+    Look,
+    /// ... until the look that finds it is over, which is in the log up to here.
+    Looked(Option<Position>),
     /// What an adopted copy held besides is settled.
     Adopted(Sender<Result<(), String>>),
     /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.

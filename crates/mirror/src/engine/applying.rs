@@ -426,6 +426,11 @@ impl Running {
                 let _ = answer.send(self.going());
             }
             ApplyOrder::Release => self.release(),
+            ApplyOrder::Look => self.looking = true,
+            ApplyOrder::Looked(until) => {
+                self.looking = false;
+                self.passes = self.passes.max(until);
+            }
             ApplyOrder::Adopted(done) => {
                 let _ = done.send(self.adopted().map_err(|e| chain(&e)));
             }

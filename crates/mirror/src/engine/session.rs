@@ -152,7 +152,7 @@ impl Session {
         know_root(
             &mut index,
             &tree,
-            setup.released == Some(HoldReason::RootReplaced),
+            setup.released.is_some_and(HoldReason::is_another_root),
         )?;
         know_crossed(&mut index, &tree, setup.released)?;
         let watch = Watch::new(
@@ -171,10 +171,10 @@ impl Session {
         let (tell, ended) = bounded(1);
         let (reader, tree_id) = (log.reader(), log.tree());
         let mut capture = setup.capture;
-        capture.released |= matches!(
-            setup.released,
-            Some(HoldReason::Unexplained | HoldReason::RootEmpty | HoldReason::RootReplaced)
-        );
+        capture.released |= setup.released.is_some_and(|reason| {
+            matches!(reason, HoldReason::Unexplained | HoldReason::RootEmpty)
+                || reason.is_another_root()
+        });
         let mut why = watch.why.clone();
         if watch.detector == Detector::Scan {
             capture.scan_interval = capture.scan_interval.min(SCAN_ONLY_EVERY);
@@ -408,7 +408,7 @@ fn know_crossed(
     for (path, id) in &before {
         let shown = mirror_core::escape(path);
         match now.get(path) {
-            Some(found) if found != id && released != Some(HoldReason::RootReplaced) => {
+            Some(found) if found != id && !released.is_some_and(HoldReason::is_another_root) => {
                 return Err(SessionError::OtherRoot {
                     what: format!(
                         "another file system than before is mounted on {shown}, which is crossed"

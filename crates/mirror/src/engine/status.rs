@@ -159,10 +159,12 @@ pub enum HoldReason {
 impl HoldReason {
     /// Whether an operator's word lets it go on. Else there is nothing to go on with: it does so by itself.
     pub fn can_be_released(self) -> bool {
-        !matches!(
-            self,
-            HoldReason::RootGone | HoldReason::RootCovered | HoldReason::CopyLost
-        )
+        !matches!(self, HoldReason::RootGone | HoldReason::CopyLost)
+    }
+
+    /// Another directory stands where the root was; let go on, it is the root.
+    pub fn is_another_root(self) -> bool {
+        matches!(self, HoldReason::RootReplaced | HoldReason::RootCovered)
     }
 }
 

@@ -73,6 +73,8 @@ struct Known {
     handles: Option<Handles>,
     /// The first copy or comparison is done, but perhaps for what failed.
     arrived: bool,
+    /// The worker was told that what it holds may go on.
+    let_through: bool,
 }
 
 pub struct Hub {
@@ -107,6 +109,7 @@ impl Hub {
                 caught_up: Instant::now(),
                 handles: None,
                 arrived: false,
+                let_through: false,
             }),
             links: Links::default(),
             outgoing: Mutex::new(None),
@@ -292,6 +295,43 @@ impl Hub {
             lock(&self.known).status.equal_at = status.equal_at;
         }
         status
+    }
+
+    /// The worker may go on with what it holds; what it finds then is not asked about once more here.
+    pub fn let_through(&self) -> Result<(), ControlError> {
+        let mut known = lock(&self.known);
+        known.let_through = true;
+        let handles = known.handles.clone();
+        drop(known);
+        if let Some(handles) = &handles {
+            let _ = handles.apply_orders.send(ApplyOrder::Look);
+        }
+        let what = say::Order::RELEASE;
+        let sent = match &*lock(&self.outgoing) {
+            Some(outgoing) => outgoing.send(say::Order { what }).is_ok(),
+            None => false,
+        };
+        if sent {
+            // Until it says so again.
+            if lock(&self.known).report.hold.take().is_some() {
+                self.ui.event(Event::Released);
+            }
+            return Ok(());
+        }
+        if self.was_let_through()
+            && let Some(handles) = &handles
+        {
+            let _ = handles.apply_orders.send(ApplyOrder::Looked(None));
+        }
+        Err(ControlError::Unreachable(format!(
+            "the source holds, and is not connected: {}",
+            self.last_reason()
+        )))
+    }
+
+    /// True once.
+    pub fn was_let_through(&self) -> bool {
+        std::mem::take(&mut lock(&self.known).let_through)
     }
 
     pub fn known_report(&self) -> Report {
@@ -670,14 +710,8 @@ impl Control for Hub {
             return Ok(report);
         }
         // The worker holds: it must hear it.
-        let what = say::Order::RELEASE;
-        match &*lock(&self.outgoing) {
-            Some(outgoing) if outgoing.send(say::Order { what }).is_ok() => Ok(report),
-            _ => Err(ControlError::Unreachable(format!(
-                "the source holds, and is not connected: {}",
-                self.last_reason()
-            ))),
-        }
+        self.let_through()?;
+        Ok(report)
     }
 
     fn verify(

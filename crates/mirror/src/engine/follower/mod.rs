@@ -109,7 +109,12 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         hub,
         far,
         lock: Some(lock),
-        released: released.is_some_and(|hold| hold.reason == HoldReason::MassChange),
+        released: released
+            .as_ref()
+            .is_some_and(|hold| hold.reason == HoldReason::MassChange),
+        released_there: Arc::new(AtomicBool::new(
+            released.is_some_and(|hold| hold.reason != HoldReason::MassChange),
+        )),
         comparing: false,
         restarts: 0,
         contradicted: Cell::new(false),
@@ -126,6 +131,8 @@ struct Follower {
     lock: Option<StateLock>,
     /// A mass change was let through while no process ran.
     released: bool,
+    /// Likewise what the worker held; taken once.
+    released_there: Arc<AtomicBool>,
     /// Log and index were given up: DST is ours all the same.
     comparing: bool,
     /// How often this process began again by comparing.
@@ -414,6 +421,7 @@ impl Follower {
             seeded,
             tree: None,
             came_whole: false,
+            released: self.released_there.clone(),
         };
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()
@@ -437,6 +445,7 @@ impl Follower {
             apply: None,
             adoption,
             first: First::Connecting,
+            letting: Letting::No,
             began: Instant::now(),
             rounds: 0,
         };
@@ -556,6 +565,14 @@ enum First {
     },
 }
 
+/// What a worker held goes through the guard here, too: until its look at everything is over.
+enum Letting {
+    No,
+    /// That is to be asked.
+    Ask,
+    Asked(Channel<Covered>),
+}
+
 struct Session<'a> {
     follower: &'a Follower,
     place: &'a Place,
@@ -575,6 +592,7 @@ struct Session<'a> {
     /// The copy may hold what the source never had; true: somebody is asked before it moves aside.
     adoption: Option<bool>,
     first: First,
+    letting: Letting,
     began: Instant,
     rounds: u32,
 }
@@ -629,6 +647,7 @@ impl Session<'_> {
             if let Some(end) = self.made()? {
                 return Ok(end);
             }
+            self.let_through();
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
                 if !apply.is_running() {
@@ -673,6 +692,34 @@ impl Session<'_> {
                     reserve::take(&self.place.state);
                 }
             }
+        }
+    }
+
+    fn let_through(&mut self) {
+        let (hub, Some(apply)) = (&self.follower.hub, &self.apply) else {
+            return;
+        };
+        if hub.was_let_through() {
+            let _ = apply.orders.send(ApplyOrder::Look);
+            self.letting = Letting::Ask;
+        }
+        match &self.letting {
+            Letting::No => {}
+            Letting::Ask => {
+                if let Some(link) = hub.links.get()
+                    && let Ok(answer) = link.barrier()
+                {
+                    self.letting = Letting::Asked(answer);
+                }
+            }
+            Letting::Asked(answer) => match answer.try_recv() {
+                Ok(covered) => {
+                    let _ = apply.orders.send(ApplyOrder::Looked(covered.position));
+                    self.letting = Letting::No;
+                }
+                Err(crossbeam_channel::TryRecvError::Disconnected) => self.letting = Letting::Ask,
+                Err(crossbeam_channel::TryRecvError::Empty) => {}
+            },
         }
     }
 
@@ -802,6 +849,7 @@ impl Session<'_> {
         );
         if let State::Hold(hold) = &status.state
             && options.once
+            && !self.follower.released_there.load(Ordering::Acquire)
         {
             return Ok(Some(End::Done(RunEnd {
                 held: Some(hold.clone()),

@@ -67,6 +67,8 @@ pub struct Receiver {
     pub tree: Option<[u8; 16]>,
     /// It has come, and is being made.
     pub came_whole: bool,
+    /// What the worker holds was let go on while no process ran here. Taken once.
+    pub released: Arc<AtomicBool>,
 }
 
 /// Why one connection ended.
@@ -273,8 +275,19 @@ impl Receiver {
         Ok(link)
     }
 
+    /// A word that was given while no process ran here. True: it was passed on.
+    fn let_through(&self) -> bool {
+        let hold = self.hub.known_report().hold;
+        hold.is_some_and(|hold| hold.reason.can_be_released())
+            && self.released.swap(false, Ordering::AcqRel)
+            && self.hub.let_through().is_ok()
+    }
+
     /// Nothing is served now: a person must do something there first.
     fn not_yet(&self, pulse: &Pulse) -> Result<(), Broken> {
+        if self.let_through() {
+            return Ok(());
+        }
         let report = self.hub.known_report();
         if self.options.once
             && let Some(hold) = report.hold
@@ -393,7 +406,11 @@ impl Receiver {
                 self.hub.heard(beat.time_ns, beat.end.map(Into::into));
                 Ok(())
             }
-            Message::Report(report) => Ok(self.hub.report(&report.json, &self.far.host)?),
+            Message::Report(report) => {
+                self.hub.report(&report.json, &self.far.host)?;
+                self.let_through();
+                Ok(())
+            }
             Message::Refused(no) => Err(match Cause::of(no.cause) {
                 Cause::Pruned | Cause::Forked => Broken::Ended(self.not_ours(&no)),
                 cause => Broken::Refused(cause, no.reason),

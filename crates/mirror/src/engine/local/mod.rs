@@ -146,8 +146,8 @@ impl Mirror {
                     }
                     self.ui.event(Event::Resumed);
                 }
-                End::Held(hold) => {
-                    self.hold(hold.clone());
+                End::Held(mut hold) => {
+                    self.hold(&mut hold);
                     if self.options.once {
                         return Ok(self.finish(RunEnd {
                             held: Some(hold),
@@ -265,7 +265,9 @@ impl Mirror {
         let _ = persist_status(&self.options.state_dir, &self.outer.snapshot());
     }
 
-    fn hold(&self, hold: Hold) {
+    fn hold(&self, hold: &mut Hold) {
+        told_if_empty(hold, &self.source);
+        let hold = hold.clone();
         self.ui.event(Event::Held(hold.clone()));
         self.outer.set_state(State::Hold(hold));
         self.persist();
@@ -866,6 +868,13 @@ pub fn told_arrival(ui: &dyn Ui, status: &Status, extras: u64, began: Instant) -
         }))
     });
     equal
+}
+
+/// Who lets another root be taken for the source should know what is in it.
+pub fn told_if_empty(hold: &mut Hold, source: &Path) {
+    if hold.reason.is_another_root() && !holds_something(source) {
+        hold.what.push_str("; what is there now is empty");
+    }
 }
 
 pub fn holds_something(dst: &Path) -> bool {

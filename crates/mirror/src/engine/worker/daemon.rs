@@ -22,7 +22,7 @@ use super::super::control::{
     VerifyLine, VerifyOptions, WaitReport, persist_status,
 };
 use super::super::event::RunError;
-use super::super::local::{below, holds_something, outer::hold};
+use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
 use super::super::options::Detector;
 use super::super::session::{Session, SessionError, SessionSetup, show};
@@ -284,7 +284,8 @@ impl Host {
                     lock(&self.now).paused = false;
                     self.notice("resumed".into());
                 }
-                End::Held(hold) => {
+                End::Held(mut hold) => {
+                    told_if_empty(&mut hold, &self.config.tree);
                     self.notice(format!("on hold: {}", hold.what));
                     let until = match hold.reason {
                         HoldReason::RootGone
