@@ -246,7 +246,32 @@ fn records_that_contradict_the_tree_end_a_mirror_that_runs_once_and_are_a_failur
             state: file(b""),
         });
     });
-    for told in [nowhere, below_a_link] {
+    let into_itself = records(|change| {
+        let dir = |change: &mut dyn FnMut(Change) -> ObjectId, parent, name, object| {
+            let state = State {
+                kind: Kind::Dir,
+                meta: Meta::default(),
+            };
+            let made = change(Change::Create {
+                at: at(parent, name),
+                object,
+                state,
+            });
+            assert_eq!(made, object);
+        };
+        let (above, below) = (
+            ObjectId(ObjectId::ROOT.0 + 1),
+            ObjectId(ObjectId::ROOT.0 + 2),
+        );
+        dir(change, ObjectId::ROOT, "a", above);
+        dir(change, above, "b", below);
+        change(Change::Move {
+            object: above,
+            from: at(ObjectId::ROOT, "a"),
+            to: at(below, "a"),
+        });
+    });
+    for told in [nowhere, below_a_link, into_itself] {
         let bed = Bed::new();
         worker(&bed, &[welcome(), report(), told], "BEATS");
         let (code, text, took) = once(&bed);

@@ -124,6 +124,7 @@ impl<'a, R: Rows> Fold<'a, R> {
 
     fn group(&mut self, group: &[Record]) -> Result<(), Misfit<R::Error>> {
         let mut loose = BTreeSet::new();
+        let mut moved = Vec::new();
         for record in group {
             let misfit = |what| Misfit::Record {
                 position: record.position,
@@ -155,6 +156,13 @@ impl<'a, R: Rows> Fold<'a, R> {
                 what,
             };
             match &record.change {
+                Change::Create { object, .. }
+                | Change::Link { object, .. }
+                | Change::Move { object, .. }
+                    if *object == ObjectId::ROOT =>
+                {
+                    return Err(misfit("the root gets a name"));
+                }
                 Change::Create { at, object, state } => {
                     self.free(at, record.position)?;
                     if ObjectId::at(record.position) != Some(*object)
@@ -187,6 +195,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                         .ok_or(misfit("an unknown object gets a name"))?;
                     if row.state.kind.is_dir() && !row.names.is_empty() {
                         return Err(misfit("a directory gets a second name"));
+                    }
+                    if row.state.kind.is_dir() {
+                        moved.push((*object, record.position));
                     }
                     row.names.push(at.clone());
                     row.names.sort();
@@ -246,6 +257,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                 _ => {}
             }
         }
+        self.no_cycle(&moved)?;
         for id in loose {
             if let Some(row) = self.tree.object(id)?
                 && row.names.is_empty()
@@ -255,6 +267,27 @@ impl<'a, R: Rows> Fold<'a, R> {
                 }
                 self.tree.remove(id)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Every directory that got a name leads up to the root, or to what is gone.
+    fn no_cycle(&self, moved: &[(ObjectId, Position)]) -> Result<(), Misfit<R::Error>> {
+        let mut fine = BTreeSet::from([ObjectId::ROOT]);
+        for (id, position) in moved {
+            let mut way = BTreeSet::new();
+            let mut next = Some(*id);
+            while let Some(id) = next.filter(|id| !fine.contains(id)) {
+                if !way.insert(id) {
+                    return Err(Misfit::Record {
+                        position: *position,
+                        what: "a directory is moved into itself",
+                    });
+                }
+                let row = self.tree.object(id)?;
+                next = row.and_then(|row| row.names.first().map(|at| at.parent));
+            }
+            fine.append(&mut way);
         }
         Ok(())
     }

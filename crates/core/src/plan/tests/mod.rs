@@ -1,6 +1,7 @@
 //! The laws of a plan on random trees: a model file system executes it step by step and is checked after each.
 
 mod disk;
+mod misfit;
 mod tree;
 
 use alloc::collections::{BTreeMap, BTreeSet};
