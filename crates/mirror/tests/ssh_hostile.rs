@@ -150,6 +150,40 @@ fn heartbeats_alone_are_no_handshake() {
 }
 
 #[test]
+fn a_question_that_is_not_answered_comes_to_an_end() {
+    let nothing = vec![welcome(), report()];
+    // Records, and never the last of what the barrier would cover.
+    let records = records(|change| {
+        let object = ObjectId(ObjectId::ROOT.0 + 1);
+        let at = at(ObjectId::ROOT, "d");
+        let state = State {
+            kind: Kind::Dir,
+            meta: Meta::default(),
+        };
+        change(Change::Create { at, object, state });
+    });
+    for said in [nothing, vec![welcome(), report(), records]] {
+        let bed = Bed::new();
+        worker(&bed, &said, "BEATS");
+        let began = Instant::now();
+        let (code, text) = bed.mirror_once(&["--timeout", "1s"]);
+        assert_eq!(code, 6, "{text}");
+        let line = text.lines().last().unwrap_or_default();
+        assert!(
+            line.contains("far does not answer: only heartbeats came for 8 s (8 times --timeout)"),
+            "{text}"
+        );
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(30), "{took:?} {text}");
+        // Another one tells it, and asks again.
+        let mut follower = bed.mirror(&["--timeout", "1s"]);
+        let found = follower.wait_stderr("does not answer", LONG);
+        assert!(found.is_ok(), "{}", follower.stderr());
+        stop(follower);
+    }
+}
+
+#[test]
 fn contents_without_records_are_bounded_and_go_with_the_link() {
     let bed = Bed::new();
     // Compressible by nobody, and each another one: 1 MiB, said again and again.

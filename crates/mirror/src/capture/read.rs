@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mirror_core::reconcile::{Body, Failure, ReadEnd, Reading, Seen};
 use mirror_core::{Content, Digest, Kind, Meta, Name, Time};
@@ -35,6 +35,8 @@ pub struct ReadOptions {
     pub lease: bool,
     /// Once it is set, nothing is read to its end any more.
     pub stop: Arc<AtomicBool>,
+    /// Bytes read so far, for whoever wonders whether anything goes on.
+    pub done: Arc<AtomicU64>,
 }
 
 impl Default for ReadOptions {
@@ -44,6 +46,7 @@ impl Default for ReadOptions {
             multigrain: multigrain(),
             lease: true,
             stop: Arc::default(),
+            done: Arc::default(),
         }
     }
 }
@@ -408,6 +411,8 @@ impl Reader {
                 }
                 let piece = self.buffer.get(..n).unwrap_or_default();
                 hasher.update(piece);
+                let bytes = piece.len() as u64;
+                self.options.done.fetch_add(bytes, Ordering::Relaxed);
                 if let Some((token, file)) = &mut out
                     && file.write_at(piece, start + done).is_err()
                 {

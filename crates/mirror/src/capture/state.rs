@@ -1,7 +1,7 @@
 //! What capture lets others see of itself while it runs.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,8 @@ pub struct Shared {
     status: Mutex<CaptureStatus>,
     /// The session ends: whatever takes long is left as it is.
     pub stop: Arc<AtomicBool>,
+    /// Of long files, as they are read.
+    pub read_bytes: Arc<AtomicU64>,
     scanned: Condvar,
 }
 

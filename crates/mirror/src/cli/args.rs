@@ -115,7 +115,8 @@ pub struct MirrorArgs {
     /// At most so many bytes per second, as 500K or 10M; 0: no limit
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bwlimit: Option<Rate>,
-    /// A link that says nothing for so long is dead, as 90s or 10m; 0: never
+    /// A link that says nothing for so long is dead, as 90s or 10m; 0: never. A question that a first copy waits for may
+    /// take eight times that, while nothing else comes
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub timeout: Option<Duration>,
     /// What to run at the far end instead of mirrord, as 'sudo -n mirrord'

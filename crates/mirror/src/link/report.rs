@@ -31,6 +31,8 @@ pub struct Report {
     pub files: u64,
     pub bytes: u64,
     pub last_change: Option<LastChange>,
+    /// Bytes of long files read since capture began: something goes on, though nothing else is to be told yet.
+    pub read_bytes: u64,
     /// Things worth a line, the newest last; `notices_total` counts all there ever were.
     pub notices: Vec<String>,
     pub notices_total: u64,

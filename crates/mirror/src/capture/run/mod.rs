@@ -184,6 +184,7 @@ impl Capture {
             mut options,
         } = setup;
         options.read.stop = shared.stop.clone();
+        options.read.done = shared.read_bytes.clone();
         let early: Arc<Mutex<Early>> = Arc::default();
         let more = more_hints(watch.clone(), index.clone(), early.clone());
         let source = KernelSource {

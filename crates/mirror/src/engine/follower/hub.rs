@@ -73,6 +73,8 @@ struct Known {
     handles: Option<Handles>,
     /// The first copy or comparison is done, but perhaps for what failed.
     arrived: bool,
+    /// When the worker last said anything but that it is there.
+    news: Instant,
     /// The worker was told that what it holds may go on.
     let_through: bool,
 }
@@ -109,6 +111,7 @@ impl Hub {
                 caught_up: Instant::now(),
                 handles: None,
                 arrived: false,
+                news: Instant::now(),
                 let_through: false,
             }),
             links: Links::default(),
@@ -138,6 +141,7 @@ impl Hub {
             known.reason.clear();
             known.end = welcome.end.map(End::from);
             known.heard = Some(Instant::now());
+            known.news = Instant::now();
         }
         self.links.set(Some(link.clone()));
         self.changed.notify_all();
@@ -227,6 +231,9 @@ impl Hub {
             (None, Some(hold)) => events.push(Event::Held(hold.clone())),
             (Some(_), None) => events.push(Event::Released),
             _ => {}
+        }
+        if known.report != report {
+            known.news = Instant::now();
         }
         known.report = report;
         drop(known);
@@ -327,6 +334,15 @@ impl Hub {
             "the source holds, and is not connected: {}",
             self.last_reason()
         )))
+    }
+
+    /// Something came that is more than a heartbeat. Reports see to that themselves.
+    pub fn news(&self) {
+        lock(&self.known).news = Instant::now();
+    }
+    /// For how long nothing came that is.
+    pub fn no_news_for(&self) -> Duration {
+        lock(&self.known).news.elapsed()
     }
 
     /// True once.

@@ -41,7 +41,7 @@ use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use begin::Begin;
 use contents::{Memory, WireContents};
 use hub::{Handles, Hub};
-use receive::{Ended, Receiver};
+use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
 use ssh::Far;
 use wire::Covered;
 
@@ -856,6 +856,9 @@ impl Session<'_> {
                 ..RunEnd::default()
             })));
         }
+        if let Some(end) = self.unanswered(status)? {
+            return Ok(Some(end));
+        }
         match &self.first {
             First::Connecting => {
                 if let Some(link) = hub.links.get()
@@ -898,6 +901,33 @@ impl Session<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// A worker that says that it is there, and nothing of what it was asked for, does so for ever.
+    fn unanswered(&self, status: &Status) -> Result<Option<End>, RunError> {
+        let (options, hub) = (&self.follower.options, &self.follower.hub);
+        let report = hub.known_report();
+        let rests = report.hold.is_some() || report.paused;
+        let waits = match &self.first {
+            First::Connecting | First::Barrier(_) => true,
+            First::Applying(covered) => {
+                self.begin.is_none() && status.positions.durable < covered.position
+            }
+            First::Following { .. } => false,
+        };
+        let most = answer_max(options);
+        if !waits || rests || !hub.is_connected() || hub.no_news_for() < most {
+            return Ok(None);
+        }
+        let line = format!(
+            "{} does not answer: only heartbeats came for {} s ({ANSWER_TIMEOUTS} times --timeout)",
+            mirror_core::escape(self.follower.far.host.as_bytes()),
+            most.as_secs()
+        );
+        if options.once {
+            return Err(RunError::Unreachable(line));
+        }
+        Ok(Some(End::Retry(line)))
     }
 
     fn progress(&self, status: &Status) {

@@ -363,6 +363,9 @@ impl Receiver {
             if !matches!(message, Message::Heartbeat(_)) {
                 pulse.handshake(None);
             }
+            if !matches!(message, Message::Heartbeat(_) | Message::Report(_)) {
+                self.hub.news();
+            }
             let done = match link.answer(message) {
                 Ok(Some(message)) => self.take(message, link, &mut coming),
                 Ok(None) => Ok(()),
@@ -563,6 +566,13 @@ pub fn timeout_ms(options: &MirrorOptions) -> u64 {
 /// For the handshake, each of its two parts.
 pub fn handshake_max(options: &MirrorOptions) -> Duration {
     silence(timeout_ms(options)).max(Duration::from_secs(HANDSHAKE_S_MAX))
+}
+
+/// For an answer that the first copy waits for, while nothing else comes either: so many times `--timeout`.
+pub const ANSWER_TIMEOUTS: u32 = 8;
+
+pub fn answer_max(options: &MirrorOptions) -> Duration {
+    silence(timeout_ms(options)) * ANSWER_TIMEOUTS
 }
 
 /// What we are and want.

@@ -238,6 +238,7 @@ impl Live {
         report.files = status.files;
         report.bytes = status.bytes;
         report.last_change.clone_from(&status.last_change);
+        report.read_bytes = self.shared.read_bytes.load(Ordering::Relaxed);
     }
 }
 
