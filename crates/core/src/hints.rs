@@ -69,12 +69,20 @@ pub struct Found {
 }
 
 /// Resolves hints; remembers which directories lie outside the tree, and where those are that nobody looked at yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Hints {
     outside: BTreeSet<Handle>,
     /// Until the next look: the first new name on the way down to a directory that the rows do not know. Should it have
     /// moved on from there, then a hint of that says where.
     fresh: BTreeMap<Handle, At>,
+    /// Of an object with more names only the first one is looked at, with those the hint tells.
+    names_max: usize,
+}
+
+impl Default for Hints {
+    fn default() -> Hints {
+        Hints::with_names_max(16)
+    }
 }
 
 /// Directories outside the tree that are remembered.
@@ -87,6 +95,13 @@ const CLIMB_MAX: usize = 65_536;
 impl Hints {
     pub fn new() -> Hints {
         Hints::default()
+    }
+    pub fn with_names_max(names_max: usize) -> Hints {
+        Hints {
+            outside: BTreeSet::new(),
+            fresh: BTreeMap::new(),
+            names_max,
+        }
     }
 
     /// Forgets what lies outside, as after an overflow or any other doubt.
@@ -136,13 +151,22 @@ impl Hints {
             contents: hint.contents && known.is_none(),
             doubt: false,
             who: hint.who.clone(),
-            wrote: BTreeSet::new(),
+            ..Dirty::default()
         };
         if let Some((id, object)) = &known {
             if hint.contents {
                 dirty.wrote.insert(*id);
             }
-            for at in &object.names {
+            // Any name leads to the inode; only what the hint tells can stand for another one now. Should the first one do
+            // so, by a hint that is still to come, the others are tried.
+            let names = match object.names.len() > self.names_max {
+                true => {
+                    dirty.about.insert(*id);
+                    1
+                }
+                false => self.names_max,
+            };
+            for at in object.names.iter().take(names) {
                 found.dirty.push((at.clone(), dirty.clone(), phase));
             }
             found.root |= *id == ObjectId::ROOT;
@@ -184,7 +208,7 @@ impl Hints {
                 // The directory itself: looked at under its own name.
                 None => match rows
                     .object(parent)?
-                    .and_then(|dir| dir.names.into_iter().next())
+                    .and_then(|dir| dir.names.first().cloned())
                 {
                     Some(at) => at,
                     None => continue,
@@ -371,7 +395,7 @@ mod tests {
                 kind: Kind::Dir,
                 meta: Meta::default(),
             },
-            names: Vec::new(),
+            names: Default::default(),
             local: Local {
                 handle: Some(handle(0)),
                 ..Local::default()

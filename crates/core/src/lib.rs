@@ -11,6 +11,7 @@ pub mod filter;
 pub mod guard;
 pub mod hints;
 pub mod model;
+pub mod names;
 pub mod passing;
 pub mod plan;
 pub mod reconcile;
@@ -19,6 +20,7 @@ pub mod rows;
 pub mod settle;
 pub mod types;
 
+pub use names::Names;
 pub use record::{Change, Fork, Note, Record, Who};
 pub use rows::{MemRows, Object, Rows};
 pub use types::*;

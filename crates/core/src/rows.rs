@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::convert::Infallible;
 use core::ops::Bound;
 
+use crate::names::Names;
 use crate::types::*;
 
 /// An object, with all its names. A directory has exactly one name, the root none.
@@ -13,8 +14,7 @@ use crate::types::*;
 pub struct Object {
     pub state: State,
     pub local: Local,
-    /// Sorted.
-    pub names: Vec<At>,
+    pub names: Names,
 }
 
 /// Reading and writing rows. Law for every implementation: `at` is in `object(name(at)).names`, and

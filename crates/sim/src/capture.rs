@@ -121,7 +121,7 @@ impl Capture {
     fn bare(setup: Setup, weak: Weakness, journal: Journal, rows: MemRows) -> Capture {
         Capture {
             rows,
-            hints: Hints::new(),
+            hints: Hints::with_names_max(setup.names_max),
             settle: Settle::new(SettleLimits {
                 quiet_ms: 20,
                 wait_ms_max: 100,

@@ -88,6 +88,8 @@ pub struct Setup {
     pub group_records_max: usize,
     /// Scans read new directories ahead.
     pub ahead: bool,
+    /// From here on an object has so many names that hints lead to one of them only.
+    pub names_max: usize,
 }
 
 impl Setup {
@@ -98,8 +100,13 @@ impl Setup {
             by_trail: rng.chance(0.2),
             group_records_max: if rng.chance(0.2) { 3 } else { 10_000 },
             ahead: false,
+            names_max: 16,
         };
-        setup.ahead = !setup.by_trail && rng.clone().chance(0.5);
+        let mut more = rng.clone();
+        setup.ahead = more.chance(0.5) && !setup.by_trail;
+        if more.chance(0.3) {
+            setup.names_max = 1;
+        }
         setup
     }
 }

@@ -108,6 +108,7 @@ const PLAIN: Setup = Setup {
     by_trail: false,
     group_records_max: 10_000,
     ahead: false,
+    names_max: 16,
 };
 
 fn at(names: &[u8]) -> Path {

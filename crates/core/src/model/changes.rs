@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::{Effect, Impossible, ModelError, remove};
+use crate::names::Names;
 use crate::record::{Change, Record};
 use crate::rows::{Object, Rows};
 use crate::types::*;
@@ -13,8 +14,9 @@ struct Changed {
     /// As the group leaves it.
     after: Object,
     created: bool,
-    /// Names it had and loses.
+    /// Names it had and loses, and those it is given.
     lost: Vec<At>,
+    gained: Vec<At>,
 }
 
 /// What a group makes of the rows.
@@ -101,12 +103,13 @@ impl<R: Rows> Check<'_, R> {
         let after = Object {
             state,
             local: record.local.clone().unwrap_or_default(),
-            names: Vec::new(),
+            names: Names::new(),
         };
         let changed = Changed {
             after,
             created: true,
             lost: Vec::new(),
+            gained: Vec::new(),
         };
         self.objects.insert(object, changed);
         Ok(())
@@ -119,10 +122,9 @@ impl<R: Rows> Check<'_, R> {
             _ => return Ok(()),
         };
         let changed = self.named(record, object)?;
-        let Ok(found) = changed.after.names.binary_search(at) else {
+        if !changed.after.names.remove(at) {
             return Err(impossible(record, Impossible::NameMissing));
-        };
-        changed.after.names.remove(found);
+        }
         changed.lost.push(at.clone());
         self.taken.insert(at.clone());
         Ok(())
@@ -146,9 +148,8 @@ impl<R: Rows> Check<'_, R> {
         if changed.after.state.kind.is_dir() && (linked || !changed.after.names.is_empty()) {
             return Err(impossible(record, Impossible::DirectoryWithTwoNames));
         }
-        if let Err(place) = changed.after.names.binary_search(at) {
-            changed.after.names.insert(place, at.clone());
-        }
+        changed.after.names.insert(at.clone());
+        changed.gained.push(at.clone());
         Ok(())
     }
 
@@ -162,7 +163,7 @@ impl<R: Rows> Check<'_, R> {
         {
             let after = &mut self.known(record, *object)?.after;
             let right = match at {
-                Some(at) => after.names.binary_search(at).is_ok(),
+                Some(at) => after.names.contains(at),
                 None => *object == ObjectId::ROOT,
             };
             if !right {
@@ -267,6 +268,7 @@ impl<R: Rows> Check<'_, R> {
                     after,
                     created: false,
                     lost: Vec::new(),
+                    gained: Vec::new(),
                 })),
                 None => Err(impossible(record, Impossible::UnknownObject)),
             },
@@ -303,7 +305,9 @@ pub(super) fn carry_out<R: Rows>(
         // A directory that goes must not be found below what it may now hold.
         if yields || nameless {
             let mut object = changed.after.clone();
-            object.names.retain(|at| given.get(at) != Some(&id));
+            for at in &changed.gained {
+                object.names.remove(at);
+            }
             rows.put(id, object).map_err(ModelError::Rows)?;
         }
     }

@@ -39,11 +39,7 @@ pub(super) fn subtree<R: Rows>(rows: &mut R, root: ObjectId) -> Result<u64, Mode
                 stack.push(id);
                 continue;
             }
-            let names = object.names.len();
-            object
-                .names
-                .retain(|at| at.parent != dir || at.name != name);
-            if object.names.len() == names {
+            if !object.names.remove(&At { parent: dir, name }) {
                 return Err(ModelError::BrokenRows(id));
             }
             if object.names.is_empty() {

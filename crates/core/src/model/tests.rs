@@ -110,7 +110,7 @@ fn simple(rows: &MemRows) -> Simple {
     let mut tree = Simple::default();
     for (id, object) in rows.objects() {
         tree.objects.insert(*id, object.state.clone());
-        assert!(object.names.is_sorted());
+        assert!(object.names.iter().is_sorted());
         for at in &object.names {
             assert_eq!(rows.name(at), Ok(Some(*id)));
             tree.names.insert(at.clone(), *id);

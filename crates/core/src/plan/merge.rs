@@ -4,10 +4,10 @@
 //! executor walks them.
 
 use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{Merged, Overlay, Target};
+use crate::names::Names;
 use crate::record::{Change, Record};
 use crate::rows::{Object, Rows};
 use crate::types::*;
@@ -142,9 +142,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                 .tree
                 .object(*object)?
                 .ok_or(misfit("an unknown object loses a name"))?;
-            let names = row.names.len();
-            row.names.retain(|name| name != at);
-            if row.names.len() == names {
+            if !row.names.remove(at) {
                 return Err(misfit("an object loses a name it does not have"));
             }
             loose.insert(*object);
@@ -173,7 +171,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                     let row = Object {
                         state: state.clone(),
                         local: Local::default(),
-                        names: vec![at.clone()],
+                        names: Names::one(at.clone()),
                     };
                     self.touched.insert(*object);
                     if state.kind.is_dir() {
@@ -199,8 +197,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                     if row.state.kind.is_dir() {
                         moved.push((*object, record.position));
                     }
-                    row.names.push(at.clone());
-                    row.names.sort();
+                    row.names.insert(at.clone());
                     self.put(*object, row)?;
                 }
                 Change::Open { .. } if self.tree.object(ObjectId::ROOT)?.is_none() => {
@@ -211,7 +208,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                     let root = Object {
                         state,
                         local: Local::default(),
-                        names: Vec::new(),
+                        names: Names::new(),
                     };
                     self.put(ObjectId::ROOT, root)?;
                 }
@@ -351,13 +348,15 @@ impl<'a, R: Rows> Fold<'a, R> {
             if let Some(object) = &mut want
                 && id != ObjectId::ROOT
             {
-                let mut names = Vec::new();
+                let mut dead = Vec::new();
                 for at in &object.names {
-                    if is_alive(&self.tree, at.parent, &mut alive)? {
-                        names.push(at.clone());
+                    if !is_alive(&self.tree, at.parent, &mut alive)? {
+                        dead.push(at.clone());
                     }
                 }
-                object.names = names;
+                for at in &dead {
+                    object.names.remove(at);
+                }
                 if object.names.is_empty() {
                     want = None;
                 }
@@ -401,7 +400,7 @@ impl<'a, R: Rows> Fold<'a, R> {
         if !self.gone_dirs.is_empty() {
             for id in left.clone() {
                 let names = self.tree.object(id)?.map(|o| o.names).unwrap_or_default();
-                for at in names {
+                for at in &names {
                     if !is_alive(&self.tree, at.parent, alive)? {
                         left.remove(&id);
                         self.touched.insert(id);
@@ -421,7 +420,7 @@ impl<'a, R: Rows> Fold<'a, R> {
                     .flatten()
                 {
                     dirs.extend(object.names.iter().map(|at| at.parent));
-                    slots.extend(object.names);
+                    slots.extend(object.names.iter().cloned());
                 }
                 slots.extend(pending.get(&id).into_iter().flat_map(|w| w.also.clone()));
             }

@@ -36,7 +36,9 @@ struct Planner<'a, R> {
     /// Where each directory concerned is now.
     dirs: BTreeMap<ObjectId, Place>,
     /// Where the right inode of each other object concerned is now.
-    good: BTreeMap<ObjectId, BTreeSet<Place>>,
+    good: BTreeMap<ObjectId, Good>,
+    /// How many names each of those must get yet.
+    owes: BTreeMap<ObjectId, usize>,
     /// Objects that had to be made.
     fresh: BTreeSet<ObjectId>,
     /// Directories made in staging, and still there or in a directory that is.
@@ -46,6 +48,35 @@ struct Planner<'a, R> {
     /// Directories in which a name changed.
     changed: BTreeSet<ObjectId>,
     links: u32,
+}
+
+/// Places of an object's right inode, by what they must show at the end. A file may have very many.
+#[derive(Default)]
+struct Good {
+    /// The object.
+    right: BTreeSet<Place>,
+    /// Nothing.
+    free: BTreeSet<Place>,
+    /// Another one.
+    taken: BTreeSet<Place>,
+}
+
+impl Good {
+    fn sets(&self) -> [&BTreeSet<Place>; 3] {
+        [&self.right, &self.free, &self.taken]
+    }
+    fn first(&self) -> Option<&Place> {
+        self.sets().into_iter().filter_map(BTreeSet::first).min()
+    }
+    fn places(&self) -> impl Iterator<Item = &Place> {
+        self.sets().into_iter().flatten()
+    }
+    fn is_empty(&self) -> bool {
+        self.first().is_none()
+    }
+    fn contains(&self, place: &Place) -> bool {
+        self.sets().iter().any(|set| set.contains(place))
+    }
 }
 
 /// What trying to fill a name came to.
@@ -64,6 +95,7 @@ impl<'a, R: Rows> Planner<'a, R> {
             end: BTreeMap::new(),
             dirs: BTreeMap::new(),
             good: BTreeMap::new(),
+            owes: BTreeMap::new(),
             fresh: BTreeSet::new(),
             staged_dirs: BTreeSet::new(),
             leftover: BTreeMap::new(),
@@ -99,13 +131,27 @@ impl<'a, R: Rows> Planner<'a, R> {
                 .get(&at.parent)
                 .is_some_and(|t| t.want.is_none())
         };
+        let shows = |at: &At, id: &ObjectId| planner.now.get(at) == Some(&Occupant::Is(*id));
+        let placed = planner.end.iter().filter(|(at, id)| shows(at, id));
+        let placed: BTreeSet<ObjectId> = placed.map(|(_, id)| *id).collect();
+        // An inode that will not be needed at any name. A further name of a file that keeps others: enough that its
+        // right inode stands elsewhere.
+        let unwanted = |occupant: &Occupant| match occupant {
+            Occupant::Is(id) => planner.want(*id).is_none() || placed.contains(id),
+            Occupant::Old(_) => true,
+            Occupant::Strange { .. } => false,
+        };
         let going = planner
             .now
             .iter()
-            .filter(|(at, occupant)| gone(at) && planner.is_unwanted(occupant));
+            .filter(|(at, occupant)| gone(at) && unwanted(occupant));
         let going: Vec<At> = going.map(|(at, _)| at.clone()).collect();
         for at in going {
             planner.now.remove(&at);
+        }
+        for (at, id) in &planner.end {
+            let shows = planner.now.get(at) == Some(&Occupant::Is(*id));
+            *planner.owes.entry(*id).or_default() += usize::from(!shows);
         }
         let now = core::mem::take(&mut planner.now);
         for (at, occupant) in &now {
@@ -120,14 +166,14 @@ impl<'a, R: Rows> Planner<'a, R> {
             } else if planner.want(*id).is_some()
                 && merged.objects.get(id).is_some_and(|t| t.keeps_content())
             {
-                planner.good.entry(*id).or_default().insert(place.clone());
+                planner.arrives(*id, place.clone());
             } else {
                 planner.leftover.insert(place.clone(), Occupant::Old(*id));
             }
         }
         for (id, target) in &merged.objects {
             let there = planner.dirs.contains_key(id)
-                || planner.good.get(id).is_some_and(|p| !p.is_empty());
+                || planner.good.get(id).is_some_and(|good| !good.is_empty());
             if target.want.is_some() && !there && *id != ObjectId::ROOT {
                 planner.fresh.insert(*id);
             }
@@ -147,32 +193,37 @@ impl<'a, R: Rows> Planner<'a, R> {
             Occupant::Strange { dir } => *dir,
         }
     }
-    /// An inode that will not be needed at any name.
-    fn is_unwanted(&self, occupant: &Occupant) -> bool {
-        match occupant {
-            Occupant::Is(id) => match self.want(*id) {
-                None => true,
-                // A further name of a file that keeps others: enough that its right inode stands elsewhere.
-                Some(want) => want
-                    .names
-                    .iter()
-                    .any(|at| self.now.get(at) == Some(occupant)),
-            },
-            Occupant::Old(_) => true,
-            Occupant::Strange { .. } => false,
-        }
-    }
     fn arrives(&mut self, id: ObjectId, place: Place) {
         if self.is_dir(id) {
             self.dirs.insert(id, place);
         } else {
-            self.good.entry(id).or_default().insert(place);
+            let end = self.ends_as(&place);
+            let good = self.good.entry(id).or_default();
+            match end {
+                Some(end) if end == id => good.right.insert(place),
+                Some(_) => good.taken.insert(place),
+                None => good.free.insert(place),
+            };
         }
     }
     fn leaves(&mut self, id: ObjectId, place: &Place) {
-        if let Some(places) = self.good.get_mut(&id) {
-            places.remove(place);
+        if let Some(good) = self.good.get_mut(&id) {
+            let _ = good.right.remove(place) || good.free.remove(place) || good.taken.remove(place);
         }
+    }
+    /// A name shows something else now. Returns what it showed before.
+    fn show(&mut self, at: &At, occupant: Option<Occupant>) -> Option<Occupant> {
+        let before = match occupant {
+            Some(occupant) => self.now.insert(at.clone(), occupant),
+            None => self.now.remove(at),
+        };
+        if let Some(id) = self.end.get(at) {
+            let right = Some(Occupant::Is(*id));
+            let owes = self.owes.entry(*id).or_default();
+            *owes = (*owes + usize::from(before == right))
+                .saturating_sub(usize::from(occupant == right));
+        }
+        before
     }
     fn ends_as(&self, place: &Place) -> Option<ObjectId> {
         match place {
@@ -245,12 +296,7 @@ impl<'a, R: Rows> Planner<'a, R> {
         });
         let open: Vec<(At, ObjectId)> = open.map(|(at, id)| (at.clone(), *id)).collect();
         for (at, id) in open {
-            if let Some(from) = self
-                .good
-                .get(&id)
-                .and_then(|places| places.first())
-                .cloned()
-            {
+            if let Some(from) = self.good.get(&id).and_then(|good| good.first()).cloned() {
                 self.link(id, from, Place::Tree(at));
             }
         }
@@ -268,7 +314,7 @@ impl<'a, R: Rows> Planner<'a, R> {
             Place::Staging(id, 0)
         };
         if inside {
-            self.now.insert(at, Occupant::Is(id));
+            self.show(&at, Some(Occupant::Is(id)));
         }
         self.arrives(id, place.clone());
         self.step(Step::Stage { object: id, place });
@@ -278,7 +324,7 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     fn link(&mut self, id: ObjectId, from: Place, to: Place) {
         if let Place::Tree(at) = &to {
-            self.now.insert(at.clone(), Occupant::Is(id));
+            self.show(at, Some(Occupant::Is(id)));
             self.changed.insert(at.parent);
         }
         self.arrives(id, to.clone());
@@ -293,12 +339,12 @@ impl<'a, R: Rows> Planner<'a, R> {
         let over = match &to {
             Place::Tree(at) => {
                 self.changed.insert(at.parent);
-                self.now.insert(at.clone(), Occupant::Is(id))
+                self.show(at, Some(Occupant::Is(id)))
             }
             _ => None,
         };
         if let Place::Tree(at) = &from {
-            self.now.remove(at);
+            self.show(at, None);
             self.changed.insert(at.parent);
         }
         if let Some(Occupant::Is(lost)) = over {
@@ -321,12 +367,12 @@ impl<'a, R: Rows> Planner<'a, R> {
         if let Occupant::Is(other) = other {
             self.leaves(other, &there);
         }
-        self.now.insert(to.clone(), Occupant::Is(id));
+        self.show(&to, Some(Occupant::Is(id)));
         self.arrives(id, there);
         match &from {
             Place::Tree(at) => {
                 self.changed.insert(at.parent);
-                self.now.insert(at.clone(), other);
+                self.show(at, Some(other));
             }
             place if !matches!(other, Occupant::Is(_)) => {
                 self.leftover.insert(place.clone(), other);
@@ -356,17 +402,10 @@ impl<'a, R: Rows> Planner<'a, R> {
 
     /// A file that moves away from names which others will get: keep a link of it where nobody else comes.
     fn pin(&mut self) {
-        let in_danger = |(id, places): (&ObjectId, &BTreeSet<Place>)| {
-            let is = Some(&Occupant::Is(*id));
-            let owes = self
-                .want(*id)?
-                .names
-                .iter()
-                .any(|at| self.now.get(at) != is);
-            let safe = places
-                .iter()
-                .any(|place| self.ends_as(place).is_none_or(|end| end == *id));
-            let from = places.first().filter(|_| owes && !safe)?;
+        let in_danger = |(id, good): (&ObjectId, &Good)| {
+            let owes = self.owes.get(id).is_some_and(|owes| *owes > 0);
+            let safe = !good.right.is_empty() || !good.free.is_empty();
+            let from = good.first().filter(|_| owes && !safe)?;
             Some((*id, from.clone()))
         };
         let pins: Vec<(ObjectId, Place)> = self.good.iter().filter_map(in_danger).collect();
@@ -421,21 +460,16 @@ impl<'a, R: Rows> Planner<'a, R> {
     }
 
     fn place_other(&mut self, id: ObjectId, at: &At) -> Placed {
-        let places = self.good.get(&id).cloned().unwrap_or_default();
-        let owes = self
-            .end_names(id)
-            .filter(|name| self.now.get(name) != Some(&Occupant::Is(id)))
-            .count();
-        // A place that nobody needs at the end can be moved, once all other names have theirs.
-        let spare = if owes == 1 {
-            places.iter().find(|p| self.ends_as(p).is_none())
-        } else {
-            None
+        let Some(good) = self.good.get(&id) else {
+            return Placed::Later;
         };
-        let stays = places.iter().find(|place| self.ends_as(place) == Some(id));
-        let base = stays
-            .or_else(|| places.iter().find(|p| self.ends_as(p).is_none()))
-            .or(places.first());
+        // A place that nobody needs at the end can be moved, once all other names have theirs.
+        let spare = match self.owes.get(&id) {
+            Some(1) => good.free.first(),
+            _ => None,
+        };
+        let base = good.right.first().or(good.free.first());
+        let base = base.or(good.taken.first());
         let (Some(base), spare) = (base.cloned(), spare.cloned()) else {
             return Placed::Later;
         };
@@ -451,7 +485,7 @@ impl<'a, R: Rows> Planner<'a, R> {
             let room = Self::waiting_room(id, there);
             match spare {
                 // A crash left it there.
-                _ if places.contains(&room) => {}
+                _ if self.good.get(&id).is_some_and(|good| good.contains(&room)) => {}
                 Some(spare) => self.rename(id, spare, room.clone()),
                 None => self.link(id, base, room.clone()),
             }
@@ -468,10 +502,6 @@ impl<'a, R: Rows> Planner<'a, R> {
             }
         }
         Placed::Done
-    }
-
-    fn end_names(&self, id: ObjectId) -> impl Iterator<Item = &'a At> + use<'a, R> {
-        self.want(id).into_iter().flat_map(|want| &want.names)
     }
 
     fn place_dir(&mut self, id: ObjectId, at: &At) -> Result<Placed, R::Error> {
@@ -643,9 +673,9 @@ impl<'a, R: Rows> Planner<'a, R> {
                 removes.push((*id, place.clone()));
             }
         }
-        for (id, places) in &self.good {
-            for place in places
-                .iter()
+        for (id, good) in &self.good {
+            for place in good
+                .places()
                 .filter(|place| !matches!(place, Place::Tree(_)))
             {
                 self.plan.steps.push(Step::Unlink {

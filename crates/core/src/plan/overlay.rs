@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::Bound;
 
+use crate::names::Names;
 use crate::rows::{Object, Rows};
 use crate::types::*;
 
@@ -14,6 +15,8 @@ pub struct Overlay<'a, R> {
     names: BTreeMap<At, Option<ObjectId>>,
     /// Objects that `base` can't have: it is not asked for them, nor for names in them.
     new: BTreeSet<ObjectId>,
+    /// Objects with a name that became another's while they still have it.
+    robbed: BTreeSet<ObjectId>,
 }
 
 impl<'a, R: Rows> Overlay<'a, R> {
@@ -23,6 +26,7 @@ impl<'a, R: Rows> Overlay<'a, R> {
             objects: BTreeMap::new(),
             names: BTreeMap::new(),
             new: BTreeSet::new(),
+            robbed: BTreeSet::new(),
         }
     }
     pub fn base(&self) -> &'a R {
@@ -57,7 +61,11 @@ impl<'a, R: Rows> Overlay<'a, R> {
             None => Ok(self.object(id)?.map(|object| object.state.kind.is_dir())),
         }
     }
-    fn let_go(&mut self, id: ObjectId, names: &[At]) -> Result<(), R::Error> {
+    fn let_go<'n>(
+        &mut self,
+        id: ObjectId,
+        names: impl Iterator<Item = &'n At>,
+    ) -> Result<(), R::Error> {
         for at in names {
             if self.name(at)? == Some(id) {
                 self.names.insert(at.clone(), None);
@@ -145,17 +153,33 @@ impl<R: Rows> Rows for Overlay<'_, R> {
         Ok(out)
     }
     fn put(&mut self, id: ObjectId, object: Object) -> Result<(), R::Error> {
-        // Most are put again under the same names: nothing is cloned for those.
+        // Most are put again under nearly the same names: only what differs is gone through.
         let before = match self.objects.get(&id) {
-            Some(Some(old)) if old.names != object.names => old.names.clone(),
-            Some(_) => Vec::new(),
-            None if self.new.contains(&id) => Vec::new(),
-            None => self.base.object(id)?.map_or(Vec::new(), |old| old.names),
+            Some(Some(old)) => old.names.clone(),
+            Some(None) => Names::new(),
+            None if self.new.contains(&id) => Names::new(),
+            None => {
+                let before = self.base.object(id)?.map_or(Names::new(), |old| old.names);
+                // Of these nobody knows yet whether another one took them.
+                if before.iter().any(|at| self.names.contains_key(at)) {
+                    self.robbed.insert(id);
+                }
+                before
+            }
         };
-        self.let_go(id, &before)?;
-        for at in &object.names {
-            if self.names.get(at) != Some(&Some(id)) {
-                self.names.insert(at.clone(), Some(id));
+        self.let_go(id, before.without(&object.names))?;
+        let kept = match self.robbed.remove(&id) {
+            true => Names::new(),
+            false => before,
+        };
+        for at in object.names.without(&kept) {
+            match self.names.get_mut(at) {
+                Some(owner) => {
+                    if let Some(other) = owner.replace(id).filter(|other| *other != id) {
+                        self.robbed.insert(other);
+                    }
+                }
+                None => drop(self.names.insert(at.clone(), Some(id))),
             }
         }
         self.objects.insert(id, Some(object));
@@ -163,7 +187,7 @@ impl<R: Rows> Rows for Overlay<'_, R> {
     }
     fn remove(&mut self, id: ObjectId) -> Result<(), R::Error> {
         if let Some(old) = self.object(id)? {
-            self.let_go(id, &old.names)?;
+            self.let_go(id, old.names.iter())?;
         }
         self.objects.insert(id, None);
         Ok(())

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::Refreshed;
 use super::source::{Body, Seen};
+use crate::names::Names;
 use crate::record::Who;
 use crate::rows::{Object, Rows};
 use crate::types::*;
@@ -24,6 +25,12 @@ pub(super) struct Spot {
 }
 
 impl Spot {
+    pub fn of(at: &At) -> Spot {
+        Spot {
+            dir: Ref::Known(at.parent),
+            name: at.name.clone(),
+        }
+    }
     pub fn known(&self) -> Option<At> {
         match self.dir {
             Ref::Known(parent) => Some(At {
@@ -47,8 +54,34 @@ pub(super) struct NewObject {
 /// A known object that this call touched.
 pub(super) struct Touched {
     pub object: Object,
-    pub names: BTreeSet<Spot>,
+    /// Of its names in the rows, those it still has. It may have very many: only what differs is gone through.
+    pub kept: Names,
+    /// Names it has besides.
+    pub gained: BTreeSet<Spot>,
     pub update: Option<Refreshed>,
+}
+
+impl Touched {
+    fn count(&self) -> usize {
+        self.kept.len() + self.gained.len()
+    }
+    fn first(&self) -> Option<Spot> {
+        let kept = self.kept.first().map(Spot::of);
+        kept.into_iter().chain(self.gained.first().cloned()).min()
+    }
+    fn remove(&mut self, spot: &Spot) {
+        if !self.gained.remove(spot)
+            && let Some(at) = spot.known()
+        {
+            self.kept.remove(&at);
+        }
+    }
+    fn insert(&mut self, spot: Spot) {
+        match spot.known() {
+            Some(at) if self.object.names.contains(&at) => drop(self.kept.insert(at)),
+            _ => drop(self.gained.insert(spot)),
+        }
+    }
 }
 
 pub(super) struct Draft<'a, R: Rows> {
@@ -76,17 +109,10 @@ impl<'a, R: Rows> Draft<'a, R> {
             let Some(object) = self.rows.object(id)? else {
                 return Ok(None);
             };
-            let names = object
-                .names
-                .iter()
-                .map(|at| Spot {
-                    dir: Ref::Known(at.parent),
-                    name: at.name.clone(),
-                })
-                .collect();
             slot.insert(Touched {
+                kept: object.names.clone(),
+                gained: BTreeSet::new(),
                 object,
-                names,
                 update: None,
             });
         }
@@ -139,41 +165,70 @@ impl<'a, R: Rows> Draft<'a, R> {
         Ok(self.rows.by_handle(handle)?.map(Ref::Known))
     }
 
-    fn names_mut(&mut self, object: Ref) -> Result<Option<&mut BTreeSet<Spot>>, R::Error> {
-        match object {
-            Ref::Known(id) => Ok(self.touch(id)?.map(|touched| &mut touched.names)),
-            Ref::New(token) => Ok(self.new.get_mut(token).map(|new| &mut new.names)),
-        }
+    pub fn names(&mut self, object: Ref) -> Result<Vec<Spot>, R::Error> {
+        Ok(match object {
+            Ref::Known(id) => match self.touch(id)? {
+                Some(touched) => {
+                    let kept = touched.kept.iter().map(Spot::of);
+                    kept.chain(touched.gained.iter().cloned()).collect()
+                }
+                None => Vec::new(),
+            },
+            Ref::New(token) => {
+                let names = self.new.get(token).map(|new| &new.names);
+                names.into_iter().flatten().cloned().collect()
+            }
+        })
     }
 
-    pub fn names(&mut self, object: Ref) -> Result<Vec<Spot>, R::Error> {
-        Ok(self
-            .names_mut(object)?
-            .map(|names| names.iter().cloned().collect())
-            .unwrap_or_default())
+    pub fn names_count(&mut self, object: Ref) -> Result<usize, R::Error> {
+        Ok(match object {
+            Ref::Known(id) => self.touch(id)?.map_or(0, |touched| touched.count()),
+            Ref::New(token) => self.new.get(token).map_or(0, |new| new.names.len()),
+        })
     }
 
     /// The one name of a directory; `None` for the root and for what lies in limbo.
     pub fn name_of(&mut self, dir: Ref) -> Result<Option<Spot>, R::Error> {
-        Ok(self
-            .names_mut(dir)?
-            .and_then(|names| names.first().cloned()))
+        Ok(match dir {
+            Ref::Known(id) => self.touch(id)?.and_then(|touched| touched.first()),
+            Ref::New(token) => self
+                .new
+                .get(token)
+                .and_then(|new| new.names.first().cloned()),
+        })
     }
 
     pub fn detach(&mut self, spot: &Spot) -> Result<(), R::Error> {
-        let Some(bound) = self.binding(spot)? else {
-            return Ok(());
-        };
-        if let Some(names) = self.names_mut(bound)? {
-            names.remove(spot);
+        match self.binding(spot)? {
+            None => return Ok(()),
+            Some(Ref::Known(id)) => {
+                if let Some(touched) = self.touch(id)? {
+                    touched.remove(spot);
+                }
+            }
+            Some(Ref::New(token)) => {
+                if let Some(new) = self.new.get_mut(token) {
+                    new.names.remove(spot);
+                }
+            }
         }
         self.names.insert(spot.clone(), None);
         Ok(())
     }
 
     pub fn attach(&mut self, spot: Spot, object: Ref) -> Result<(), R::Error> {
-        if let Some(names) = self.names_mut(object)? {
-            names.insert(spot.clone());
+        match object {
+            Ref::Known(id) => {
+                if let Some(touched) = self.touch(id)? {
+                    touched.insert(spot.clone());
+                }
+            }
+            Ref::New(token) => {
+                if let Some(new) = self.new.get_mut(token) {
+                    new.names.insert(spot.clone());
+                }
+            }
         }
         self.names.insert(spot, Some(object));
         Ok(())
@@ -233,13 +288,11 @@ impl<'a, R: Rows> Draft<'a, R> {
                 .get(token)
                 .and_then(|new| new.names.first().cloned())),
             Ref::Known(id) => match self.known.get(&id) {
-                Some(touched) => Ok(touched.names.first().cloned()),
-                None => Ok(self.rows.object(id)?.and_then(|object| {
-                    object.names.first().map(|at| Spot {
-                        dir: Ref::Known(at.parent),
-                        name: at.name.clone(),
-                    })
-                })),
+                Some(touched) => Ok(touched.first()),
+                None => Ok(self
+                    .rows
+                    .object(id)?
+                    .and_then(|object| object.names.first().map(Spot::of))),
             },
         }
     }
@@ -264,16 +317,21 @@ impl<'a, R: Rows> Draft<'a, R> {
         self.known
             .iter()
             .filter(|(id, touched)| {
-                **id != ObjectId::ROOT
-                    && touched.names.is_empty()
-                    && !touched.object.names.is_empty()
+                **id != ObjectId::ROOT && touched.count() == 0 && !touched.object.names.is_empty()
             })
             .map(|(id, touched)| (*id, touched.object.clone()))
             .collect()
     }
 
-    pub fn known_ids(&self) -> Vec<ObjectId> {
-        self.known.keys().copied().collect()
+    /// Whether a known directory is not where it was, so that names in it, or below it, may have left the tree.
+    pub fn moves_dirs(&self) -> bool {
+        self.known.values().any(|touched| {
+            touched.object.state.kind.is_dir() && touched.kept.len() != touched.object.names.len()
+        })
+    }
+
+    pub fn known(&self) -> &BTreeMap<ObjectId, Touched> {
+        &self.known
     }
 
     pub fn into_parts(self) -> (BTreeMap<ObjectId, Touched>, Vec<NewObject>) {

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::draft::{Ref, Spot};
 use super::{Outcome, Proposed, Run, Source};
+use crate::names::Names;
 use crate::record::Change;
 use crate::rows::Rows;
 use crate::types::*;
@@ -64,16 +65,22 @@ pub(super) fn emit<R: Rows, S: Source>(
         })
     };
 
-    let mut kept_known: BTreeMap<ObjectId, Vec<At>> = BTreeMap::new();
-    let mut lost_parent: BTreeSet<Spot> = BTreeSet::new();
-    let known_ids: Vec<ObjectId> = draft.known_ids();
-    for id in &known_ids {
-        let mut names = Vec::new();
-        for spot in draft.names(Ref::Known(*id))? {
+    let mut kept_known: BTreeMap<ObjectId, Names> = BTreeMap::new();
+    let mut lost_parent: BTreeSet<At> = BTreeSet::new();
+    let moves_dirs = draft.moves_dirs();
+    for (id, touched) in draft.known() {
+        let mut names = touched.kept.clone();
+        if moves_dirs {
+            for at in &touched.kept {
+                if !reaches(&draft, Ref::Known(at.parent))? {
+                    names.remove(at);
+                    lost_parent.insert(at.clone());
+                }
+            }
+        }
+        for spot in &touched.gained {
             if reaches(&draft, spot.dir)? {
-                names.extend(resolve(&spot));
-            } else {
-                lost_parent.insert(spot);
+                names.extend(resolve(spot));
             }
         }
         kept_known.insert(*id, names);
@@ -127,15 +134,10 @@ pub(super) fn emit<R: Rows, S: Source>(
         let before = &touched.object.names;
         // A name that only lost its directory goes with the directory's subtree, not by a record of its own,
         // unless the object lives on elsewhere under a name that must be a move.
-        let mut lost: Vec<&At> = before.iter().filter(|at| !after.contains(at)).collect();
-        let gained: Vec<&At> = after.iter().filter(|at| !before.contains(at)).collect();
+        let mut lost: Vec<&At> = before.without(after).collect();
+        let gained: Vec<&At> = after.without(before).collect();
         if after.is_empty() {
-            lost.retain(|at| {
-                !lost_parent.contains(&Spot {
-                    dir: Ref::Known(at.parent),
-                    name: at.name.clone(),
-                })
-            });
+            lost.retain(|at| !lost_parent.contains(at));
         }
         let plain = |change| Proposed {
             change,

@@ -87,6 +87,9 @@ pub fn reconcile<R: Rows, S: Source>(
         read: BTreeMap::new(),
         stale: BTreeMap::new(),
         wrote: BTreeSet::new(),
+        about: BTreeSet::new(),
+        met: BTreeSet::new(),
+        crowded: BTreeMap::new(),
         unlisted: Vec::new(),
     };
     for (at, bits) in dirty {
@@ -125,6 +128,11 @@ struct Run<'a, R: Rows, S: Source> {
     stale: BTreeMap<Spot, Dirty>,
     /// Known objects that were written, by whatever name: they are read wherever they are found.
     wrote: BTreeSet<ObjectId>,
+    /// Known objects that something happened to, and those that were seen under a name.
+    about: BTreeSet<ObjectId>,
+    met: BTreeSet<ObjectId>,
+    /// Objects that got more names than they have links, by that look: some of the others must be gone.
+    crowded: BTreeMap<Ref, u32>,
     unlisted: Vec<usize>,
 }
 
@@ -156,17 +164,26 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                     self.stale.insert(spot, bits);
                 }
             }
-            // What was written and is not read yet has a name that nobody called dirty.
-            let unread: Vec<ObjectId> = self
-                .wrote
-                .iter()
-                .filter(|id| !self.has_read(id) && !sought.contains(id))
+            // What was written and is not read yet, or was not even seen, has a name that nobody called dirty.
+            let unread = self.wrote.iter().filter(|id| !self.has_read(id));
+            let unmet = self.about.iter().filter(|id| !self.met.contains(id));
+            let unread: BTreeSet<ObjectId> = unread
+                .chain(unmet)
+                .filter(|id| !sought.contains(id))
                 .copied()
                 .collect();
             for id in unread {
                 sought.insert(id);
                 for name in self.draft.names(Ref::Known(id))? {
                     self.want(name, Dirty::default());
+                }
+            }
+            // Only now: whoever got a new name often lost one that is dirty too.
+            for (object, links) in core::mem::take(&mut self.crowded) {
+                if self.draft.names_count(object)? as u64 > u64::from(links) {
+                    for name in self.draft.names(object)? {
+                        self.want(name, Dirty::default());
+                    }
                 }
             }
             if self.work.is_empty() {
@@ -182,6 +199,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
     fn look_work(&mut self) -> Result<(), R::Error> {
         while let Some((spot, bits)) = self.work.pop_first() {
             self.wrote.extend(&bits.wrote);
+            self.about.extend(&bits.about);
             let rounds = self.rounds.entry(spot.clone()).or_insert(0);
             *rounds += 1;
             if *rounds > ROUNDS_MAX {
@@ -357,12 +375,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 return Ok(());
             }
         } else {
-            let names = self.draft.names(known)?;
-            if names.len() as u64 + 1 > u64::from(seen.nlink) {
-                for name in names {
-                    self.want(name, Dirty::default());
-                }
-            }
+            self.crowded.insert(known, seen.nlink);
         }
         self.draft.attach(spot.clone(), known)
     }
@@ -455,7 +468,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                             contents: true,
                             doubt: false,
                             who: who.clone(),
-                            wrote: BTreeSet::new(),
+                            ..Dirty::default()
                         },
                     );
                 }
@@ -478,6 +491,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             Ref::Known(id) => id,
             Ref::New(token) => return self.read_again(spot, token, bits, seen),
         };
+        self.met.insert(id);
         if self.wrote.contains(&id) {
             bits.wrote.insert(id);
         }

@@ -180,6 +180,8 @@ pub struct Dirty {
     /// Known objects that were written under this name, or one of its aliases: they are read wherever they are found,
     /// even when this name stands for something else by now.
     pub wrote: BTreeSet<ObjectId>,
+    /// Known objects that something happened to: they are looked at under one of their names at least.
+    pub about: BTreeSet<ObjectId>,
 }
 
 impl Dirty {
@@ -190,5 +192,6 @@ impl Dirty {
             self.who = other.who;
         }
         self.wrote.extend(other.wrote);
+        self.about.extend(other.about);
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use mirror_core::plan::{Merged, Occupant, Overlay, Place, Seen, Target};
-use mirror_core::{At, Kind, Local, Meta, Object, ObjectId, Position, Rows, State};
+use mirror_core::{At, Kind, Local, Meta, Names, Object, ObjectId, Position, Rows, State};
 
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs};
@@ -34,6 +34,8 @@ pub(super) struct Batch<'a, S: Store> {
 
     /// What is at each place concerned.
     pub now: BTreeMap<Place, Occupant>,
+    /// How many of its wanted names do not show an object's right inode, of objects that have such.
+    pub unplaced: BTreeMap<ObjectId, usize>,
     /// What was seen at names, to be compared before they are overwritten.
     pub stats: BTreeMap<At, Stat>,
     /// Inodes that are, or become, an object's: made or found in this batch.
@@ -169,7 +171,7 @@ impl<S: Store> Batch<'_, S> {
                 Object {
                     state,
                     local,
-                    names: Vec::new(),
+                    names: Names::new(),
                 },
             )?;
         }
@@ -204,6 +206,16 @@ impl<S: Store> Batch<'_, S> {
                 self.dirs.elsewhere.insert(*id, place.clone());
             }
         }
+        self.unplaced.clear();
+        for (id, target) in &self.merged.objects {
+            let names = target.want.iter().flat_map(|want| &want.names);
+            let right = Some(&Occupant::Is(*id));
+            let open = names.filter(|at| self.now.get(&Place::Tree((*at).clone())) != right);
+            let open = open.count();
+            if open > 0 {
+                self.unplaced.insert(*id, open);
+            }
+        }
         Ok(())
     }
 
@@ -214,19 +226,16 @@ impl<S: Store> Batch<'_, S> {
             None => self.now.remove(place),
         };
         if let Place::Tree(at) = place {
+            self.count_placed(at, before, occupant);
             if let Some(Occupant::Is(id) | Occupant::Old(id)) = before
                 && let Some(mut row) = self.row(id)?
-                && row.names.contains(at)
+                && row.names.remove(at)
             {
-                row.names.retain(|name| name != at);
                 self.put(id, row)?;
             }
             if let Some(Occupant::Is(id)) = occupant {
                 let mut row = self.adopt_row(id)?;
-                if !row.names.contains(at) {
-                    row.names.push(at.clone());
-                    row.names.sort();
-                }
+                row.names.insert(at.clone());
                 self.put(id, row)?;
             }
         }
@@ -239,6 +248,29 @@ impl<S: Store> Batch<'_, S> {
             }
         }
         Ok(())
+    }
+
+    fn count_placed(&mut self, at: &At, before: Option<Occupant>, after: Option<Occupant>) {
+        if before == after {
+            return;
+        }
+        let wants = |id| self.want(id).is_some_and(|want| want.names.contains(at));
+        let shown = |occupant| match occupant {
+            Some(Occupant::Is(id)) if wants(id) => Some(id),
+            _ => None,
+        };
+        let (lost, gained) = (shown(before), shown(after));
+        if let Some(id) = lost {
+            *self.unplaced.entry(id).or_default() += 1;
+        }
+        if let Some(id) = gained
+            && let Some(open) = self.unplaced.get_mut(&id)
+        {
+            *open -= 1;
+            if *open == 0 {
+                self.unplaced.remove(&id);
+            }
+        }
     }
 
     /// The row of an object whose right inode stands somewhere; a new inode takes the row over.
@@ -263,7 +295,7 @@ impl<S: Store> Batch<'_, S> {
                 Ok(Object {
                     state,
                     local: local.clone(),
-                    names: Vec::new(),
+                    names: Names::new(),
                 })
             }
             (None, Some(row)) => Ok(row),
@@ -338,11 +370,7 @@ impl<S: Store> Batch<'_, S> {
 
     /// Every wanted name of the object shows its right inode.
     pub fn is_placed(&self, id: ObjectId) -> bool {
-        self.want(id).is_none_or(|want| {
-            want.names
-                .iter()
-                .all(|at| self.now.get(&Place::Tree(at.clone())) == Some(&Occupant::Is(id)))
-        })
+        !self.unplaced.contains_key(&id)
     }
 
     /// A name in the tree where the object's right inode stands now.

@@ -41,6 +41,7 @@ impl<S: Store> Applier<S> {
             position,
             replaying: self.replaying,
             now: BTreeMap::new(),
+            unplaced: BTreeMap::new(),
             stats: BTreeMap::new(),
             made: BTreeMap::new(),
             complete: BTreeSet::new(),

@@ -138,6 +138,7 @@ impl<S: Store> Batch<'_, S> {
                 state.lost.insert(dir);
             }
         }
+        let shown: BTreeSet<Occupant> = state.seen.slots.values().copied().flatten().collect();
         for (id, target) in &merged.objects {
             if !target.is_dir()
                 || target.old.is_none()
@@ -146,9 +147,9 @@ impl<S: Store> Batch<'_, S> {
             {
                 continue;
             }
-            let is = Some(Occupant::Is(*id));
-            let there = state.seen.slots.values().any(|found| *found == is);
-            if !there && !state.seen.limbo.values().any(|other| other == id) {
+            if !shown.contains(&Occupant::Is(*id))
+                && !state.seen.limbo.values().any(|other| other == id)
+            {
                 state.lost.insert(*id);
             }
         }
@@ -395,13 +396,13 @@ impl<S: Store> Batch<'_, S> {
                 meta: Default::default(),
             },
             local: Default::default(),
-            names: Vec::new(),
+            names: Default::default(),
         };
         if let Some(local) = self.made.get(&id) {
             row.local = local.clone();
         }
         if let Some(at) = self.want(id).and_then(|w| w.names.first()) {
-            row.names.push(at.clone());
+            row.names.insert(at.clone());
         }
         self.put(id, row)?;
         self.dirs.keep(id, fd.clone());

@@ -291,7 +291,7 @@ impl<S: Store> Applier<S> {
         while id != ObjectId::ROOT && names.len() < 1 << 16 {
             let row = self.store.object(id).ok()?;
             let wanted = || self.pending.wanted.get(&id)?.want.clone();
-            let at = row.or_else(wanted)?.names.into_iter().next()?;
+            let at = row.or_else(wanted)?.names.first()?.clone();
             id = at.parent;
             names.push(at.name);
         }

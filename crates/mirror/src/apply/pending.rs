@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use mirror_core::codec;
 use mirror_core::plan::Wanted;
-use mirror_core::{At, Change, Local, Name, Object, ObjectId, Position, Record};
+use mirror_core::{At, Change, Local, Name, Names, Object, ObjectId, Position, Record};
 
 use super::Failure;
 
@@ -85,11 +85,11 @@ impl Pending {
             let mut changes = Vec::new();
             if let Some(want) = &wanted.want {
                 let names = if *id == ObjectId::ROOT {
-                    vec![root_name()?]
+                    Names::one(root_name()?)
                 } else {
                     want.names.clone()
                 };
-                changes.extend(names.into_iter().enumerate().map(|(i, at)| match i {
+                changes.extend(names.iter().cloned().enumerate().map(|(i, at)| match i {
                     0 => Change::Create {
                         at,
                         object: *id,
@@ -152,9 +152,9 @@ impl Pending {
                     match (record.change, &mut wanted.want) {
                         (Change::Create { at, state, .. }, want @ None) => {
                             let names = if id == ObjectId::ROOT {
-                                Vec::new()
+                                Names::new()
                             } else {
-                                vec![at]
+                                Names::one(at)
                             };
                             *want = Some(Object {
                                 state,
@@ -162,7 +162,7 @@ impl Pending {
                                 names,
                             });
                         }
-                        (Change::Link { at, .. }, Some(want)) => want.names.push(at),
+                        (Change::Link { at, .. }, Some(want)) => drop(want.names.insert(at)),
                         (Change::Unlink { at, .. }, _) => drop(wanted.also.insert(at)),
                         _ => return None,
                     }
@@ -224,7 +224,7 @@ mod tests {
                 },
             },
             local: Local::default(),
-            names: vec![at("a"), at("b")],
+            names: vec![at("a"), at("b")].into(),
         };
         let root = Object {
             state: State {
@@ -235,7 +235,7 @@ mod tests {
                 },
             },
             local: Local::default(),
-            names: vec![],
+            names: Names::new(),
         };
         let place = Some(ContentRef {
             segment: 1,

@@ -16,15 +16,8 @@ impl<S: Store> Batch<'_, S> {
     /// A subtree that left the tree goes for good. Nothing that failed may be in it.
     pub(super) fn remove(&mut self, object: ObjectId, place: &Place) -> Result<(), StepError> {
         self.expect(place, Some(Occupant::Is(object)))?;
-        let unplaced: Vec<ObjectId> = self
-            .merged
-            .objects
-            .keys()
-            .copied()
-            .filter(|id| self.want(*id).is_some() && !self.is_placed(*id))
-            .collect();
-        for id in unplaced {
-            for at in self.row(id)?.map(|row| row.names).unwrap_or_default() {
+        for id in self.unplaced.keys() {
+            for at in &self.row(*id)?.map(|row| row.names).unwrap_or_default() {
                 if self.is_below(at.parent, object)? {
                     return Err(StepError::Held);
                 }
@@ -83,7 +76,7 @@ impl<S: Store> Batch<'_, S> {
                     let Some(mut row) = self.row(id)? else {
                         return Err(StepError::Held);
                     };
-                    row.names.retain(|other| *other != at);
+                    row.names.remove(&at);
                     if row.names.is_empty() {
                         if row.state.kind.is_dir() {
                             todo.push(id);
@@ -195,7 +188,7 @@ impl<S: Store> Judge for Removing<'_, '_, S> {
         let Ok(Some(mut row)) = self.batch.row(id) else {
             return;
         };
-        row.names.retain(|other| *other != at);
+        row.names.remove(&at);
         self.batch.dirs.forget(id);
         self.batch.counts.removed += 1;
         let done = if row.names.is_empty() && row.state.kind.is_dir() {

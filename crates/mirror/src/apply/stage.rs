@@ -187,7 +187,7 @@ impl<S: Store> Batch<'_, S> {
                 mirror_core::Object {
                     state,
                     local,
-                    names: Vec::new(),
+                    names: Default::default(),
                 },
             )?;
         }
@@ -201,13 +201,9 @@ impl<S: Store> Batch<'_, S> {
         let place = target.place;
         // The same bytes under one of its names, in an inode that must not be changed.
         let old = Occupant::Old(object);
-        let names = target
-            .want
-            .iter()
-            .chain(&target.old)
-            .flat_map(|o| o.names.clone());
+        let names = target.want.iter().chain(&target.old).flat_map(|o| &o.names);
         let copy = names
-            .map(Place::Tree)
+            .map(|at| Place::Tree(at.clone()))
             .find(|at| self.now.get(at) == Some(&old));
         if let Some(at) = copy
             && let Ok((dir, name)) = self.physical(&at)

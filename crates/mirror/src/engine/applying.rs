@@ -723,7 +723,7 @@ pub fn path_of<R: Rows>(rows: &R, object: ObjectId) -> Option<Vec<u8>> {
     let mut names: Vec<Name> = Vec::new();
     let mut at = object;
     while at != ObjectId::ROOT {
-        let name = rows.object(at).ok()??.names.into_iter().next()?;
+        let name = rows.object(at).ok()??.names.first()?.clone();
         at = name.parent;
         names.push(name.name);
     }

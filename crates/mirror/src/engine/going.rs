@@ -210,7 +210,7 @@ impl<'a, R: Rows> Tally<'a, R> {
             climbed.push(here);
             place.goes |= self.removed.contains(&here);
             let name = match self.rows.object(here)? {
-                Some(known) => known.names.into_iter().next(),
+                Some(known) => known.names.first().cloned(),
                 None => self.made.get(&here).cloned(),
             };
             let Some(name) = name else { break };
@@ -259,7 +259,7 @@ pub fn path_at<R: Rows>(rows: &R, at: &At) -> Result<Option<Vec<u8>>, R::Error> 
     let mut names = vec![at.name.clone()];
     let mut dir = at.parent;
     while dir != ObjectId::ROOT {
-        let up = rows.object(dir)?.and_then(|o| o.names.into_iter().next());
+        let up = rows.object(dir)?.and_then(|o| o.names.first().cloned());
         let Some(up) = up else { return Ok(None) };
         dir = up.parent;
         names.push(up.name);

@@ -8,6 +8,7 @@
 mod backend;
 mod error;
 mod header;
+mod many;
 mod overlay;
 mod row;
 mod scan;
@@ -16,11 +17,14 @@ mod store;
 mod tests;
 mod write;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use error::IndexError;
 use header::Header;
-use mirror_core::{At, Digest, Handle, Name, Object, ObjectId, Position, Rows};
+use many::Many;
+use mirror_core::{At, Digest, Handle, Name, Names, Object, ObjectId, Position, Rows};
 use overlay::Overlay;
 use row::BadRow;
 pub use store::Flush;
@@ -130,6 +134,9 @@ pub fn move_aside(path: &Path) -> Result<PathBuf, IndexError> {
 pub struct Index {
     store: Store,
     overlay: Overlay,
+    many: Mutex<Many>,
+    /// Objects that list a name which was given to another one since.
+    robbed: BTreeSet<ObjectId>,
     overlay_bytes_max: usize,
     header: Header,
     /// The header says something that the store doesn't hold yet.
@@ -142,25 +149,36 @@ impl Index {
     /// Opens the index at `path`; a missing file is a new, empty index.
     pub fn open(path: &Path, options: Options) -> Result<(Index, Opened), IndexError> {
         let (store, header, created) = Store::open(path, &options)?;
-        Ok(Index::with(store, header, created, &options))
+        Index::with(store, header, created, &options)
     }
 
-    fn with(store: Store, header: Header, created: bool, options: &Options) -> (Index, Opened) {
+    fn with(
+        store: Store,
+        header: Header,
+        created: bool,
+        options: &Options,
+    ) -> Result<(Index, Opened), IndexError> {
         let opened = Opened {
             created,
             tree: header.tree,
             mark: header.mark,
             stats: header.stats,
         };
-        let index = Index {
+        let mut index = Index {
             store,
             overlay: Overlay::default(),
+            many: Mutex::default(),
+            robbed: BTreeSet::new(),
             overlay_bytes_max: options.overlay_bytes_max,
             header,
             header_new: false,
             broken: false,
         };
-        (index, opened)
+        let robbed = index.meta_get(write::ROBBED)?.unwrap_or_default();
+        for id in robbed.chunks(8) {
+            index.robbed.insert(index.id_from(id)?);
+        }
+        Ok((index, opened))
     }
 
     /// The tree it is of, once that was said.
@@ -196,7 +214,7 @@ impl Index {
                     (id, None) => Some(id),
                     (id, Some(body)) => {
                         let (state, local) = self.good(row::body_decode(body))?;
-                        let names = vec![at.clone()];
+                        let names = Names::one(at.clone());
                         return Ok(Some((
                             id,
                             Object {
@@ -242,19 +260,24 @@ impl Index {
     fn held(&self, id: ObjectId) -> Result<Option<(Object, bool)>, IndexError> {
         if let Some(slot) = self.overlay.objects.get(&id) {
             return match &slot.value {
-                Some(packed) => Ok(Some((self.good(row::object_decode(packed))?, false))),
+                Some(packed) => Ok(Some((self.good(packed.object())?, false))),
                 None => Ok(None),
             };
         }
         if id.0 > self.header.id_max {
             return Ok(None);
         }
+        if let Some(object) = self.many().get(id) {
+            return Ok(Some((object, false)));
+        }
         let Some(found) = self.store.get(Part::Objects, &id.0.to_be_bytes())? else {
             return Ok(None);
         };
         let found = found.value();
         let Some((&row::OBJECT_INLINE, key)) = found.split_first() else {
-            return Ok(Some((self.good(row::object_decode(found))?, false)));
+            let object = self.good(row::object_decode(found))?;
+            self.many().keep(id, &object);
+            return Ok(Some((object, false)));
         };
         let at = self.good(row::entry_key_decode(key))?;
         let Some(entry) = self.store.get(Part::Entries, key)? else {
@@ -265,7 +288,7 @@ impl Index {
             return Err(self.bad("an object's entry is another's"));
         };
         let (state, local) = self.good(row::body_decode(body))?;
-        let names = vec![at];
+        let names = Names::one(at);
         let object = Object {
             state,
             local,
@@ -274,6 +297,9 @@ impl Index {
         Ok(Some((object, true)))
     }
 
+    fn many(&self) -> MutexGuard<'_, Many> {
+        self.many.lock().unwrap_or_else(PoisonError::into_inner)
+    }
     fn good<T>(&self, row: Result<T, BadRow>) -> Result<T, IndexError> {
         row.map_err(|BadRow| self.bad("a row can't be read"))
     }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use mirror_core::ObjectId;
+use mirror_core::{At, Names, Object, ObjectId};
+
+use super::row;
 
 /// What the store must come to hold under a key; `None`: nothing.
 #[derive(Debug)]
@@ -12,9 +14,39 @@ pub struct Slot<T> {
     pub fresh: bool,
 }
 
+/// An object in memory.
+#[derive(Debug)]
+pub struct Packed {
+    pub names: Names,
+    /// As `row::body_encode` packs it.
+    pub body: Box<[u8]>,
+}
+
+impl Packed {
+    pub fn new(object: &Object) -> Packed {
+        Packed {
+            names: object.names.clone(),
+            body: row::body_encode(&object.state, &object.local).into(),
+        }
+    }
+    pub fn object(&self) -> Result<Object, row::BadRow> {
+        let (state, local) = row::body_decode(&self.body)?;
+        let names = self.names.clone();
+        Ok(Object {
+            state,
+            local,
+            names,
+        })
+    }
+    fn bytes(&self) -> usize {
+        let name = self.names.first().map_or(0, |at| at.name.as_bytes().len());
+        self.body.len() + self.names.len() * (size_of::<At>() + name)
+    }
+}
+
 #[derive(Debug)]
 pub struct ObjectSlot {
-    pub value: Option<Box<[u8]>>,
+    pub value: Option<Packed>,
     pub fresh: bool,
     /// The store has the object's body in the row of its one name, and it still has just that name: so its own row
     /// stays as it is, unless the name is another's by now.
@@ -28,7 +60,6 @@ pub struct ObjectSlot {
 pub struct Overlay {
     /// By entry key.
     pub names: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
-    /// As `row::object_encode` packs them.
     pub objects: BTreeMap<ObjectId, ObjectSlot>,
     /// By handle key.
     pub handles: BTreeMap<Box<[u8]>, Slot<ObjectId>>,
@@ -73,15 +104,14 @@ impl Overlay {
         );
     }
     /// `fresh` counts only when the object has no slot yet; `stays` also must have been true before.
-    pub fn set_object(&mut self, id: ObjectId, value: Option<Vec<u8>>, fresh: bool, stays: bool) {
-        let value = value.map(Vec::into_boxed_slice);
-        let length = value.as_ref().map_or(0, |v| v.len());
+    pub fn set_object(&mut self, id: ObjectId, value: Option<Packed>, fresh: bool, stays: bool) {
+        let length = value.as_ref().map_or(0, Packed::bytes);
         match self.objects.get_mut(&id) {
             Some(slot) if slot.fresh && value.is_none() => {
                 self.objects.remove(&id);
             }
             Some(slot) => {
-                let before = slot.value.as_ref().map_or(0, |v| v.len());
+                let before = slot.value.as_ref().map_or(0, Packed::bytes);
                 self.bytes += length.saturating_sub(before);
                 slot.value = value;
                 slot.stays &= stays;

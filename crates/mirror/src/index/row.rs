@@ -4,7 +4,8 @@
 //! one (so that a directory is read in one range), else in the row of the object.
 
 use mirror_core::{
-    At, Content, Digest, Handle, Kind, Local, Meta, Name, Object, ObjectId, State, Time, Xattr,
+    At, Content, Digest, Handle, Kind, Local, Meta, Name, Names, Object, ObjectId, State, Time,
+    Xattr,
 };
 
 /// Why bytes are not a row.
@@ -80,16 +81,22 @@ pub fn handle_key(handle: &Handle) -> Vec<u8> {
     key
 }
 
-/// `OBJECT_WHOLE`: the names, then the body. This is also how the overlay keeps an object.
-pub fn object_encode(object: &Object) -> Vec<u8> {
-    let mut out = Vec::with_capacity(160);
+/// `OBJECT_WHOLE`: the names, then the body.
+pub fn object_encode(names: &Names, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + 32 * names.len() + body.len());
     out.push(OBJECT_WHOLE);
-    put_varint(&mut out, object.names.len() as u64);
-    for at in &object.names {
+    put_varint(&mut out, names.len() as u64);
+    for at in names {
         put_varint(&mut out, at.parent.0);
         put_bytes(&mut out, at.name.as_bytes());
     }
-    put_body(&mut out, &object.state, &object.local);
+    out.extend_from_slice(body);
+    out
+}
+
+pub fn body_encode(state: &State, local: &Local) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    put_body(&mut out, state, local);
     out
 }
 
@@ -104,14 +111,7 @@ pub fn object_decode(bytes: &[u8]) -> Result<Object, BadRow> {
     })
 }
 
-/// The names of an `OBJECT_WHOLE` row, and its body as bytes.
-pub fn object_split(bytes: &[u8]) -> Result<(Vec<At>, &[u8]), BadRow> {
-    let mut input = Input(bytes);
-    let names = take_names(&mut input)?;
-    Ok((names, input.0))
-}
-
-fn take_names(input: &mut Input) -> Result<Vec<At>, BadRow> {
+fn take_names(input: &mut Input) -> Result<Names, BadRow> {
     if input.byte()? != OBJECT_WHOLE {
         return Err(BadRow);
     }
@@ -122,7 +122,7 @@ fn take_names(input: &mut Input) -> Result<Vec<At>, BadRow> {
         let name = Name::new(input.bytes()?).map_err(|_| BadRow)?;
         names.push(At { parent, name });
     }
-    Ok(names)
+    Ok(names.into())
 }
 
 pub fn entry_inline(id: ObjectId, body: &[u8]) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use std::collections::btree_map;
 use std::ops::Bound;
 
-use mirror_core::{At, Handle, Name, Object, ObjectId, Rows};
+use mirror_core::{At, Handle, Name, Names, Object, ObjectId, Rows};
 
 use super::overlay::Slot;
 use super::{Child, ChildInode, Index, IndexError, row};
@@ -25,10 +25,10 @@ impl Index {
             let object = match body {
                 Some(body) => {
                     let (state, local) = self.good(row::body_decode(body))?;
-                    let names = vec![At {
+                    let names = Names::one(At {
                         parent: dir,
                         name: name.clone(),
-                    }];
+                    });
                     Object {
                         state,
                         local,

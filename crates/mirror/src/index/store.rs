@@ -332,7 +332,6 @@ fn read_header(path: &Path, database: &Database) -> Result<Option<Header>, Index
 }
 
 fn write_rows(write: &WriteTransaction, overlay: &Overlay) -> Result<(), redb::Error> {
-    // Every object's names and body are needed twice; packed, they are split again rather than kept.
     let owner = |key: &[u8]| overlay.names.get(key).and_then(|slot| slot.value);
     let entries = overlay.names.iter().map(|(key, slot)| {
         let value = match slot.value {
@@ -345,21 +344,18 @@ fn write_rows(write: &WriteTransaction, overlay: &Overlay) -> Result<(), redb::E
 
     let objects = overlay.objects.iter().filter_map(|(id, slot)| {
         let row = match &slot.value {
-            None => Ok(None),
-            Some(packed) => match row::object_split(packed) {
-                Ok((names, _)) => match names.first().map(row::entry_key_at) {
-                    Some(key) if names.len() == 1 && owner(&key) == Some(*id) => {
-                        if slot.stays {
-                            return None;
-                        }
-                        Ok(Some([&[row::OBJECT_INLINE], key.as_slice()].concat()))
+            None => None,
+            Some(packed) => match packed.names.first().map(row::entry_key_at) {
+                Some(key) if packed.names.len() == 1 && owner(&key) == Some(*id) => {
+                    if slot.stays {
+                        return None;
                     }
-                    _ => Ok(Some(packed.to_vec())),
-                },
-                Err(e) => Err(packed_wrong(e)),
+                    Some([&[row::OBJECT_INLINE], key.as_slice()].concat())
+                }
+                _ => Some(row::object_encode(&packed.names, &packed.body)),
             },
         };
-        Some(row.map(|value| (id.0.to_be_bytes(), value, slot.fresh)))
+        Some(Ok((id.0.to_be_bytes(), row, slot.fresh)))
     });
     write_table(write.open_table(OBJECTS)?, objects)?;
 
@@ -388,16 +384,13 @@ fn entry_row(overlay: &Overlay, id: mirror_core::ObjectId) -> Result<Vec<u8>, St
         .objects
         .get(&id)
         .and_then(|slot| slot.value.as_ref());
-    let packed = packed.ok_or_else(|| packed_wrong(row::BadRow))?;
-    let (names, body) = row::object_split(packed).map_err(packed_wrong)?;
-    Ok(match names.len() {
-        1 => row::entry_inline(id, body),
+    let packed = packed.ok_or_else(|| {
+        StorageError::Corrupted("a name in memory is of no object in memory".into())
+    })?;
+    Ok(match packed.names.len() {
+        1 => row::entry_inline(id, &packed.body),
         _ => row::entry_reference(id),
     })
-}
-
-fn packed_wrong(_: row::BadRow) -> StorageError {
-    StorageError::Corrupted("a row in memory can't be read".into())
 }
 
 /// A run of fresh keys shorter than this isn't worth a cursor.

@@ -1,10 +1,14 @@
 //! The writing half of the index: what a put or a remove means for names, handles and counts, spill and flush.
 
-use mirror_core::{At, Kind, Object, ObjectId};
+use mirror_core::{At, Kind, Names, Object, ObjectId};
 
+use super::overlay::Packed;
 use super::row;
 use super::store::Part;
 use super::{Flush, Index, IndexError};
+
+/// Under this key in `meta`: objects that list a name which is another's by now, as in the middle of a group.
+pub(super) const ROBBED: &str = "index.robbed";
 
 /// What is known of a name's owner, unless the overlay says otherwise.
 enum Known {
@@ -85,10 +89,28 @@ impl Index {
 
     fn commit(&mut self, durable: bool) -> Result<(), IndexError> {
         self.broken = true;
+        self.note_robbed()?;
         self.store.write(&self.overlay, &self.header, durable)?;
         self.broken = false;
+        for (id, slot) in &self.overlay.objects {
+            if let Some(packed) = &slot.value
+                && packed.names.len() > 1
+            {
+                let object = self.good(packed.object())?;
+                self.many().keep(*id, &object);
+            }
+        }
         self.overlay.clear();
         self.header_new = false;
+        Ok(())
+    }
+
+    fn note_robbed(&mut self) -> Result<(), IndexError> {
+        let ids = self.robbed.iter().flat_map(|id| id.0.to_be_bytes());
+        let ids = Some(ids.collect::<Vec<u8>>()).filter(|ids| !ids.is_empty());
+        if self.meta_get(ROBBED)? != ids {
+            self.overlay.set_meta(ROBBED, ids);
+        }
         Ok(())
     }
 
@@ -122,12 +144,9 @@ impl Index {
     pub(super) fn put_object(
         &mut self,
         id: ObjectId,
-        mut object: Object,
+        object: Object,
         new: bool,
     ) -> Result<(), IndexError> {
-        if !object.names.is_sorted() {
-            object.names.sort_unstable();
-        }
         let held = if new { None } else { self.held(id)? };
         let fresh = held.is_none();
         let stays = match &held {
@@ -138,17 +157,24 @@ impl Index {
             None => false,
         };
         if let Some((old, inline)) = &held {
-            for at in &old.names {
-                if object.names.binary_search(at).is_err() {
-                    self.release_name(id, at, *inline)?;
-                }
+            for at in old.names.without(&object.names) {
+                self.release_name(id, at, *inline)?;
             }
             if old.local.handle != object.local.handle {
                 self.release_handle(id, old)?;
             }
             self.uncount(old);
         }
-        for at in &object.names {
+        // The rows of names that refer to it before and after stay as they are.
+        let robbed = self.robbed.remove(&id);
+        let several = |names: &Names| names.len() > 1;
+        let kept = match &held {
+            Some((old, _)) if several(&old.names) && several(&object.names) && !robbed => {
+                old.names.clone()
+            }
+            _ => Names::new(),
+        };
+        for at in object.names.without(&kept) {
             let known = match &held {
                 Some((old, true)) if old.names.contains(at) => Known::Mine,
                 _ if new => Known::Nobodys,
@@ -168,8 +194,9 @@ impl Index {
             }
         }
         self.count(&object);
-        let packed = row::object_encode(&object);
-        self.overlay.set_object(id, Some(packed), fresh, stays);
+        self.many().forget(id);
+        self.overlay
+            .set_object(id, Some(Packed::new(&object)), fresh, stays);
         self.header.id_max = self.header.id_max.max(id.0);
         Ok(())
     }
@@ -183,6 +210,8 @@ impl Index {
             self.uncount(&old);
             self.overlay.set_object(id, None, false, false);
         }
+        self.robbed.remove(&id);
+        self.many().forget(id);
         self.forget_blocks(id);
         Ok(())
     }
@@ -241,8 +270,9 @@ impl Index {
 
     /// An object loses a name to another one: if its body stands in that name's row, it must move.
     fn dispossess(&mut self, other: ObjectId) -> Result<(), IndexError> {
+        self.robbed.insert(other);
         if let Some((object, true)) = self.held(other)? {
-            let packed = row::object_encode(&object);
+            let packed = Packed::new(&object);
             self.overlay.set_object(other, Some(packed), false, false);
         }
         Ok(())

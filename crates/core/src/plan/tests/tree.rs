@@ -270,7 +270,7 @@ impl Tree {
             let object = Object {
                 state: state(*shape),
                 local: Local::default(),
-                names: self.names_of(*id),
+                names: self.names_of(*id).into(),
             };
             let Ok(()) = rows.put(*id, object);
         }

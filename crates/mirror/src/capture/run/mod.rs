@@ -396,7 +396,7 @@ impl Capture {
                 let at = self
                     .rows()
                     .object(id)?
-                    .and_then(|object| object.names.into_iter().next());
+                    .and_then(|object| object.names.first().cloned());
                 if let Some(at) = at {
                     let now = self.now_ms();
                     self.settle.hint(

@@ -562,7 +562,7 @@ impl Capture {
             while first.parent != ObjectId::ROOT {
                 let Some(up) = rows
                     .object(first.parent)?
-                    .and_then(|dir| dir.names.into_iter().next())
+                    .and_then(|dir| dir.names.first().cloned())
                 else {
                     break;
                 };

@@ -45,7 +45,7 @@ impl Capture {
                 let Some(at) = self
                     .rows()
                     .object(id)?
-                    .and_then(|object| object.names.into_iter().next())
+                    .and_then(|object| object.names.first().cloned())
                 else {
                     continue;
                 };

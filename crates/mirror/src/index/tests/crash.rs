@@ -137,7 +137,7 @@ fn open(disk: &Disk) -> Index {
         store.write(&Default::default(), &header, true).unwrap();
         header
     });
-    Index::with(store, header, false, &options).0
+    Index::with(store, header, false, &options).unwrap().0
 }
 
 fn crash_at(ops: &[Op], writes: usize, seed: u64) {

@@ -17,10 +17,10 @@ fn fill(path: &Path) -> Vec<(Name, ObjectId)> {
                 meta: Meta::default(),
             },
             local: Local::default(),
-            names: vec![At {
+            names: Names::one(At {
                 parent: ObjectId::ROOT,
                 name,
-            }],
+            }),
         };
         index.put_new(ObjectId((1 << 44) + n), object).unwrap();
     }

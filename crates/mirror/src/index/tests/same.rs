@@ -79,7 +79,7 @@ fn many_names_and_directories_in_order() {
                 ino: sequence,
                 ..Local::default()
             },
-            names: vec![At { parent, name }],
+            names: Names::one(At { parent, name }),
         };
         let Ok(()) = rows.put(id, object.clone());
         index.put_new(id, object).unwrap();

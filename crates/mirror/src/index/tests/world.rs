@@ -158,7 +158,7 @@ pub fn object() -> BoxedStrategy<Object> {
             local(state.meta.mtime).prop_map(move |local| Object {
                 state: state.clone(),
                 local,
-                names: names.clone(),
+                names: names.iter().cloned().collect(),
             })
         })
         .boxed()
