@@ -18,6 +18,12 @@ const TREE: [u8; 16] = [7; 16];
 /// Things a worker says, in order, to a follower with an empty log; to another only the first two. `rest` is shell that
 /// goes on after them.
 fn worker(bed: &Bed, messages: &[Message], rest: &str) {
+    let greeting = messages.get(..2).unwrap_or_default();
+    worker_to(bed, (messages, 1), (greeting, 1), rest);
+}
+
+/// Likewise, and what it says to a follower that has a log; each with where its answers say that all is.
+fn worker_to(bed: &Bed, new: (&[Message], u64), known: (&[Message], u64), rest: &str) {
     let put = |name: &str, messages: &[Message]| {
         let mut bytes = Vec::new();
         for message in messages {
@@ -26,17 +32,36 @@ fn worker(bed: &Bed, messages: &[Message], rest: &str) {
         fs::write(bed.path(name), bytes).unwrap();
         bed.path(name).display().to_string()
     };
-    let said = put("said", messages);
-    let greeting = put("greeting", messages.get(..2).unwrap_or_default());
+    let said = put("said", new.0);
+    let greeting = put("greeting", known.0);
     let beat = say::Heartbeat {
         time_ns: 1,
         end: None,
     };
     let beat = put("beat", &[beat.into()]);
     let rest = rest.replace("BEATS", &format!("while cat {beat}; do sleep 0.2; done"));
+    // All is told, whatever is asked.
+    let answers = |name: &str, sequence: u64| {
+        let all = (1..20).map(|id| {
+            let position = Some(say::Place { epoch: 1, sequence });
+            let report = "{}".into();
+            Message::from(say::BarrierDone {
+                id,
+                position,
+                report,
+            })
+        });
+        put(name, &all.collect::<Vec<_>>())
+    };
+    let (to_new, to_known) = (answers("to new", new.1), answers("to known", known.1));
+    let rest = rest.replace(
+        "ANSWERS",
+        &format!("while sleep 0.5; do cat {beat} \"$answers\" || exit; done"),
+    );
     let log = state(bed).join("log");
     bed.script(&format!(
-        "if [ $(cat {}/* 2>/dev/null | wc -c) -gt 128 ]; then cat {greeting}; else cat {said}; fi || exit 1\n{rest}",
+        "if [ $(cat {}/* 2>/dev/null | wc -c) -gt 128 ]; then cat {greeting}; answers='{to_known}'\n\
+         else cat {said}; answers='{to_new}'; fi || exit 1\n{rest}",
         log.display()
     ));
 }
@@ -69,6 +94,11 @@ fn report() -> Message {
 
 /// A log with these changes, each a group, as it travels.
 fn records(changes: impl FnOnce(&mut dyn FnMut(Change) -> ObjectId)) -> Message {
+    let bytes = groups(changes).concat();
+    say::Records { whole: true, bytes }.into()
+}
+
+fn groups(changes: impl FnOnce(&mut dyn FnMut(Change) -> ObjectId)) -> Vec<Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
     let mut log = Log::create(disk, LogOptions::default(), TREE, [1; 16], 1).unwrap();
@@ -85,11 +115,13 @@ fn records(changes: impl FnOnce(&mut dyn FnMut(Change) -> ObjectId)) -> Message 
     });
     log.flush().unwrap();
     let mut cursor = log.reader().cursor(None).unwrap();
-    let mut bytes = Vec::new();
+    let mut groups = Vec::new();
     while let Some(group) = cursor.next_group().unwrap() {
+        let mut bytes = Vec::new();
         group.to_wire(&mut bytes);
+        groups.push(bytes);
     }
-    say::Records { whole: true, bytes }.into()
+    groups
 }
 
 fn at(parent: ObjectId, name: &str) -> At {
@@ -251,6 +283,77 @@ fn a_content_that_is_not_what_its_record_says_is_not_kept() {
     );
     assert!(!bed.dst().join("f").exists());
     assert_eq!(bytes_below(&state(&bed).join("content")), 0);
+}
+
+#[test]
+fn who_contradicts_itself_does_not_say_what_goes() {
+    let made = |change: &mut dyn FnMut(Change) -> ObjectId, name: &str, id| {
+        let object = ObjectId(ObjectId::ROOT.0 + id);
+        let at = at(ObjectId::ROOT, name);
+        let state = file(b"");
+        assert_eq!(change(Change::Create { at, object, state }), object);
+    };
+    let mut all = groups(|change| {
+        made(change, "a", 1);
+        made(change, "b", 2);
+        made(change, "c", 3);
+        change(Change::Unlink {
+            at: at(ObjectId::ROOT, "x"),
+            object: ObjectId(ObjectId::ROOT.0 + 77),
+        });
+    });
+    let wrong = all.pop().unwrap();
+    let all = Message::from(say::Records {
+        whole: true,
+        bytes: all.concat(),
+    });
+    let wrong = Message::from(say::Records {
+        whole: true,
+        bytes: wrong,
+    });
+    let bed = Bed::new();
+    let greeted = [welcome(), report()];
+    worker_to(
+        &bed,
+        (&[welcome(), report(), all], 4),
+        (&greeted, 4),
+        "ANSWERS",
+    );
+    let (code, text) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{text}");
+    // It contradicts itself; then all is compared, and it has one file only.
+    let less = records(|change| made(change, "b", 1));
+    worker_to(
+        &bed,
+        (&[welcome(), report(), less], 2),
+        (&[welcome(), report(), wrong], 5),
+        "ANSWERS",
+    );
+    for _ in 0..2 {
+        let (code, text) = bed.mirror_once(&[]);
+        assert_eq!(code, 3, "{text}");
+        assert!(text.contains("--yes"), "{text}");
+        assert!(bed.dst().join("a").exists() && bed.dst().join("c").exists());
+        worker_to(&bed, (&greeted, 2), (&greeted, 2), "ANSWERS");
+    }
+    let (code, text) = bed.mirror_once(&["--yes"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(!bed.dst().join("a").exists() && bed.dst().join("b").exists());
+    // Nothing of it is lost, and it is told.
+    let (_, status) = bed.command(&["status", "--json"]);
+    assert!(status.contains("\"entries\":2}"), "{status}");
+    let (code, told) = bed.command(&["adopted"]);
+    assert!(code == 0 && told.starts_with("2 entries"), "{code} {told}");
+    let (code, told) = bed.command(&["adopted", "--empty"]);
+    assert!(code == 1 && told.contains("--yes"), "{code} {told}");
+    let (code, told) = bed.command(&["adopted", "--empty", "--yes", "--older-than", "1h"]);
+    assert!(code == 0 && told.contains("nothing to remove"), "{told}");
+    let (code, told) = bed.command(&["adopted", "--empty", "--yes"]);
+    assert!(code == 0 && told.contains("removed: 2"), "{code} {told}");
+    assert_eq!(
+        fs::read_dir(state(&bed).join("adopted")).unwrap().count(),
+        0
+    );
 }
 
 #[test]

@@ -172,6 +172,11 @@ impl Area {
                     return Ok((one, shown));
                 }
                 Err(Errno::EXIST) => {}
+                // Somebody emptied it meanwhile.
+                Err(Errno::NOENT) => {
+                    self.adopting = None;
+                    return self.adopt_dir(position, name);
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -206,12 +211,7 @@ impl Area {
             sequence: position.sequence.saturating_add(AHEAD_RECORDS),
             ..position
         };
-        let mut bytes = [0u8; 16];
-        bytes[..4].copy_from_slice(&position.epoch.to_le_bytes());
-        bytes[4..12].copy_from_slice(&position.sequence.to_le_bytes());
-        let sum = crc32c::crc32c(&bytes[..12]);
-        bytes[12..].copy_from_slice(&sum.to_le_bytes());
-        let flushed = self.applying.write_all_at(&bytes, 0);
+        let flushed = self.note(position);
         let flushed = flushed.and_then(|()| {
             if flush {
                 self.applying.sync_data()
@@ -225,6 +225,22 @@ impl Area {
         })?;
         self.noted = Some(position);
         Ok(())
+    }
+
+    fn note(&self, position: Position) -> std::io::Result<()> {
+        let mut bytes = [0u8; 16];
+        bytes[..4].copy_from_slice(&position.epoch.to_le_bytes());
+        bytes[4..12].copy_from_slice(&position.sequence.to_le_bytes());
+        let sum = crc32c::crc32c(&bytes[..12]);
+        bytes[12..].copy_from_slice(&sum.to_le_bytes());
+        self.applying.write_all_at(&bytes, 0)
+    }
+
+    /// The tree shows no more than this, and is left so. Not flushed: an older note only means more work.
+    pub fn comes_to_rest(&mut self, position: Position) {
+        if self.noted.take().is_some_and(|noted| noted > position) {
+            let _ = self.note(position);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use rustix::fs::ftruncate;
 use rustix::io::{pread, pwrite, retry_on_intr};
 
 use crate::sys::holes::written_ranges;
-use crate::sys::stat::Stat;
+use crate::sys::stat::{Stat, fstat};
 use crate::sys::{Errno, Result};
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -126,6 +126,24 @@ pub fn write_all_at(file: impl AsFd, mut bytes: &[u8], mut offset: u64) -> Resul
 /// Whether an open file holds exactly this content. Holes count: a file with holes where there must be none, or without
 /// where there must be some, is different; where exactly they lie is the file system's affair.
 pub fn matches(file: &OwnedFd, stat: &Stat, content: &Content) -> Result<bool> {
+    matches_so_far(file, stat, content, &mut |_| true)
+}
+
+/// The same of a file that is open, at the pace of `more`, which is told of all bytes read and may end it: then false.
+pub fn same_bytes(
+    file: &OwnedFd,
+    content: &Content,
+    more: &mut dyn FnMut(usize) -> bool,
+) -> Result<bool> {
+    matches_so_far(file, &fstat(file)?, content, more)
+}
+
+fn matches_so_far(
+    file: &OwnedFd,
+    stat: &Stat,
+    content: &Content,
+    more: &mut dyn FnMut(usize) -> bool,
+) -> Result<bool> {
     if !stat.is_file() || stat.bytes != content.bytes || !is_sane(content) {
         return Ok(false);
     }
@@ -139,7 +157,7 @@ pub fn matches(file: &OwnedFd, stat: &Stat, content: &Content) -> Result<bool> {
     for (offset, length) in ranges(content) {
         let complete = read_range(file, offset, length, &mut buffer, |part| {
             hasher.update(part);
-            true
+            more(part.len())
         })?;
         if !complete {
             return Ok(false);

@@ -49,11 +49,13 @@ use meta::Rules;
 use options::Trace;
 use pending::Pending;
 
+pub use content::same_bytes;
 pub use error::ApplyError;
 pub use options::{Flush, Options, Owners};
 pub use outcome::{Counts, Difference, DifferenceKind, Failure, Outcome, Recorded};
 pub use staging::{Staged, StagedDir, StagedFile, Staging, Token};
 pub use store::Store;
+pub use verify::{Further, Open};
 
 /// Where the bytes of contents come from. Called from several threads at once.
 pub trait Contents: Sync {
@@ -346,6 +348,12 @@ impl<S: Store> Applier<S> {
     /// Checkpoint, and what was staged in vain removed.
     pub fn close(mut self) -> Result<S, ApplyError> {
         self.checkpoint()?;
+        if !self.replaying
+            && self.replay_until.is_none()
+            && let Some(position) = self.store.position()
+        {
+            self.area.comes_to_rest(position);
+        }
         self.staging.forget_all();
         let wiped = wipe_all(&self.area.new).and_then(|()| wipe_all(&self.area.sink));
         wiped.map_err(|e| ApplyError::Io {

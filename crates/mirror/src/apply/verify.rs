@@ -1,17 +1,19 @@
 //! Comparing the whole copy with the rows, and putting right what differs.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use mirror_core::plan::Wanted;
-use mirror_core::{At, Kind, Meta, Name, Object, ObjectId, State};
+use mirror_core::{At, Content, Kind, Meta, Name, Object, ObjectId, State};
 
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs};
 use super::look::same_content;
 use super::meta::{Rules, same_type};
 use super::pending::Pending;
-use super::{ApplyError, Difference, DifferenceKind, Failure, Store};
-use crate::sys::{Errno, dir};
+use super::{Applier, ApplyError, Difference, DifferenceKind, Failure, Store};
+use crate::sys::stat::fstat;
+use crate::sys::{Errno, dir, open};
 
 /// Names read at a time.
 const PAGE: usize = 1024;
@@ -204,6 +206,150 @@ impl<S: Store> Verify<'_, S> {
         }
         let names: Vec<&[u8]> = names.iter().rev().map(Name::as_bytes).collect();
         Ok(names.join(&b'/'))
+    }
+}
+
+/// What a look at one entry leaves to be looked into.
+pub enum Further {
+    Nothing,
+    /// What else is in it?
+    Dir(OwnedFd),
+    /// Does it hold this? With the inode's number.
+    File(OwnedFd, Content, u64),
+}
+
+/// Directories of the copy that are open while some of it is looked at; only until the next batch.
+pub struct Open(Dirs);
+
+/// The copy compared with the rows a little at a time. Only reads.
+impl<S: Store> Applier<S> {
+    pub fn look_around(&self) -> Result<Open, ApplyError> {
+        self.area.check_root()?;
+        Ok(Open(Dirs::new(self.options.dir_fds_max)))
+    }
+
+    fn verifier<'a>(&'a self, each: &'a mut dyn FnMut(Difference)) -> Verify<'a, S> {
+        Verify {
+            rows: &self.store,
+            area: &self.area,
+            rules: &self.rules,
+            pending: &self.pending,
+            dirs: Dirs::new(0),
+            content: false,
+            each,
+        }
+    }
+
+    /// `None`: it is not there, as its own entry says.
+    fn opened(&self, open: &mut Open, dir: ObjectId) -> Result<Option<Arc<OwnedFd>>, ApplyError> {
+        match open.0.open(&self.store, &self.area, dir) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(DirError::Store(e)) => Err(ApplyError::Store(e)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    pub fn verify_root(&self, each: &mut dyn FnMut(Difference)) -> Result<Further, ApplyError> {
+        let fd = self.area.root.clone();
+        let mut verify = self.verifier(each);
+        if let Some(root) = self.store.object(ObjectId::ROOT).map_err(store)?
+            && verify.meta_differs(&fd, b"", &root)
+        {
+            verify.found(Some(ObjectId::ROOT), Vec::new(), DifferenceKind::Meta);
+        }
+        Ok(open::dir_again(&*fd).map_or(Further::Nothing, Further::Dir))
+    }
+
+    /// All of an entry but its bytes; with `read` its file is opened for those.
+    pub fn verify_entry(
+        &self,
+        open: &mut Open,
+        at: &At,
+        id: ObjectId,
+        read: bool,
+        each: &mut dyn FnMut(Difference),
+    ) -> Result<Further, ApplyError> {
+        let Some(fd) = self.opened(open, at.parent)? else {
+            return Ok(Further::Nothing);
+        };
+        let mut differs = false;
+        let mut each = |difference| {
+            differs = true;
+            each(difference);
+        };
+        self.verifier(&mut each)
+            .entry(&fd, at.clone(), id, &mut Vec::new())?;
+        let row = self.store.object(id).map_err(store)?;
+        let Some(row) = row.filter(|_| !differs && !self.pending.wanted.contains_key(&id)) else {
+            return Ok(Further::Nothing);
+        };
+        let name = at.name.as_bytes();
+        let (here, _) = self.rules.here(&row.state);
+        let further = match here.kind {
+            Kind::Dir => open::dir(&fd, name).ok().map(Further::Dir),
+            Kind::File(content) if read && row.names.first() == Some(at) => {
+                let file = open::file(&fd, name).ok();
+                file.and_then(|file| {
+                    let ino = fstat(&file).ok()?.ino;
+                    Some(Further::File(file, content, ino))
+                })
+            }
+            _ => None,
+        };
+        Ok(further.unwrap_or(Further::Nothing))
+    }
+
+    /// Whether no row speaks of what is there under this name.
+    pub fn verify_extra(
+        &self,
+        open: &mut Open,
+        dir: ObjectId,
+        name: Name,
+    ) -> Result<Option<Difference>, ApplyError> {
+        let at = At { parent: dir, name };
+        if self.store.name(&at).map_err(store)?.is_some() {
+            return Ok(None);
+        }
+        let Some(fd) = self.opened(open, dir)? else {
+            return Ok(None);
+        };
+        if !matches!(look(&fd, at.name.as_bytes()), Ok(Some(_))) {
+            return Ok(None);
+        }
+        let path = self.verifier(&mut |_| {}).path_of(&at)?;
+        Ok(Some(Difference {
+            object: None,
+            path,
+            what: DifferenceKind::Extra,
+        }))
+    }
+
+    /// Of what was read and is not this content: whether the row still says that it should be.
+    pub fn verify_content(
+        &self,
+        open: &mut Open,
+        at: &At,
+        content: &Content,
+        ino: u64,
+    ) -> Result<Option<Difference>, ApplyError> {
+        let Some(id) = self.store.name(at).map_err(store)? else {
+            return Ok(None);
+        };
+        let row = self.store.object(id).map_err(store)?;
+        let wanted = row.is_some_and(|row| row.state.kind.content() == Some(content));
+        let Some(fd) = self.opened(open, at.parent)?.filter(|_| wanted) else {
+            return Ok(None);
+        };
+        let there = look(&fd, at.name.as_bytes());
+        if !matches!(there, Ok(Some(found)) if found.ino == ino) {
+            return Ok(None);
+        }
+        let path = self.verifier(&mut |_| {}).path_of(at)?;
+        Ok(Some(Difference {
+            object: Some(id),
+            path,
+            what: DifferenceKind::Content,
+        }))
     }
 }
 

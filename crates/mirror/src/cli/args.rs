@@ -42,6 +42,8 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Compare the copy with the source (a stopped mirror is brought up to date first) or with its index
     Verify(VerifyArgs),
+    /// Tell how much was moved aside to adopted/, or remove it
+    Adopted(AdoptedArgs),
     /// Check or show a mirror's settings
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -119,6 +121,10 @@ pub struct MirrorArgs {
     /// take eight times that, while nothing else comes
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub timeout: Option<Duration>,
+    /// Look at all of the copy within so long, again and again, and repair what was changed by hand; each time a seventh
+    /// of the files is read; 0: never [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub verify_every: Option<Duration>,
     /// What to run at the far end instead of mirrord, as 'sudo -n mirrord'
     #[arg(long, value_name = "COMMAND")]
     pub remote_command: Option<String>,
@@ -128,7 +134,7 @@ pub struct MirrorArgs {
 
 const MIRROR_HELP: &str = "\
 Runs until stopped; start it again and it goes on where it was. Settings given (--ignore, --cross, --no-history, \
---owners, --on-mass-change, --detector, --bwlimit, --timeout, --remote-command) are saved in DST.fs_mirror/config.toml \
+--owners, --on-mass-change, --detector, --bwlimit, --timeout, --verify-every, --remote-command) are saved in DST.fs_mirror/config.toml \
 and need not be given again.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
@@ -260,6 +266,23 @@ pub struct VerifyArgs {
     /// Make what differs equal again
     #[arg(long)]
     pub repair: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct AdoptedArgs {
+    /// Remove it, for good
+    #[arg(long)]
+    pub empty: bool,
+    /// Only what was moved there longer ago than this
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub older_than: Option<Duration>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
     #[command(flatten)]
     pub which: Which,
     #[command(flatten)]

@@ -17,6 +17,7 @@ use toml::Spanned;
 
 use crate::cli::parse;
 use crate::cli::places::show;
+use crate::engine::applying::VERIFY_EVERY;
 use crate::engine::options::{Detector, MirrorOptions, OnMassChange, Owners, SourceSpec};
 use crate::filter::Filter;
 
@@ -36,6 +37,7 @@ pub struct Config {
     pub detector: Option<Detector>,
     pub bwlimit: Option<u64>,
     pub timeout: Option<Duration>,
+    pub verify_every: Option<Duration>,
     pub remote_command: Option<String>,
 }
 
@@ -68,6 +70,7 @@ pub struct Given {
     pub detector: Option<Option<Detector>>,
     pub bwlimit: Option<Option<u64>>,
     pub timeout: Option<Option<Duration>>,
+    pub verify_every: Option<Option<Duration>>,
     pub remote_command: Option<Option<String>>,
 }
 
@@ -90,6 +93,8 @@ struct Raw {
     detector: Spanned<String>,
     bwlimit: Spanned<String>,
     timeout: Spanned<String>,
+    /// Not in files of before there was one.
+    verify_every: Option<Spanned<String>>,
     remote_command: Spanned<String>,
 }
 
@@ -107,6 +112,7 @@ impl Config {
             detector: usual.detector,
             bwlimit: usual.bwlimit,
             timeout: usual.timeout,
+            verify_every: usual.verify_every,
             remote_command: usual.remote_command,
         }
     }
@@ -123,6 +129,7 @@ impl Config {
             detector: self.detector,
             bwlimit: self.bwlimit,
             timeout: self.timeout,
+            verify_every: self.verify_every,
             remote_command: self.remote_command,
             ..MirrorOptions::new(self.source, self.dst)
         }
@@ -240,6 +247,13 @@ impl Config {
             "none" => None,
             text => Some(parse::duration(text).map_err(|e| bad(at(raw.timeout.span()), words(e)))?),
         };
+        let verify_every = match &raw.verify_every {
+            None => Some(VERIFY_EVERY),
+            Some(text) => match text.get_ref().as_str() {
+                "never" => None,
+                some => Some(parse::duration(some).map_err(|e| bad(at(text.span()), words(e)))?),
+            },
+        };
         let remote_command = match raw.remote_command.get_ref().as_str() {
             "mirrord" => None,
             "" => {
@@ -261,6 +275,7 @@ impl Config {
             detector,
             bwlimit,
             timeout,
+            verify_every,
             remote_command,
         })
     }
@@ -348,6 +363,14 @@ impl Config {
                 text(&self.timeout.map_or("none".into(), parse::show_duration)),
             ),
             (
+                "verify_every",
+                text(
+                    &self
+                        .verify_every
+                        .map_or("never".into(), parse::show_duration),
+                ),
+            ),
+            (
                 "remote_command",
                 text(self.remote_command.as_deref().unwrap_or("mirrord")),
             ),
@@ -370,6 +393,7 @@ impl Config {
         set(&mut self.detector, given.detector);
         set(&mut self.bwlimit, given.bwlimit);
         set(&mut self.timeout, given.timeout);
+        set(&mut self.verify_every, given.verify_every);
         set(&mut self.remote_command, given.remote_command);
         let after = self.settings();
         before

@@ -12,6 +12,7 @@ use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::find::{Found, find};
 use crate::cli::show::{self, Health};
 use crate::cli::ui;
+use crate::engine::aside;
 use crate::engine::control::{
     Client, ClientError, PersistError, StateLock, Stop, VerifyLine, VerifyOptions, leave_release,
     read_status,
@@ -87,7 +88,13 @@ fn last(state_dir: &Path) -> Result<Option<Box<Status>>, CliError> {
 
 pub fn status(args: &StatusArgs) -> Result<Exit, CliError> {
     let found = find(args.which.mirror.as_deref())?;
-    let seen = look(&found.state_dir)?;
+    let mut seen = look(&found.state_dir)?;
+    if let Seen::Stopped {
+        last: Some(last), ..
+    } = &mut seen
+    {
+        last.aside = aside::all(&found.state_dir).ok().or(last.aside);
+    }
     ui::say(show_seen(&seen, &found.state_dir, args.say).trim_end());
     Ok(Exit::Done)
 }

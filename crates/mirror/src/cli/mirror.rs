@@ -279,6 +279,7 @@ fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliErr
         detector: args.detector.map(|d| d.detector()),
         bwlimit: args.bwlimit.map(|rate| rate.0),
         timeout: args.timeout.map(|t| (!t.is_zero()).then_some(t)),
+        verify_every: args.verify_every.map(|t| (!t.is_zero()).then_some(t)),
         remote_command,
     })
 }

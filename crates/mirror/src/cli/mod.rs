@@ -1,5 +1,6 @@
 //! The two programs' commands: what a person types, and what they get to see. No decision about files is made here.
 
+pub mod adopted;
 pub mod args;
 pub mod config;
 pub mod control;
@@ -39,6 +40,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Resume(args) => control::resume(&args),
             Command::Release(args) => control::release(&args),
             Command::Verify(args) => control::verify(&args),
+            Command::Adopted(args) => adopted::run(&args),
             Command::Config(command) => settings::run(&command),
         },
     )

@@ -181,6 +181,33 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             ),
         );
     }
+    if let Some(rolling) = &status.rolling {
+        let full = match rolling.last_full {
+            Some(at) => format!("all of the copy by {}", stamp(at, zone)),
+            None => "not all of the copy yet".into(),
+        };
+        let now = match rolling.looked_at {
+            Some(n) => format!(", looking ({})", counted(n, "entry", "entries")),
+            None => String::new(),
+        };
+        let found = match rolling.found {
+            0 => String::new(),
+            n => format!(
+                "; {} changed by hand, {} repaired",
+                count(n),
+                count(rolling.repaired)
+            ),
+        };
+        out.row("looked at", &format!("{full}{now}{found}"));
+    }
+    if let Some(aside) = status.aside.filter(|aside| aside.entries > 0) {
+        let entries = counted(aside.entries, "entry", "entries");
+        let bytes = bytes(aside.bytes);
+        out.row(
+            "adopted",
+            &format!("{entries}, {bytes}, moved aside (`fs_mirror adopted --empty` removes them)"),
+        );
+    }
     let since = stamp(status.started, zone);
     let process = if running {
         format!("{} since {since}", status.pid)
@@ -351,6 +378,17 @@ pub fn health(status: &Status, max_lag: Duration) -> (Health, String) {
             format!(
                 "{} failed{first}",
                 counted(status.failed_total, "path", "paths")
+            ),
+        );
+    }
+    let total = status.space.map_or(0, |space| space.bytes_total);
+    if let Some(aside) = status.aside.filter(|aside| aside.is_large(total)) {
+        find(
+            Health::Warning,
+            format!(
+                "adopted/ holds {} ({}): `fs_mirror adopted --empty` removes them",
+                counted(aside.entries, "entry", "entries"),
+                bytes(aside.bytes)
             ),
         );
     }

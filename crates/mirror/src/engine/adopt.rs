@@ -3,6 +3,7 @@
 //! Nothing is deleted, and without a yes nothing is moved. Until that is settled the rows say so ([`ADOPTING_KEY`]), so
 //! that a mirror that was killed meanwhile asks again.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -10,20 +11,41 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use mirror_core::Name;
+use mirror_core::guard::{DIR_ENTRIES_MIN, DIR_PERCENT, Loss, judge};
+
 use super::applying::{ApplyLoop, ApplyOrder};
+use super::aside;
 use super::event::{Event, RunError, Ui};
-use super::options::MirrorOptions;
+use super::options::{MirrorOptions, OnMassChange};
 use super::session::show;
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
 use crate::filter::Filter;
+use crate::index::{Index, IndexError};
 
 /// Kept with the rows from the start of an adoption until its extras are settled.
 pub const ADOPTING_KEY: &str = "adopting";
 /// In the state directory: every extra entry as last found, one a line.
 pub const LIST: &str = "extras.list";
+/// With [`ADOPTING_KEY`]: whether somebody is asked.
+const ASK: &[u8] = b"1";
+const ASK_NOT: &[u8] = b"0";
 /// How many are named at once.
 const NAMED_MAX: usize = 10;
+
+/// An adoption begins. `ask`: before anything moves aside.
+pub fn begin(rows: &mut Index, ask: bool) -> Result<(), IndexError> {
+    rows.meta_put(ADOPTING_KEY, if ask { ASK } else { ASK_NOT })?;
+    // Also for who is killed before anything else is durable.
+    rows.flush()
+}
+
+/// Whether one goes on, and then whether somebody is asked.
+pub fn begun(rows: &Index) -> Result<Option<bool>, IndexError> {
+    let value = rows.meta_get(ADOPTING_KEY)?;
+    Ok(value.map(|value| value != ASK_NOT))
+}
 
 /// What the copy may hold though no record made it: entries that are left out now and were mirrored or adopted before.
 pub struct LeftOut {
@@ -102,6 +124,7 @@ pub fn settle(
     });
     let adopted = show(&state_dir.join("adopted"));
     let it = if total == 1 { "it" } else { "them" };
+    let ask = ask || (asks_for_many(options) && many(&options.dst, &extras));
     if ask && !ui.ask(&format!("Move {it} to {adopted}?")) {
         return Ok(Extras::Left(total));
     }
@@ -118,6 +141,42 @@ pub fn settle(
         Err(_) => return Err(not_moved("apply stopped")),
     }
     finish(apply)
+}
+
+fn asks_for_many(options: &MirrorOptions) -> bool {
+    !options.history && options.on_mass_change == OnMassChange::Hold
+}
+
+/// So much that it would hold if it were removed.
+fn many(dst: &Path, extras: &[Difference]) -> bool {
+    let count = |path: &Path| aside::tally(path).map_or(0, |found| found.entries);
+    let mut gone = 0;
+    let mut dirs: BTreeMap<Name, Loss> = BTreeMap::new();
+    for extra in extras {
+        let path = dst.join(OsStr::from_bytes(&extra.path));
+        let is_dir = path.symlink_metadata().is_ok_and(|found| found.is_dir());
+        let below = if is_dir { count(&path) } else { 0 };
+        gone += 1 + below;
+        let mut names = extra.path.splitn(2, |byte| *byte == b'/');
+        let first = names.next().and_then(|first| Name::new(first).ok());
+        let Some(first) = first else { continue };
+        let inside = names.next().is_some();
+        if inside || is_dir {
+            dirs.entry(first).or_default().gone += below + u64::from(inside);
+        }
+    }
+    for (name, loss) in &mut dirs {
+        loss.before = match loss.gone >= DIR_ENTRIES_MIN * DIR_PERCENT / 100 {
+            true => count(&dst.join(OsStr::from_bytes(name.as_bytes()))),
+            false => u64::MAX,
+        };
+    }
+    let before = if gone >= DIR_ENTRIES_MIN {
+        count(dst)
+    } else {
+        u64::MAX
+    };
+    judge(Loss { before, gone }, &dirs).is_some()
 }
 
 /// From now on it is a mirror as any other.

@@ -8,7 +8,7 @@ use mirror_core::Position;
 
 use super::control::Until;
 use super::differing::Differing;
-use super::status::{Failed, Hold, PathText};
+use super::status::{Failed, Hold, PathText, Rolling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
 
 /// What others may see and wait for.
@@ -34,6 +34,7 @@ pub struct ApplyStatus {
     pub differing: Differing,
     /// By `verify`, since this process began.
     pub repaired: u64,
+    pub rolling: Option<Rolling>,
     /// Why it does not go on for now.
     pub waits: Option<String>,
     pub moved_aside: Vec<PathText>,
@@ -97,6 +98,8 @@ pub enum ApplyOrder {
     Adopted(Sender<Result<(), String>>),
     /// The first copy is complete: from now on each batch is flushed. Answered when all of it is durable.
     Seeded(Sender<Result<(), String>>),
+    /// The copy is equal: look at all of it within so long, again and again.
+    Roll(Duration),
     /// Look up: it is to stop.
     Wake,
 }

@@ -3,6 +3,7 @@
 //! Used by a mirror on one host and by a follower alike. The log goes on being written while this is paused or held.
 
 mod mass;
+mod rolling;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use super::applied::{
     AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, going, try_again,
 };
 pub use mass::hold_of;
+pub use rolling::EVERY as VERIFY_EVERY;
 
 /// Records applied at once.
 const BATCH_RECORDS_MAX: usize = 8192;
@@ -121,8 +123,10 @@ impl ApplyLoop {
                     unsaved: None,
                     aside_told: 0,
                     trouble: HashMap::new(),
+                    roll: None,
                 };
                 let done = running.run();
+                running.roll_saved();
                 let closed = running.applier.close().map_err(|e| chain(&e));
                 let ended = match (&done, &closed) {
                     (Err(text), _) => Some(text.clone()),
@@ -188,6 +192,7 @@ struct Running {
     aside_told: u64,
     /// What is known of objects that failed, and is not kept with the rows.
     trouble: HashMap<ObjectId, Trouble>,
+    roll: Option<rolling::Roll>,
 }
 
 #[derive(Clone)]
@@ -226,6 +231,7 @@ impl Running {
             let Some(last) = head.filter(|_| !batch.is_empty()) else {
                 self.applied.update(|status| status.waiting_since_ns = None);
                 self.retry()?;
+                self.roll();
                 self.idle(&cursor, woken)?;
                 continue;
             };
@@ -434,6 +440,7 @@ impl Running {
             ApplyOrder::Adopted(done) => {
                 let _ = done.send(self.adopted().map_err(|e| chain(&e)));
             }
+            ApplyOrder::Roll(every) => self.roll_every(every),
             ApplyOrder::Seeded(done) => {
                 self.looking = false;
                 let _ = done.send(self.seeded().map_err(|e| chain(&e)));

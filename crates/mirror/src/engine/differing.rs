@@ -39,6 +39,17 @@ impl Differing {
         }
     }
 
+    /// A finding that comes again in each pass. True: it is new.
+    pub fn add_once(&mut self, difference: &Difference) -> bool {
+        let path = PathText::new(super::applying::root_or(&difference.path));
+        let known = self.listed.iter().any(|failed| failed.path == path);
+        let new = !known && self.listed.len() < FAILED_MAX;
+        if new {
+            self.add(difference);
+        }
+        new
+    }
+
     pub fn repaired(&mut self, difference: &Difference) {
         let path = PathText::new(super::applying::root_or(&difference.path));
         self.total = self.total.saturating_sub(1);

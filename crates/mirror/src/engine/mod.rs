@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod applied;
 pub mod applying;
+pub mod aside;
 pub mod control;
 pub mod differing;
 mod dry_run;

@@ -39,6 +39,8 @@ pub struct MirrorOptions {
     pub bwlimit: Option<u64>,
     /// A link that says nothing for so long is dead.
     pub timeout: Option<Duration>,
+    /// How often all of the copy is looked at; `None`: never.
+    pub verify_every: Option<Duration>,
     /// What to run at the far end instead of `mirrord`.
     pub remote_command: Option<String>,
     pub output: Output,
@@ -67,6 +69,7 @@ impl MirrorOptions {
             detector: None,
             bwlimit: None,
             timeout: None,
+            verify_every: Some(super::applying::VERIFY_EVERY),
             remote_command: None,
             output: Output::default(),
             lock: None,

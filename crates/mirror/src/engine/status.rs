@@ -3,6 +3,7 @@
 //! The JSON of these types is what `status --json` prints and what `status.json` in the state directory holds.
 //! Fields are only ever added. Names and paths are text with `\xNN` for bytes that are not plain text.
 
+use super::aside::Aside;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -49,6 +50,11 @@ pub struct Status {
     pub recorded: BTreeMap<String, u64>,
     /// Of DST's file system.
     pub space: Option<Space>,
+    /// What lies in `adopted/`.
+    #[serde(default)]
+    pub aside: Option<Aside>,
+    #[serde(default)]
+    pub rolling: Option<Rolling>,
     /// Links to replicas (a worker), by name.
     #[serde(default)]
     pub replicas: Vec<Replica>,
@@ -81,6 +87,8 @@ impl Status {
             not_mirrored: Vec::new(),
             recorded: BTreeMap::new(),
             space: None,
+            aside: None,
+            rolling: None,
             replicas: Vec::new(),
         }
     }
@@ -239,6 +247,19 @@ pub struct Space {
     pub bytes_total: u64,
     pub inodes_free: u64,
     pub inodes_total: u64,
+}
+
+/// How the copy is compared with its index, a little at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rolling {
+    pub every_s: u64,
+    /// When all of it had been looked at.
+    pub last_full: Option<Stamp>,
+    /// Entries looked at in the pass that goes on.
+    pub looked_at: Option<u64>,
+    /// Since the mirror was made: changed by hand, and of that repaired.
+    pub found: u64,
+    pub repaired: u64,
 }
 
 /// A replica as its primary sees it.

@@ -11,10 +11,12 @@ use super::adopt::LeftOut;
 use super::applying::{chain, root_or};
 use super::control::{
     Against, Client, ClientError, ControlError, Stop, VerifyEnd, VerifyLine, VerifyOptions,
+    persist_status, read_status,
 };
+use super::differing::Differing;
 use super::event::{Event, RunError, Ui};
 use super::options::{MirrorOptions, Owners};
-use super::status::PathText;
+use super::status::{FAILED_MAX, PathText};
 use super::verify::word;
 use crate::apply::{self, Applier, DifferenceKind};
 use crate::index::{self, Index};
@@ -120,7 +122,7 @@ fn against_index(
     let (rows, _) = Index::open(&path, index::Options::default())
         .map_err(|e| failed("cannot open the copy's index", &e))?;
     let stats = rows.stats();
-    let applier = Applier::open(
+    let mut applier = Applier::open(
         &options.dst,
         &options.state_dir,
         rows,
@@ -144,6 +146,8 @@ fn against_index(
         bytes: stats.bytes,
         ..VerifyEnd::default()
     };
+    let replayed = applier.replay_until().is_none();
+    let mut differing = Differing::default();
     applier
         .verify(true, &mut |difference| {
             if difference.what == DifferenceKind::Pending {
@@ -153,6 +157,7 @@ fn against_index(
             if left_out.has(&difference) {
                 return;
             }
+            differing.add(&difference);
             end.different += 1;
             line(VerifyLine {
                 path: PathText::new(root_or(&difference.path)),
@@ -161,5 +166,26 @@ fn against_index(
             });
         })
         .map_err(|e| failed("cannot compare", &e))?;
+    // A copy that is known not to be equal is not called equal by the next run. What a crash left undone is done then.
+    let before = Differing::load(applier.store());
+    if replayed && before != differing {
+        differing
+            .save(applier.store_mut())
+            .and_then(|()| applier.close().map(drop))
+            .map_err(|e| failed("cannot record what differs", &e))?;
+        told_last(&options.state_dir, &before, &differing);
+    }
     Ok(end)
+}
+
+/// What the last process wrote of itself says so, too, as far as it can be read.
+fn told_last(state_dir: &Path, before: &Differing, now: &Differing) {
+    let Ok(Some(mut last)) = read_status(state_dir) else {
+        return;
+    };
+    last.failed.retain(|failed| !before.listed.contains(failed));
+    last.failed.extend(now.listed.iter().cloned());
+    last.failed.truncate(FAILED_MAX);
+    last.failed_total = last.failed_total.saturating_sub(before.total) + now.total;
+    let _ = persist_status(state_dir, &last);
 }

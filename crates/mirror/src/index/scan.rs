@@ -116,6 +116,35 @@ impl Index {
         Ok(out)
     }
 
+    /// The name after this one, of all there are: by their directories' numbers, then in order of names.
+    pub fn entry_after(&self, at: Option<&At>) -> Result<Option<(At, ObjectId)>, IndexError> {
+        let key = at.map(row::entry_key_at);
+        let low = key.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let changed = self.overlay.names.range::<[u8], _>((low, Bound::Unbounded));
+        let changed = changed
+            .filter_map(|(key, slot)| Some((key, slot.value?)))
+            .next();
+        let found = |key: &[u8], id| {
+            let at = self.good(row::entry_key_decode(key))?;
+            Ok(Some((at, id)))
+        };
+        for stored in self.store.entries(low, Bound::Unbounded)? {
+            let stored = stored.map_err(|e| IndexError::store("read", self.store.path(), e));
+            let (key, value) = stored?;
+            let key = key.value();
+            if let Some((before, id)) = changed.filter(|(before, _)| before.as_ref() <= key) {
+                return found(before, id);
+            }
+            // Gone, or given to another since.
+            if self.overlay.names.contains_key(key) {
+                continue;
+            }
+            let (id, _) = self.good(row::entry_split(value.value()))?;
+            return found(key, id);
+        }
+        changed.map_or(Ok(None), |(key, id)| found(key, id))
+    }
+
     /// How many names there are below a directory, at any depth. Reads them all.
     pub fn count_below(&self, dir: ObjectId) -> Result<u64, IndexError> {
         let mut count = 0;

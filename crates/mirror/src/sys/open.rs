@@ -26,6 +26,11 @@ pub fn dir(dir: impl AsFd, name: &[u8]) -> Result<OwnedFd> {
     )
 }
 
+/// The same directory once more, with a position of its own.
+pub fn dir_again(dir: impl AsFd) -> Result<OwnedFd> {
+    quiet(dir, b".", OFlags::DIRECTORY)
+}
+
 /// The parent of a directory. At the root of a file system or of the process this is the directory itself;
 /// `ENOENT`: the directory was reached by handle and lies outside what the mount shows.
 pub fn parent(dir: impl AsFd) -> Result<OwnedFd> {

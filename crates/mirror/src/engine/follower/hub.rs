@@ -11,6 +11,7 @@ use mirror_core::{Position, escape};
 use super::verify;
 use super::wire::{Covered, Link, Links};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
+use crate::engine::aside;
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -86,6 +87,8 @@ pub struct Hub {
     changed: Condvar,
     known: Mutex<Known>,
     pub links: Links,
+    /// What lies in `adopted/`.
+    pub aside: aside::Watch,
     outgoing: Mutex<Option<Arc<Outgoing>>>,
 }
 
@@ -115,6 +118,7 @@ impl Hub {
                 let_through: false,
             }),
             links: Links::default(),
+            aside: aside::Watch::default(),
             outgoing: Mutex::new(None),
         }
     }
@@ -448,6 +452,8 @@ impl Hub {
         .map(|(what, count)| (what.to_string(), count))
         .collect();
         status.space = space(&handles.dst);
+        status.aside = self.aside.known();
+        status.rolling = applied.rolling;
         let scanning = report.scan.is_some();
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         if known.arrived && known.connected && behind == 0 && !scanning && well {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver as Channel, bounded};
 use mirror_core::Position;
 
-use super::adopt::{self, ADOPTING_KEY, Extras};
+use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
 use super::control::{Handle, StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
@@ -490,21 +490,19 @@ impl Follower {
         has_log: bool,
     ) -> Result<Option<bool>, index::IndexError> {
         let rows = applier.store_mut();
-        if rows.meta_get(ADOPTING_KEY)?.is_some() {
-            return Ok(Some(true));
+        if let Some(ask) = adopt::begun(rows)? {
+            return Ok(Some(ask));
         }
         if !found_full {
             return Ok(None);
         }
-        // A copy whose log or index was lost is ours all the same.
+        // A copy whose log or index was lost is ours all the same; but a worker that contradicts itself is not to say
+        // what of it goes.
         let was_begun = self.options.state_dir.join(seed::FILE).exists();
-        if has_log || self.comparing || (was_begun && !self.options.adopt) {
-            return Ok(Some(false));
-        }
-        rows.meta_put(ADOPTING_KEY, b"1")?;
-        // Also for who is killed before anything else is durable.
-        rows.flush()?;
-        Ok(Some(true))
+        let ours = has_log || self.comparing || (was_begun && !self.options.adopt);
+        let ask = !ours || self.contradicted.get();
+        adopt::begin(rows, ask)?;
+        Ok(Some(ask))
     }
 
     /// Whether ignore lines or crossed mounts are others than those this log is of, and no mount is left out that
@@ -648,6 +646,10 @@ impl Session<'_> {
                 return Ok(end);
             }
             self.let_through();
+            if let Some(apply) = &self.apply {
+                let moved = apply.applied.lock().counts.moved_aside;
+                hub.aside.look(&self.place.state, moved);
+            }
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
                 if !apply.is_running() {
@@ -970,6 +972,9 @@ impl Session<'_> {
         let status = hub.arrived(left);
         let equal = told_arrival(&*follower.ui, &status, left, self.began);
         if !options.once && left == 0 {
+            if let Some(every) = options.verify_every {
+                let _ = apply.orders.send(ApplyOrder::Roll(every));
+            }
             self.first = First::Following { equal };
             return Ok(None);
         }

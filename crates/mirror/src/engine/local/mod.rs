@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select};
 
-use super::adopt::{self, ADOPTING_KEY, Extras};
+use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
 use super::control::{StateLock, Until, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
@@ -516,20 +516,16 @@ impl Mirror {
         place: &Place,
     ) -> Result<Option<Ask>, IndexError> {
         let rows = applier.store_mut();
-        if rows.meta_get(ADOPTING_KEY)?.is_some() {
-            return Ok(Some(Ask(true)));
+        if let Some(ask) = adopt::begun(rows)? {
+            return Ok(Some(Ask(ask)));
         }
         if !found_full {
             return Ok(None);
         }
         // A copy whose index was lost is ours all the same.
-        if self.has_log(place) {
-            return Ok(Some(Ask(false)));
-        }
-        rows.meta_put(ADOPTING_KEY, b"1")?;
-        // Also for who is killed before anything else is durable.
-        rows.flush()?;
-        Ok(Some(Ask(true)))
+        let ask = !self.has_log(place);
+        adopt::begin(rows, ask)?;
+        Ok(Some(Ask(ask)))
     }
 
     fn has_log(&self, place: &Place) -> bool {
@@ -658,6 +654,8 @@ impl Mirror {
                 }
                 return Ok(End::Retry(format!("apply stopped: {reason}")));
             }
+            let moved = apply.applied.lock().counts.moved_aside;
+            self.outer.aside.look(&place.state, moved);
             self.outer.refresh();
             if let Some(end) = self.first(&mut first, session, apply, began, adoption)? {
                 return Ok(end);
@@ -802,6 +800,9 @@ impl Mirror {
                             held: None,
                             stopped: false,
                         })));
+                    }
+                    if let Some(every) = self.options.verify_every {
+                        let _ = apply.orders.send(ApplyOrder::Roll(every));
                     }
                     *first = First::Following { equal };
                 }

@@ -11,6 +11,7 @@ use mirror_core::Position;
 use crate::capture::state::{Barrier, Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
+use crate::engine::aside;
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -64,6 +65,8 @@ pub struct Outer {
     roots: Mutex<Option<Vec<RootId>>>,
     /// The first copy or comparison is done, but perhaps for what failed.
     arrived: AtomicBool,
+    /// What lies in `adopted/`.
+    pub aside: aside::Watch,
     /// The session is being closed: nothing may wait for room.
     pub stopping: AtomicBool,
 }
@@ -83,6 +86,7 @@ impl Outer {
             roots: Mutex::new(None),
             arrived: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            aside: aside::Watch::default(),
         }
     }
 
@@ -278,6 +282,8 @@ impl Outer {
         .map(|(what, count)| (what.to_string(), count))
         .collect();
         status.space = space(&handles.dst);
+        status.aside = self.aside.known();
+        status.rolling = applied.rolling;
         let arrived = self.arrived.load(Ordering::Acquire);
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         if arrived && well && behind == 0 && status.equal_at.is_none() {

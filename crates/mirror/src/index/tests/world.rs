@@ -311,6 +311,22 @@ pub fn check(index: &Index, model: &Model) {
         let found = index.by_handle(&handle).unwrap();
         assert_eq!(found, model.by_handle(&handle), "{handle:?}");
     }
+    // All of them, one after the other.
+    let mut walked = Vec::new();
+    let mut after = None;
+    while let Some((at, id)) = index.entry_after(after.as_ref()).unwrap() {
+        after = Some(at.clone());
+        walked.push((at, id));
+    }
+    let mut all: Vec<(At, ObjectId)> = model
+        .rows
+        .objects()
+        .flat_map(|(id, object)| object.names.iter().map(|at| (at.clone(), *id)))
+        // A name may be another's by now.
+        .filter(|(at, id)| model.name(at) == Some(*id))
+        .collect();
+    all.sort();
+    assert_eq!(walked, all, "entry after entry");
     for dir in (0..=DIRS + 1).map(ObjectId) {
         for name in NAMES.map(|name| Name::new(name).unwrap()) {
             let at = At { parent: dir, name };
