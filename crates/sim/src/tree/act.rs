@@ -172,7 +172,15 @@ impl SimTree {
                 Some(())
             }
             Op::Store(slot, byte) => {
-                let ino = self.slot(actor, *slot)?.ino;
+                let open = self.slot_mut(actor, *slot)?;
+                let fault = !std::mem::replace(&mut open.mapped, true);
+                let ino = open.ino;
+                if fault {
+                    let stamp = self.stamp();
+                    let inode = self.inodes.get_mut(&ino)?;
+                    inode.mtime = stamp;
+                    inode.ctime = stamp;
+                }
                 self.store(ino, *byte)
             }
             Op::FlyBegin(slot, byte) => {
@@ -515,6 +523,7 @@ impl SimTree {
             alias,
             alias_dir,
             flying: None,
+            mapped: false,
         });
         Some(())
     }

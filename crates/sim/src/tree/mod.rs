@@ -30,6 +30,8 @@ struct Open {
     alias_dir: Handle,
     /// A write that has stamped its time and not yet stored its bytes.
     flying: Option<Vec<u8>>,
+    /// Something was stored through a mapping of it: its page is dirty.
+    mapped: bool,
 }
 
 #[derive(Debug, Clone)]

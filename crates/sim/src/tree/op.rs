@@ -79,7 +79,7 @@ pub enum Op {
     OpenUnnamed(Path, usize),
     LinkOpen(usize, Path),
     WriteOpen(usize, u8),
-    /// A store through a mapping of a page that is dirty already: no event, no time.
+    /// A store through a mapping. The first is a fault, which stamps the time; then the page is dirty: no event, no time.
     Store(usize, u8),
     /// A write begins: the time is stamped, the bytes are not there.
     FlyBegin(usize, u8),
