@@ -27,7 +27,8 @@ const ROUNDS_MAX: u32 = 20;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// A group grows no further than this by listing new directories; what is left is in `Outcome::unlisted`.
+    /// A group grows no further than this by listing new directories, nor by names of one file that nobody called dirty;
+    /// what is left is in `Outcome::unlisted` and `Outcome::again`.
     pub group_records_max: usize,
 }
 
@@ -151,6 +152,19 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         self.work.entry(spot).or_default().merge(bits);
     }
 
+    /// All names of an object, as far as there is room in a group; the rest is left to the next one.
+    fn want_names(&mut self, object: Ref, bits: Dirty) -> Result<(), R::Error> {
+        for name in self.draft.names(object)? {
+            match name.known() {
+                Some(at) if self.work.len() >= self.limits.group_records_max => {
+                    self.out.again.push((at, bits.clone()));
+                }
+                _ => self.want(name, bits.clone()),
+            }
+        }
+        Ok(())
+    }
+
     fn look_all(&mut self) -> Result<(), R::Error> {
         let mut sought: BTreeSet<ObjectId> = BTreeSet::new();
         loop {
@@ -174,16 +188,17 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 .collect();
             for id in unread {
                 sought.insert(id);
-                for name in self.draft.names(Ref::Known(id))? {
-                    self.want(name, Dirty::default());
-                }
+                let mut bits = Dirty::default();
+                match self.wrote.contains(&id) {
+                    true => bits.wrote.insert(id),
+                    false => bits.about.insert(id),
+                };
+                self.want_names(Ref::Known(id), bits)?;
             }
             // Only now: whoever got a new name often lost one that is dirty too.
             for (object, links) in core::mem::take(&mut self.crowded) {
                 if self.draft.names_count(object)? as u64 > u64::from(links) {
-                    for name in self.draft.names(object)? {
-                        self.want(name, Dirty::default());
-                    }
+                    self.want_names(object, Dirty::default())?;
                 }
             }
             if self.work.is_empty() {

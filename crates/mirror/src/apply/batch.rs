@@ -1,6 +1,6 @@
 //! One batch on its way into the tree: what is at every place concerned, and the rows as they become true.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use mirror_core::{At, Kind, Local, Meta, Names, Object, ObjectId, Position, Rows
 
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs};
-use super::journal::Journal;
+use super::journal::{Inode, Journal};
 use super::meta::Rules;
 use super::staging::local_of;
 use super::{ApplyError, Contents, Counts, Failure, Options, Staging, Store};
@@ -38,6 +38,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub unplaced: BTreeMap<ObjectId, usize>,
     /// What was seen at names, to be compared before they are overwritten.
     pub stats: BTreeMap<At, Stat>,
+    /// How many names of an inode surely are as the rows say, and were not looked at.
+    pub unseen: HashMap<Inode, u32>,
     /// Inodes that are, or become, an object's: made or found in this batch.
     pub made: BTreeMap<ObjectId, Local>,
     /// Of those, the ones whose metadata is already as wanted.

@@ -1,6 +1,6 @@
 //! One merged batch from the look to the rows: what it did becomes true there, what failed is owed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use mirror_core::plan::{Merged, Occupant, Overlay, Place, Step, Wanted, order};
 use mirror_core::{At, ObjectId, Position};
@@ -43,6 +43,7 @@ impl<S: Store> Applier<S> {
             now: BTreeMap::new(),
             unplaced: BTreeMap::new(),
             stats: BTreeMap::new(),
+            unseen: HashMap::new(),
             made: BTreeMap::new(),
             complete: BTreeSet::new(),
             failed: BTreeMap::new(),

@@ -53,6 +53,9 @@ impl<S: Store> Batch<'_, S> {
                 *found.entry(inode(stat)).or_default() += 1;
             }
         }
+        for (inode, unseen) in &self.unseen {
+            *found.entry(*inode).or_default() += unseen;
+        }
         if found.is_empty() || crash::planted("break_hardlink") {
             return Ok(());
         }

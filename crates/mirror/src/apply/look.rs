@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 
 use mirror_core::plan::{Occupant, Seen, Target};
-use mirror_core::{At, Kind, Name, ObjectId, Rows, State};
+use mirror_core::{At, Kind, Name, Names, Object, ObjectId, Rows, State};
 
 use super::area::look;
 use super::batch::{Batch, StepError};
@@ -16,6 +16,9 @@ use super::staging::local_of;
 use super::{Store, content};
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{self, Errno, dir, open, target};
+
+/// Of an object with fewer names each is looked at.
+const SURE_MIN: usize = 64;
 
 struct Look {
     seen: Seen,
@@ -62,8 +65,16 @@ impl<S: Store> Batch<'_, S> {
         };
         let gone = |id: &ObjectId| merged.objects.get(id).is_some_and(|t| t.want.is_none());
         let mut names = BTreeSet::new();
+        let none = Names::new();
         for (id, target) in &merged.objects {
-            for at in target.want.iter().flat_map(|w| &w.names) {
+            let sure = self.is_sure(target)?;
+            let (old, want) = (target.old.as_ref(), target.want.as_ref());
+            let stay = |other: Option<&Object>| match other {
+                Some(other) if sure => other.names.clone(),
+                _ => Names::new(),
+            };
+            let (before, after) = (stay(old), stay(want));
+            for at in want.map_or(&none, |want| &want.names).without(&before) {
                 state.end.insert(at.clone(), *id);
                 let parent = merged.objects.get(&at.parent);
                 if parent.is_some_and(|t| t.old.is_none() && t.want.is_some())
@@ -75,18 +86,22 @@ impl<S: Store> Batch<'_, S> {
                 }
             }
             if let Some(old) = &target.old {
-                state.known.insert(
-                    (
-                        old.local.ino,
-                        old.local.btime.seconds,
-                        old.local.btime.nanos,
-                    ),
-                    *id,
+                let inode = (
+                    old.local.ino,
+                    old.local.btime.seconds,
+                    old.local.btime.nanos,
                 );
+                state.known.insert(inode, *id);
                 // What goes with its directory is found there when that is removed; what stays is looked for now.
                 let stays = target.want.is_some();
-                let names_of = old.names.iter();
-                names.extend(names_of.filter(|at| stays || !gone(&at.parent)).cloned());
+                let names_of = old.names.without(&after);
+                let names_of = names_of.filter(|at| stays || !gone(&at.parent));
+                let looked: Vec<At> = names_of.cloned().collect();
+                if sure {
+                    let unseen = old.names.len() - looked.len();
+                    self.unseen.insert(inode, unseen as u32);
+                }
+                names.extend(looked);
             }
         }
         for at in merged.owed.iter().filter(|at| !gone(&at.parent)) {
@@ -172,6 +187,28 @@ impl<S: Store> Batch<'_, S> {
         } else {
             Ok(Looked::Lost(state.lost))
         }
+    }
+
+    /// Whether every name of a file with very many of them shows what the rows say, by a look at one: its ctime moves
+    /// with each name it gets or loses, and with what is changed by hand.
+    fn is_sure(&mut self, target: &Target) -> Result<bool, StepError> {
+        let (Some(old), Some(want)) = (&target.old, &target.want) else {
+            return Ok(false);
+        };
+        if old.names.len() < SURE_MIN || old.state != want.state || self.replaying {
+            return Ok(false);
+        }
+        let stays = |at: &&At| want.names.contains(at);
+        let Some(at) = old.names.iter().find(stays) else {
+            return Ok(false);
+        };
+        let fd = match self.dir(at.parent) {
+            Ok(fd) => fd,
+            Err(DirError::Store(e)) => return Err(DirError::Store(e).into()),
+            Err(_) => return Ok(false),
+        };
+        let stat = look(&fd, at.name.as_bytes()).ok().flatten();
+        Ok(stat.is_some_and(|stat| is_local(&stat, &old.local) && stat.ctime == old.local.ctime))
     }
 
     fn look_at(&mut self, state: &mut Look, at: At) -> Result<(), StepError> {
