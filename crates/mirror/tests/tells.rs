@@ -146,6 +146,26 @@ fn extras_of_an_adopted_copy_move_only_after_a_yes() {
 }
 
 #[test]
+fn an_extra_below_a_directory_moves_only_after_a_yes() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("src/deep/er")).unwrap();
+    fs::write(place.path("src/deep/er/f"), "f").unwrap();
+    fs::create_dir_all(place.path("dst/deep/er")).unwrap();
+    fs::write(place.path("dst/deep/er/mine"), "mine").unwrap();
+    let ran = place.run("mirror src dst --once --adopt");
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("1 entry of DST is not in SRC:\n  deep/er/mine\n"),
+        "{ran:?}"
+    );
+    assert!(place.path("dst/deep/er/mine").exists());
+    let ran = place.run("mirror src dst --once --yes");
+    assert!(ran.code == 0 && ran.stderr.contains("\nequal: "), "{ran:?}");
+    place.equal();
+}
+
+#[test]
 fn one_is_said_as_one() {
     let place = Place::new();
     fs::create_dir(place.path("dst")).unwrap();

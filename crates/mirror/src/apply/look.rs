@@ -444,9 +444,11 @@ impl<S: Store> Batch<'_, S> {
         self.put(id, row)?;
         self.dirs.keep(id, fd.clone());
         let mut names = Vec::new();
-        let listed = dir::list(&*fd, |name, _, _| names.extend(Name::new(name).ok()));
-        if let Err(e) = listed {
-            self.fail(id, "list", std::io::Error::from(e).to_string());
+        if !self.options.adopting {
+            let listed = dir::list(&*fd, |name, _, _| names.extend(Name::new(name).ok()));
+            if let Err(e) = listed {
+                self.fail(id, "list", std::io::Error::from(e).to_string());
+            }
         }
         state
             .todo

@@ -234,6 +234,11 @@ impl<S: Store> Applier<S> {
         Ok(())
     }
 
+    /// Whether a copy is being adopted: see [`Options::adopting`].
+    pub fn set_adopting(&mut self, adopting: bool) {
+        self.options.adopting = adopting;
+    }
+
     /// Brings the tree from the rows to after these groups: consecutive whole groups, the first one following the
     /// rows' position. `head`: the log's hash at the last record. An error means the position did not move and the same
     /// groups must come again; a single object that fails is in the outcome instead.

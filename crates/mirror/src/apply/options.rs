@@ -27,6 +27,8 @@ pub enum Flush {
 pub struct Options {
     pub owners: Owners,
     pub flush: Flush,
+    /// A copy made by something else is being taken over: what no record named yet may still get one, and is left alone.
+    pub adopting: bool,
     /// Keep replaced inodes. Not built yet: must be false.
     pub history: bool,
     /// Rows and position become durable this often.
@@ -60,6 +62,7 @@ impl Default for Options {
         Options {
             owners: Owners::Apply,
             flush: Flush::Batch,
+            adopting: false,
             history: false,
             checkpoint_every: Duration::from_secs(1),
             checkpoint_batches_max: 200,

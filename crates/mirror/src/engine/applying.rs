@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror_core::guard::Window;
 use mirror_core::{Change, Digest, Name, ObjectId, Position, Record, Rows};
 
-use super::adopt::{ADOPTING_KEY, LeftOut};
+use super::adopt::{self, ADOPTING_KEY, LeftOut};
 use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
@@ -217,6 +217,8 @@ impl Running {
                 .set_flush(Flush::Checkpoint)
                 .map_err(|e| chain(&e))?;
         }
+        let adopting = adopt::begun(self.applier.store()).map_err(|e| chain(&e))?;
+        self.applier.set_adopting(adopting.is_some());
         let after = self.applier.store().position();
         let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
         let mut batch: Vec<Record> = Vec::new();
@@ -496,7 +498,9 @@ impl Running {
 
     fn adopted(&mut self) -> Result<(), ApplyError> {
         let gone = self.applier.store_mut().meta_remove(ADOPTING_KEY);
-        gone.map_err(|e| ApplyError::Store(Box::new(e)))
+        gone.map_err(|e| ApplyError::Store(Box::new(e)))?;
+        self.applier.set_adopting(false);
+        Ok(())
     }
 
     fn seeded(&mut self) -> Result<(), ApplyError> {

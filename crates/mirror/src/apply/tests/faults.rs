@@ -380,6 +380,39 @@ fn what_somebody_made_in_the_copy_moves_aside() {
 }
 
 #[test]
+fn what_comes_in_a_later_batch_is_left_in_an_adopted_directory() {
+    let mut pair = pair();
+    pair.applier().set_adopting(true);
+    std::fs::create_dir_all(pair.in_dst("dir/sub")).unwrap();
+    std::fs::write(pair.in_dst("dir/sub/file"), b"equal").unwrap();
+    std::fs::write(pair.in_dst("dir/extra"), b"mine").unwrap();
+    pair.mkdir("dir");
+    assert!(pair.step().moved_aside.is_empty());
+    pair.mkdir("dir/sub");
+    assert!(pair.step().moved_aside.is_empty());
+    pair.write("dir/sub/file", b"equal");
+    let number = std::fs::metadata(pair.in_dst("dir/sub/file"))
+        .unwrap()
+        .ino();
+    let outcome = pair.step();
+    assert!(outcome.moved_aside.is_empty(), "{:?}", outcome.moved_aside);
+    assert_eq!(outcome.counts.adopted, 1);
+    assert_eq!(
+        std::fs::metadata(pair.in_dst("dir/sub/file"))
+            .unwrap()
+            .ino(),
+        number
+    );
+    assert!(pair.in_dst("dir/extra").exists(), "nobody said yes");
+    // Not adopting, a directory that stands where a new one comes is emptied of what is not in it.
+    pair.applier().set_adopting(false);
+    std::fs::create_dir(pair.in_dst("other")).unwrap();
+    std::fs::write(pair.in_dst("other/extra"), b"mine").unwrap();
+    pair.mkdir("other");
+    assert_eq!(pair.step().moved_aside.len(), 1);
+}
+
+#[test]
 fn a_symlink_in_the_way_is_never_followed() {
     let mut pair = pair();
     pair.mkdir("dir/sub");
