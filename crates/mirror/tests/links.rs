@@ -13,7 +13,7 @@ use testkit::proc::wait_until;
 
 use common::{DEADLINE, Mirror, took};
 
-const LINKS: u64 = 5000;
+const LINKS: u64 = 3000;
 
 fn link_many(file: &Path, dir: &Path, names: std::ops::Range<u64>) {
     for n in names {
@@ -54,7 +54,7 @@ fn change(src: &Path, then: &mut dyn FnMut(&str)) {
     then("the first link goes");
     let mut file = OpenOptions::new()
         .append(true)
-        .open(one.join("4321"))
+        .open(one.join("2321"))
         .unwrap();
     file.write_all(b" and more").unwrap();
     drop(file);
@@ -120,7 +120,7 @@ fn a_stop_in_the_midst_of_it_is_heeded() {
     let (src, dst) = (dir.path().join("src"), dir.path().join("dst"));
     fs::create_dir(&src).unwrap();
     fs::write(src.join("0"), "x").unwrap();
-    link_many(&src.join("0"), &src, 1..20_000);
+    link_many(&src.join("0"), &src, 1..8000);
     let mut mirror = Mirror::start(&src, &dst);
     wait_until("the copy has begun", DEADLINE, || {
         fs::metadata(dst.join("0")).is_ok_and(|file| file.nlink() > 1000)
@@ -129,7 +129,7 @@ fn a_stop_in_the_midst_of_it_is_heeded() {
     let asked = Instant::now();
     assert_eq!(mirror.stop(), 0);
     let took = asked.elapsed();
-    assert!(took < Duration::from_secs(10), "it stopped after {took:?}");
+    assert!(took < Duration::from_secs(20), "it stopped after {took:?}");
     let links = fs::metadata(dst.join("0")).unwrap().nlink();
     println!("stopped after {took:?} and {links} links");
     let mut mirror = Mirror::start(&src, &dst);

@@ -45,6 +45,37 @@ fn first_copy_then_live_then_again() {
 }
 
 #[test]
+fn a_file_of_many_links_travels() {
+    let bed = Bed::new();
+    let src = bed.src();
+    fs::write(src.join("0"), "many").unwrap();
+    for n in 1..3000 {
+        fs::hard_link(src.join("0"), src.join(n.to_string())).unwrap();
+    }
+    let mut follower = bed.mirror(&["--on-mass-change", "follow"]);
+    follower.wait_stderr("equal: ", LONG).unwrap();
+    bed.equal();
+    fs::hard_link(src.join("7"), src.join("new")).unwrap();
+    fs::remove_file(src.join("0")).unwrap();
+    fs::write(src.join("99"), "changed").unwrap();
+    bed.equal();
+    stop(follower);
+    for n in 1..1500 {
+        fs::remove_file(src.join(n.to_string())).unwrap();
+    }
+    fs::hard_link(src.join("new"), src.join("1")).unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert!(code == 0 || code == 4, "{said}");
+    if code == 4 {
+        let (code, said) = bed.command(&["release", "--yes"]);
+        assert_eq!(code, 0, "{said}");
+        let (code, said) = bed.mirror_once(&[]);
+        assert_eq!(code, 0, "{said}");
+    }
+    bed.equal();
+}
+
+#[test]
 fn what_a_hand_changed_is_found_and_repaired() {
     let bed = Bed::new();
     bed.populate(60, 2);

@@ -349,7 +349,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                 && id != ObjectId::ROOT
             {
                 let mut dead = Vec::new();
-                for at in &object.names {
+                // Nothing else can take the ground from under a name.
+                let firm = self.gone_dirs.is_empty() && pending.is_empty();
+                for at in object.names.iter().filter(|_| !firm) {
                     if !is_alive(&self.tree, at.parent, &mut alive)? {
                         dead.push(at.clone());
                     }

@@ -27,6 +27,7 @@ pub use merge::{Misfit, Wanted, merge};
 pub use order::order;
 pub use overlay::Overlay;
 
+use crate::names::Names;
 use crate::rows::Object;
 use crate::types::*;
 
@@ -73,6 +74,27 @@ pub struct Seen {
     pub slots: BTreeMap<At, Option<Occupant>>,
     /// Left there by a crash.
     pub limbo: BTreeMap<Place, ObjectId>,
+    /// Objects that stay as they are under all names they have before and after, and those names are not in `slots`: of a
+    /// file with very many only those that change are gone through.
+    pub sure: BTreeSet<ObjectId>,
+}
+
+impl Target {
+    /// The names that matter: before and after. Of one of `sure` those that change, and one that stays.
+    pub fn names(&self, sure: bool) -> (Names, Names) {
+        let of = |object: &Option<Object>| {
+            let names = object.as_ref().map(|object| object.names.clone());
+            names.unwrap_or_default()
+        };
+        let (old, want) = (of(&self.old), of(&self.want));
+        if !sure {
+            return (old, want);
+        }
+        let stays = old.iter().find(|at| want.contains(at));
+        let before = old.without(&want).chain(stays).cloned().collect();
+        let after = want.without(&old).chain(stays).cloned().collect();
+        (before, after)
+    }
 }
 
 /// Where an inode can stand.

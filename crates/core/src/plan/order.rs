@@ -103,10 +103,11 @@ impl<'a, R: Rows> Planner<'a, R> {
             links: 0,
         };
         for (id, target) in &merged.objects {
-            for at in target.want.iter().flat_map(|want| &want.names) {
+            let (before, after) = target.names(seen.sure.contains(id));
+            for at in &after {
                 planner.end.insert(at.clone(), *id);
             }
-            for at in target.old.iter().flat_map(|old| &old.names) {
+            for at in &before {
                 if seen.slots.contains_key(at) {
                     continue;
                 }

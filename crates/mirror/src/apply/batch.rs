@@ -155,7 +155,8 @@ impl<S: Store> Batch<'_, S> {
             } else {
                 Occupant::Old(*id)
             };
-            for at in target.old.iter().flat_map(|o| &o.names) {
+            let (before, _) = target.names(seen.sure.contains(id));
+            for at in &before {
                 self.now.insert(Place::Tree(at.clone()), occupant);
             }
         }
@@ -210,9 +211,11 @@ impl<S: Store> Batch<'_, S> {
         }
         self.unplaced.clear();
         for (id, target) in &self.merged.objects {
-            let names = target.want.iter().flat_map(|want| &want.names);
+            let (_, names) = target.names(seen.sure.contains(id));
             let right = Some(&Occupant::Is(*id));
-            let open = names.filter(|at| self.now.get(&Place::Tree((*at).clone())) != right);
+            let open = names
+                .iter()
+                .filter(|at| self.now.get(&Place::Tree((*at).clone())) != right);
             let open = open.count();
             if open > 0 {
                 self.unplaced.insert(*id, open);

@@ -224,6 +224,9 @@ fn drop_unreachable(
             .filter(|(id, row)| nameless(id, row))
             .map(|(id, _)| *id)
             .collect();
+        if gone.is_empty() {
+            return;
+        }
         let mut changed = false;
         for row in changes.values_mut().flatten() {
             let names = row.names.len();

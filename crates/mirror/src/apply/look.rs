@@ -98,6 +98,7 @@ impl<S: Store> Batch<'_, S> {
                 let names_of = names_of.filter(|at| stays || !gone(&at.parent));
                 let looked: Vec<At> = names_of.cloned().collect();
                 if sure {
+                    state.seen.sure.insert(*id);
                     let unseen = old.names.len() - looked.len();
                     self.unseen.insert(inode, unseen as u32);
                 }
@@ -195,7 +196,11 @@ impl<S: Store> Batch<'_, S> {
         let (Some(old), Some(want)) = (&target.old, &target.want) else {
             return Ok(false);
         };
-        if old.names.len() < SURE_MIN || old.state != want.state || self.replaying {
+        if old.names.len() < SURE_MIN
+            || old.state != want.state
+            || self.replaying
+            || !self.merged.owed.is_empty()
+        {
             return Ok(false);
         }
         let stays = |at: &&At| want.names.contains(at);

@@ -245,6 +245,10 @@ impl<S: Store> Batch<'_, S> {
         self.changed(from);
         self.changed(to);
         self.stirred.insert(object);
+        if let Some(Occupant::Is(other)) = over {
+            // It has one name less, or is gone.
+            self.stirred.insert(other);
+        }
         self.counts.renamed += u64::from(matches!((from, to), (Place::Tree(_), Place::Tree(_))));
         self.trace(Trace::Renamed);
         Ok(())
