@@ -113,6 +113,9 @@ pub fn reconcile<R: Rows, S: Source>(
     emit::emit(run, next)
 }
 
+/// Names of an object that are looked at in any case, once one of them must be gone.
+const NAMES_FEW: usize = 16;
+
 struct Run<'a, R: Rows, S: Source> {
     draft: Draft<'a, R>,
     source: &'a mut S,
@@ -152,11 +155,14 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
         self.work.entry(spot).or_default().merge(bits);
     }
 
-    /// All names of an object, as far as there is room in a group; the rest is left to the next one.
+    /// All names of an object. Of one with many of them as far as there is room in a group; the rest is left to the next
+    /// one. Of one with few all of them, for a rename that is told in two groups would be a link and a loss.
     fn want_names(&mut self, object: Ref, bits: Dirty) -> Result<(), R::Error> {
-        for name in self.draft.names(object)? {
+        let names = self.draft.names(object)?;
+        let many = names.len() > NAMES_FEW;
+        for name in names {
             match name.known() {
-                Some(at) if self.work.len() >= self.limits.group_records_max => {
+                Some(at) if many && self.work.len() >= self.limits.group_records_max => {
                     self.out.again.push((at, bits.clone()));
                 }
                 _ => self.want(name, bits.clone()),

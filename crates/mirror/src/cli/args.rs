@@ -117,8 +117,8 @@ pub struct MirrorArgs {
     /// At most so many bytes per second, as 500K or 10M; 0: no limit
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bwlimit: Option<Rate>,
-    /// A link that says nothing for so long is dead, as 90s or 10m; 0: never. A question that a first copy waits for may
-    /// take eight times that, while nothing else comes
+    /// A link that says nothing for so long is dead, as 90s or 10m; 0: never. Until both sides have greeted it is 30 s at
+    /// least; a question that a first copy waits for may take eight times that, while nothing else comes
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub timeout: Option<Duration>,
     /// Look at all of the copy within so long, again and again, and repair what was changed by hand; each time a seventh

@@ -371,8 +371,10 @@ fn must_be_ours(state: &Path, uid: u32) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::failed(format!(
-        "{} belongs to another user ({uid}): run this as that user, or move it away",
-        show(state)
+        "{} belongs to another user ({uid}): run this as that user, give it and the copy to user {} (chown -R), or move \
+         it away",
+        show(state),
+        rustix::process::geteuid().as_raw()
     )))
 }
 

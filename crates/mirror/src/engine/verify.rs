@@ -191,7 +191,9 @@ pub fn source(
         end.repaired += corrected;
         line(VerifyLine {
             path: PathText::new(b"."),
-            what: format!("{corrected} changes that no event told"),
+            what: format!(
+                "{corrected} changes at the source that no event told: found by this look and copied"
+            ),
             repaired: true,
         });
     }
