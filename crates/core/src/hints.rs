@@ -150,6 +150,7 @@ impl Hints {
             // Of an object that is known, the bytes are read under whatever name it is found.
             contents: hint.contents && known.is_none(),
             doubt: false,
+            switch: false,
             who: hint.who.clone(),
             ..Dirty::default()
         };

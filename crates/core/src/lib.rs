@@ -14,6 +14,7 @@ pub mod model;
 pub mod names;
 pub mod passing;
 pub mod plan;
+pub mod reads;
 pub mod reconcile;
 pub mod record;
 pub mod rows;

@@ -80,7 +80,8 @@ impl Settle {
         if switch {
             self.release(now_ms);
         }
-        for (at, dirty, phase) in found.dirty.drain(..) {
+        for (at, mut dirty, phase) in found.dirty.drain(..) {
+            dirty.switch |= switch;
             self.hint(at, dirty, phase, now_ms);
         }
     }

@@ -23,11 +23,21 @@ fn seeds(first: u64, usual: u64) -> std::ops::Range<u64> {
 }
 
 fn race(lab: &testkit::lab::Lab, seed: u64, limit: Option<u32>, detector: Option<Detector>) {
+    race_with(lab, seed, limit, detector, CaptureOptions::default());
+}
+
+fn race_with(
+    lab: &testkit::lab::Lab,
+    seed: u64,
+    limit: Option<u32>,
+    detector: Option<Detector>,
+    options: CaptureOptions,
+) {
     let image = testkit::need!(lab.ext4(256));
     let (tree, outside) = (image.dir("tree").unwrap(), image.dir("outside").unwrap());
     let state = tempfile::tempdir().unwrap();
     let guard = limit.map(|n| QueueLimit::set(n).unwrap());
-    let session = open(&tree, state.path(), detector);
+    let session = open_with(&tree, state.path(), detector, options.clone()).unwrap();
     drop(guard);
     let params = workload::Params {
         seed,
@@ -56,7 +66,7 @@ fn race(lab: &testkit::lab::Lab, seed: u64, limit: Option<u32>, detector: Option
         "{ended:?}"
     );
     // A restart finds nothing new.
-    let session = open(&tree, state.path(), detector);
+    let session = open_with(&tree, state.path(), detector, options).unwrap();
     let before = session.reader.tail().durable().unwrap().position;
     barrier(&session);
     let after = session.reader.tail().durable().unwrap().position;
@@ -90,6 +100,20 @@ fn two_processes_race_under_inotify() {
         for seed in seeds(21, 2) {
             race(lab, seed, None, Some(Detector::Inotify));
         }
+    });
+}
+
+/// Nearly every file is read by a thread of its own, while the loop goes on.
+#[test]
+fn two_processes_race_and_files_are_read_apart() {
+    lab::in_private_namespace("two_processes_race_and_files_are_read_apart", |lab| {
+        let mut options = CaptureOptions::default();
+        options.read.apart_bytes = 100;
+        for seed in seeds(31, 4) {
+            race_with(lab, seed, None, None, options.clone());
+        }
+        race_with(lab, 41, Some(40), None, options.clone());
+        race_with(lab, 42, None, Some(Detector::Inotify), options);
     });
 }
 

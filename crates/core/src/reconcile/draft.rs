@@ -144,6 +144,29 @@ impl<'a, R: Rows> Draft<'a, R> {
         }
     }
 
+    /// As the rows say.
+    pub fn binding_before(&self, spot: &Spot) -> Result<Option<Ref>, R::Error> {
+        match spot.known() {
+            Some(at) => Ok(self.rows.name(&at)?.map(Ref::Known)),
+            None => Ok(None),
+        }
+    }
+
+    /// Likewise.
+    pub fn names_before(&mut self, id: ObjectId) -> Result<Vec<Spot>, R::Error> {
+        let names = self.object(id)?.map(|object| &object.names);
+        Ok(names
+            .into_iter()
+            .flat_map(|names| names.iter().map(Spot::of))
+            .collect())
+    }
+
+    /// Whether it has a name that it had not.
+    pub fn gained(&self, id: ObjectId) -> bool {
+        let touched = self.known.get(&id);
+        touched.is_some_and(|touched| !touched.gained.is_empty())
+    }
+
     /// The object this inode is, if it is one we know: same handle, same type.
     pub fn by_handle(&mut self, seen: &Seen) -> Result<Option<Ref>, R::Error> {
         if let Some(&token) = self.new_by_handle.get(&seen.handle) {

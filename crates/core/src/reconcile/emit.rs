@@ -18,8 +18,10 @@ pub(super) fn emit<R: Rows, S: Source>(
         mut draft,
         mut out,
         unlisted,
+        later,
         ..
     } = run;
+    let entangled = super::later::entangled(&mut draft, &later)?;
     // A name whose directory did not stay in the tree is no name.
     let mut inside: BTreeMap<Ref, bool> = BTreeMap::new();
     let mut reaches = |draft: &super::Draft<'_, R>, dir: Ref| -> Result<bool, R::Error> {
@@ -64,6 +66,22 @@ pub(super) fn emit<R: Rows, S: Source>(
             name: spot.name.clone(),
         })
     };
+
+    for (spot, wanted) in later {
+        let entangled = match wanted.known {
+            Some(id) => entangled.get(&id).cloned().unwrap_or_default(),
+            None => Vec::new(),
+        };
+        if let Some(at) = resolve(&spot) {
+            out.later.push(super::Later {
+                at,
+                bits: wanted.bits,
+                handle: wanted.handle,
+                bytes: wanted.bytes,
+                entangled,
+            });
+        }
+    }
 
     let mut kept_known: BTreeMap<ObjectId, Names> = BTreeMap::new();
     let mut lost_parent: BTreeSet<At> = BTreeSet::new();

@@ -9,6 +9,7 @@
 
 mod draft;
 mod emit;
+mod later;
 mod source;
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -65,6 +66,20 @@ pub struct Outcome {
     pub looks: u64,
     /// A look ran into another file system.
     pub foreign: Vec<At>,
+    /// Files whose bytes are to be read, by the name each was found under.
+    pub later: Vec<Later>,
+}
+
+/// A file whose bytes are to be read before anything is said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Later {
+    pub at: At,
+    pub bits: Dirty,
+    pub handle: Handle,
+    pub bytes: u64,
+    /// It has another name now, which must not come before its bytes: the names that have to wait with it, as they stand
+    /// for each other's objects. The group of such an outcome is not to be appended; look again without these names.
+    pub entangled: Vec<At>,
 }
 
 /// Looks at `dirty` and says what changed. `dirs` are known directories whose own attributes may have moved: only the
@@ -92,6 +107,7 @@ pub fn reconcile<R: Rows, S: Source>(
         met: BTreeSet::new(),
         crowded: BTreeMap::new(),
         unlisted: Vec::new(),
+        later: BTreeMap::new(),
     };
     for (at, bits) in dirty {
         run.want(
@@ -138,6 +154,7 @@ struct Run<'a, R: Rows, S: Source> {
     /// Objects that got more names than they have links, by that look: some of the others must be gone.
     crowded: BTreeMap<Ref, u32>,
     unlisted: Vec<usize>,
+    later: BTreeMap<Spot, later::Wanted>,
 }
 
 /// What is to be said of a known object that changed.
@@ -432,6 +449,11 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 self.fail(&spot, bits, failure);
                 return Ok(());
             }
+            ReadEnd::Later => {
+                // Likewise.
+                self.read_later(spot, None, bits, &seen);
+                return Ok(());
+            }
         };
         let Some(kind) = reading.kind else {
             return Ok(());
@@ -488,6 +510,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                         Dirty {
                             contents: true,
                             doubt: false,
+                            switch: false,
                             who: who.clone(),
                             ..Dirty::default()
                         },
@@ -529,6 +552,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                     || seen.bytes != content.bytes
                     || seen.mtime != object.state.meta.mtime
                     || (bits.doubt && (moved || !content.proven))
+                    || self.source.is_reading(&seen.handle)
             }
             _ => false,
         };
@@ -576,6 +600,10 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 self.fail(spot, bits, failure);
                 Ok(())
             }
+            ReadEnd::Later => {
+                self.read_later(spot.clone(), Some(id), bits, seen);
+                Ok(())
+            }
         }
     }
 
@@ -610,6 +638,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
             ReadEnd::Done(reading) => self.replace_new(token, reading),
             ReadEnd::Moved => self.want(spot.clone(), bits),
             ReadEnd::Failed(failure) => self.fail(spot, bits, failure),
+            ReadEnd::Later => self.read_later(spot.clone(), None, bits, seen),
         }
         Ok(())
     }
@@ -744,7 +773,7 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                         self.compare(id, reading, None)?;
                         continue;
                     }
-                    ReadEnd::Moved => None,
+                    ReadEnd::Moved | ReadEnd::Later => None,
                     ReadEnd::Failed(failure) => Some(failure),
                 },
                 Look::Failed(failure) => Some(failure),

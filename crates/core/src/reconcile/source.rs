@@ -131,6 +131,9 @@ pub enum ReadEnd {
     /// The name stands for another inode now, or for none: look again.
     Moved,
     Failed(Failure),
+    /// The bytes are too many to be read now: the name stays as it is, is in [`super::Outcome::later`], and is looked at
+    /// again once they were read.
+    Later,
 }
 
 /// A directory of the source, as reconcile names it to the edge.
@@ -154,6 +157,11 @@ pub trait Source {
     fn list(&mut self, dir: &Dir<'_>, max: usize) -> Result<Option<Vec<Name>>, Failure>;
     /// Reads attributes and, when `content`, the bytes. `name` is `None` for the directory itself.
     fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd;
+    /// Whether the bytes of this inode are being read because of an earlier look.
+    fn is_reading(&self, file: &Handle) -> bool {
+        let _ = file;
+        false
+    }
     fn locate(&mut self, dir: &Handle) -> Whereabouts;
     /// More hints that are queued already, when an object lost its last known name but still has links. Resolve
     /// these hints again after the group was applied ([`crate::hints`] says why).
@@ -176,6 +184,8 @@ pub struct Dirty {
     pub contents: bool,
     /// Found by a scan, not told by an event: nothing explains a moved ctime, so the bytes are read again.
     pub doubt: bool,
+    /// Something is switched by it: no content that was dirty before it may come after it.
+    pub switch: bool,
     pub who: Option<Who>,
     /// Known objects that were written under this name, or one of its aliases: they are read wherever they are found,
     /// even when this name stands for something else by now.
@@ -188,6 +198,7 @@ impl Dirty {
     pub fn merge(&mut self, other: Dirty) {
         self.contents |= other.contents;
         self.doubt |= other.doubt;
+        self.switch |= other.switch;
         if other.who.is_some() {
             self.who = other.who;
         }

@@ -104,6 +104,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A file of its own that is larger is flushed by whoever writes it.
+const FLUSHED_BYTES_MIN: u64 = 4 << 20;
+
 pub(super) fn local_of(stat: &Stat) -> Local {
     Local {
         handle: None,
@@ -465,7 +468,13 @@ impl StagedFile {
         let Some(file) = self.file.take() else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        let sealed = ftruncate(&file, content.bytes)
+        // Apply flushes it in any case, and keeps all else waiting while a disk takes gigabytes.
+        let flush = match &self.goes {
+            Goes::File(_) if content.bytes >= FLUSHED_BYTES_MIN => rustix::fs::fdatasync(&file),
+            _ => Ok(()),
+        };
+        let sealed = flush
+            .and_then(|()| ftruncate(&file, content.bytes))
             .and_then(|()| self.staging.seal(&file, content, meta, false));
         let mut entry = match sealed {
             Ok(entry) => entry,

@@ -4,7 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use mirror_core::reconcile::{Dir, Dirty, Failure, Look, ReadEnd, Seen, Source, Whereabouts};
+use mirror_core::reads::Reads;
+use mirror_core::reconcile::{
+    Body, Dir, Dirty, Failure, Look, ReadEnd, Reading, Seen, Source, Whereabouts,
+};
 use mirror_core::{At, Handle, Name, ObjectId};
 
 use super::read::{self, Into, Reader};
@@ -22,6 +25,19 @@ pub struct KernelSource {
     pub watch: Arc<Watch>,
     /// Hints that came in meanwhile, for [`Source::more`].
     pub more: Box<dyn FnMut() -> Vec<(At, Dirty)> + Send>,
+    /// Large files, which are not read here.
+    pub reads: Reads<Reading>,
+    /// Those in hand that this reconcile used, as it saw them.
+    pub used: Vec<Used>,
+    /// What was sunk while this reconcile read.
+    pub sunk: Vec<u64>,
+}
+
+/// A file in hand that was used, as it was seen then and where.
+pub struct Used {
+    pub seen: Seen,
+    pub dir: Handle,
+    pub name: Name,
 }
 
 pub fn failure(step: &'static str, error: Errno) -> Failure {
@@ -200,6 +216,23 @@ impl Source for KernelSource {
     }
 
     fn read(&mut self, dir: &Dir<'_>, name: Option<&Name>, seen: &Seen, content: bool) -> ReadEnd {
+        if content
+            && seen.is_file()
+            && let Some(name) = name
+        {
+            if let Some(reading) = self.reads.in_hand(&seen.handle) {
+                self.used.push(Used {
+                    seen: seen.clone(),
+                    dir: dir.handle.clone(),
+                    name: name.clone(),
+                });
+                return ReadEnd::Done(reading.clone());
+            }
+            let apart = seen.bytes > self.reader.options.apart_bytes && !self.reads.is_full();
+            if apart || self.reads.contains(&seen.handle) {
+                return ReadEnd::Later;
+            }
+        }
         let fd = match self.open(dir) {
             Ok(fd) => fd,
             Err(look) => match *look {
@@ -208,7 +241,7 @@ impl Source for KernelSource {
             },
         };
         let into = Into::Sink(&*self.sink);
-        match name {
+        let end = match name {
             Some(name) => read_one(
                 self.walker.tree(),
                 &mut self.reader,
@@ -219,7 +252,19 @@ impl Source for KernelSource {
                 into,
             ),
             None => self.reader.read(&fd, None, seen, content, into),
+        };
+        if let ReadEnd::Done(Reading {
+            body: Body::Token(token),
+            ..
+        }) = &end
+        {
+            self.sunk.push(*token);
         }
+        end
+    }
+
+    fn is_reading(&self, file: &Handle) -> bool {
+        self.reads.contains(file)
     }
 
     fn locate(&mut self, dir: &Handle) -> Whereabouts {

@@ -12,6 +12,7 @@ pub mod part;
 pub mod prepared;
 mod queue;
 pub mod read;
+pub mod readers;
 pub mod run;
 pub mod scan;
 pub mod sink;

@@ -77,7 +77,7 @@ impl<'a, S: Source> Prepared<'a, S> {
 }
 
 /// The same inode in the same state. Blocks do not count: they come with writeback, in its own time.
-fn unchanged(then: &Seen, now: &Seen) -> bool {
+pub fn unchanged(then: &Seen, now: &Seen) -> bool {
     then.ctime == now.ctime
         && then.mtime == now.mtime
         && then.bytes == now.bytes
@@ -134,6 +134,10 @@ impl<S: Source> Source for Prepared<'_, S> {
             return ReadEnd::Done(own.reading.clone());
         }
         self.real.read(dir, name, seen, content)
+    }
+
+    fn is_reading(&self, file: &Handle) -> bool {
+        self.real.is_reading(file)
     }
 
     fn locate(&mut self, dir: &Handle) -> Whereabouts {

@@ -24,11 +24,17 @@ const PIECE_BYTES: usize = 1 << 20;
 const RANGES_MAX: usize = 65_536;
 /// Reads of a file that changes under us before it is taken as read.
 const TRIES_MAX: u32 = 3;
+/// A file larger than this is read by a thread of its own when the capture loop meets it.
+pub const APART_BYTES: u64 = 1 << 20;
+/// How often it is asked whether a file that is being read still has a name.
+const LINKED_EVERY_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Clone)]
 pub struct ReadOptions {
     /// Content up to here is returned in memory; larger goes to the sink.
     pub inline_bytes_max: u64,
+    /// Larger files are read by threads of their own.
+    pub apart_bytes: u64,
     /// A change always shows in ctime after a look (Linux 6.13). Before, a recent ctime proves nothing.
     pub multigrain: bool,
     /// Probe for writers with a momentary lease.
@@ -43,6 +49,7 @@ impl Default for ReadOptions {
     fn default() -> ReadOptions {
         ReadOptions {
             inline_bytes_max: 64 << 10,
+            apart_bytes: APART_BYTES,
             multigrain: multigrain(),
             lease: true,
             stop: Arc::default(),
@@ -322,7 +329,12 @@ impl Reader {
             let still = after.ctime == before.ctime
                 && after.mtime == before.mtime
                 && after.bytes == before.bytes;
-            if !still && tries < TRIES_MAX {
+            // A large file that is still being written is read again in its own time, not at once.
+            let rests = || {
+                before.bytes.max(after.bytes) <= self.options.apart_bytes
+                    || !(self.options.lease && lease::writable_by_anyone(fd).unwrap_or(false))
+            };
+            if !still && tries < TRIES_MAX && rests() {
                 forget(&body, &into);
                 before = after;
                 *meta = meta_of(fd, b"", &after, true)?;
@@ -390,14 +402,25 @@ impl Reader {
         let mut hasher = hasher(of.bytes, &data);
         self.buffer.resize(PIECE_BYTES, 0);
         let mut bytes = of.bytes;
+        let mut ask_at = LINKED_EVERY_BYTES;
+        let mut read = 0;
         'ranges: for (start, length) in ranges {
             let mut done = 0;
             while done < length {
+                let mut over = None;
                 if self.options.stop.load(Ordering::Acquire) {
+                    over = Some(Errno::CANCELED);
+                } else if read >= ask_at {
+                    // Removed: nobody wants it any more.
+                    ask_at = read + LINKED_EVERY_BYTES;
+                    over = matches!(stat::fstat(fd), Ok(now) if now.nlink == 0)
+                        .then_some(Errno::NOENT);
+                }
+                if let Some(why) = over {
                     if let (Some((token, _)), Into::Sink(sink)) = (&out, &*into) {
                         sink.forget(*token);
                     }
-                    return Err(at_step("read")(Errno::CANCELED));
+                    return Err(at_step("read")(why));
                 }
                 let want = usize::try_from(length - done)
                     .unwrap_or(PIECE_BYTES)
@@ -422,6 +445,7 @@ impl Reader {
                     out = None;
                 }
                 done += n as u64;
+                read += n as u64;
             }
         }
         if bytes != of.bytes && !data.is_empty() {

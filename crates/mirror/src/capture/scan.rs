@@ -737,7 +737,7 @@ impl Worker<'_> {
                 }
                 reading
             }
-            ReadEnd::Moved => return Err(Gone::Stale),
+            ReadEnd::Moved | ReadEnd::Later => return Err(Gone::Stale),
             ReadEnd::Failed(failure) => return self.failed_dir(item, failure),
         };
         let mut own = Some(PreparedOwn {
@@ -918,7 +918,7 @@ impl Worker<'_> {
                     }
                     entries.insert(name, reading);
                 }
-                ReadEnd::Moved => {}
+                ReadEnd::Moved | ReadEnd::Later => {}
                 ReadEnd::Failed(_) => others.push(name),
             }
         }

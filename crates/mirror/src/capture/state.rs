@@ -60,6 +60,8 @@ pub struct CaptureStatus {
     pub failed_total: u64,
     pub foreign: Vec<PathText>,
     pub last_change: Option<LastChange>,
+    /// Since when something waits for a large file to be read.
+    pub behind_since_ns: Option<u64>,
     pub entries: u64,
     pub files: u64,
     pub bytes: u64,

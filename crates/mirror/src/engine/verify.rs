@@ -255,7 +255,7 @@ impl Walk<'_> {
                 }
                 (reading.meta != row.state.meta).then_some("attributes")
             }
-            ReadEnd::Moved => None,
+            ReadEnd::Moved | ReadEnd::Later => None,
             ReadEnd::Failed(_) => Some("unreadable"),
         }
     }

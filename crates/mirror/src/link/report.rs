@@ -33,6 +33,8 @@ pub struct Report {
     pub last_change: Option<LastChange>,
     /// Bytes of long files read since capture began: something goes on, though nothing else is to be told yet.
     pub read_bytes: u64,
+    /// Since when, by the worker's clock, a large file waits to be read. `None`: none does.
+    pub behind_since_ns: Option<u64>,
     /// Things worth a line, the newest last; `notices_total` counts all there ever were.
     pub notices: Vec<String>,
     pub notices_total: u64,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mirror::capture::read::hasher;
 use mirror::capture::run::CaptureOptions;
-use mirror::capture::sink::NoSink;
+use mirror::capture::sink::{NoSink, Sink};
 use mirror::disk::RealDisk;
 use mirror::engine::options::Detector;
 use mirror::engine::session::{Session, SessionError, SessionSetup};
@@ -27,6 +27,16 @@ pub fn open_with(
     detector: Option<Detector>,
     capture: CaptureOptions,
 ) -> Result<Session, SessionError> {
+    open_sinking(tree, state, detector, capture, Arc::new(NoSink))
+}
+
+pub fn open_sinking(
+    tree: &Path,
+    state: &Path,
+    detector: Option<Detector>,
+    capture: CaptureOptions,
+    sink: Arc<dyn Sink>,
+) -> Result<Session, SessionError> {
     mirror::sys::lease::init();
     fs::create_dir_all(state).unwrap();
     Session::open(SessionSetup {
@@ -37,7 +47,7 @@ pub fn open_with(
         index_options: Default::default(),
         log_options: Default::default(),
         filter: Arc::new(Filter::none()),
-        sink: Arc::new(NoSink),
+        sink,
         detector,
         released: None,
         capture,

@@ -1,7 +1,6 @@
 //! Hints: what the kernel said becomes names that are due, at once or when they are quiet.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
 
 use mirror_core::hints::{Hint, Hints};
 use mirror_core::reconcile::{Dir, Dirty, Source};
@@ -76,7 +75,9 @@ impl Capture {
                 }
             }
         }
-        self.hold_back(&rows, &mut found.dirty)?;
+        if !self.source.reads.is_idle() {
+            self.heard_of_large(&hint, &mut found, now);
+        }
         self.settle.accept(&mut found, now);
         for dir in found.unknown {
             let walker = &mut self.source.walker;
@@ -97,56 +98,6 @@ impl Capture {
             }
         }
         Ok(())
-    }
-
-    /// A large file that is written again and again is not read whole each time: it waits, the larger the longer.
-    pub(super) fn hold_back(
-        &mut self,
-        rows: &Index,
-        dirty: &mut Vec<(At, Dirty, Phase)>,
-    ) -> Result<(), Fatal> {
-        if self.large.is_empty() {
-            return Ok(());
-        }
-        let mut kept = Vec::with_capacity(dirty.len());
-        for (at, bits, phase) in dirty.drain(..) {
-            let due = bits
-                .wrote
-                .iter()
-                .filter_map(|id| self.large.get(id))
-                .max()
-                .copied();
-            match due {
-                Some(due) if due > Instant::now() && rows.name(&at)?.is_some() => {
-                    self.delayed
-                        .entry(at)
-                        .or_insert((due, Dirty::default()))
-                        .1
-                        .merge(bits);
-                }
-                _ => kept.push((at, bits, phase)),
-            }
-        }
-        *dirty = kept;
-        Ok(())
-    }
-
-    /// Large files whose time has come, or (`all`) all of them.
-    pub(super) fn release_delayed(&mut self, all: bool) {
-        let now = Instant::now();
-        let now_ms = self.now_ms();
-        let due: Vec<At> = self
-            .delayed
-            .iter()
-            .filter(|(_, (due, _))| all || *due <= now)
-            .map(|(at, _)| at.clone())
-            .collect();
-        for at in due {
-            if let Some((_, dirty)) = self.delayed.remove(&at) {
-                self.settle.hint(at, dirty, Phase::Final, now_ms);
-            }
-        }
-        self.large.retain(|_, due| *due > now);
     }
 
     /// A name that was just made and is nothing that will be written and closed: a symlink, a node, one more link.

@@ -18,12 +18,8 @@ use crate::log::{Draft, LogError};
 use crate::sys::{lease, open, stat};
 /// Names looked at in one reconcile.
 pub(super) const DUE_MAX: usize = 2048;
-/// From here on a file that changes all the time is read only so often...
-const LARGE_BYTES: u64 = 32 << 20;
-/// ... that reading it takes so many bytes a second ...
-const LARGE_BYTES_PER_S: f64 = 64e6;
-/// ... but at least this often.
-const LARGE_WAIT_MAX: Duration = Duration::from_secs(300);
+/// A large file that is only held open is read once more after so many times what its last read took.
+const HELD_OPEN_TIMES: u64 = 30;
 
 pub(super) struct Failing {
     pub dirty: Dirty,
@@ -46,7 +42,8 @@ impl Capture {
         let mut rounds = 0;
         loop {
             let due = self.settle.take(now, DUE_MAX);
-            if (due.is_empty() && !self.root_dirty) || self.shared.is_stopping() {
+            let none = due.is_empty() && !self.root_dirty;
+            if self.shared.is_stopping() || (none && !(self.drop_unused() && all)) {
                 return Ok(());
             }
             let roots: &[ObjectId] = if std::mem::take(&mut self.root_dirty) {
@@ -73,23 +70,31 @@ impl Capture {
             group_records_max: self.options.group_records_max,
         };
         let index = self.index.clone();
-        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
-        let outcome = match ahead {
-            Some(ahead) => {
-                let mut source = Prepared::new(&mut self.source, ahead);
-                reconcile(&*rows, &mut source, dirty, dirs, next, limits)?
+        if let Some(ahead) = ahead {
+            let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+            let mut source = Prepared::new(&mut self.source, ahead);
+            let outcome = reconcile(&*rows, &mut source, dirty, dirs, next, limits)?;
+            drop(rows);
+            return self.commit_unless_stopping(outcome);
+        }
+        let mut dirty = self.without_held(dirty);
+        loop {
+            let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+            let outcome = reconcile(&*rows, &mut self.source, dirty.clone(), dirs, next, limits)?;
+            drop(rows);
+            // Something that must wait for a large file was found: the rest is looked at without it.
+            if !self.hold_for_large(&outcome, &mut dirty) {
+                return self.commit_unless_stopping(outcome);
             }
-            None => reconcile(&*rows, &mut self.source, dirty, dirs, next, limits)?,
-        };
-        drop(rows);
+            self.give_up(outcome);
+        }
+    }
+
+    fn commit_unless_stopping(&mut self, outcome: Outcome) -> Result<u64, Fatal> {
         self.hints.looked();
         if self.shared.is_stopping() {
             // Looks were broken off. The next session's scan finds it all.
-            for proposed in outcome.group {
-                if let Body::Token(token) = proposed.body {
-                    self.sink.forget(token);
-                }
-            }
+            self.give_up(outcome);
             return Ok(0);
         }
         self.commit(outcome)
@@ -106,8 +111,11 @@ impl Capture {
             busy,
             again,
             foreign,
+            later,
             ..
         } = outcome;
+        self.want_large(later);
+        let mut bound = BTreeSet::new();
         let now = Instant::now();
         let now_ms = self.now_ms();
         for at in settled {
@@ -134,6 +142,7 @@ impl Capture {
                     Body::None => None,
                     Body::Bytes(bytes) => Some(store.put(&bytes).map_err(LogError::from)?),
                     Body::Token(token) => {
+                        bound.insert(token);
                         if let Some(object) = proposed.change.object() {
                             self.sink.bind(token, object);
                         }
@@ -179,6 +188,7 @@ impl Capture {
             drop(rows);
             self.index_dirty = true;
         }
+        self.used_large(&bound)?;
         let unconfirmed = self.confirmable(unconfirmed)?;
         self.unconfirmed.add(unconfirmed, now_ms);
         for id in busy {
@@ -193,7 +203,6 @@ impl Capture {
         let mut last = None;
         let mut fuzzy = Vec::new();
         let mut proven = 0;
-        let mut large = Vec::new();
         for record in records {
             let at = match &record.change {
                 Change::Create { at, .. } | Change::Link { at, .. } | Change::Unlink { at, .. } => {
@@ -209,10 +218,6 @@ impl Capture {
             last = at.or(last);
             if let (Some(content), Some(id)) = (record.change.content(), record.change.object()) {
                 proven += u64::from(content.proven);
-                if content.bytes >= LARGE_BYTES {
-                    let wait = Duration::from_secs_f64(content.bytes as f64 / LARGE_BYTES_PER_S);
-                    large.push((id, Instant::now() + wait.min(LARGE_WAIT_MAX)));
-                }
                 fuzzy.push((id, content.fuzzy, at));
             }
         }
@@ -233,7 +238,6 @@ impl Capture {
                 )
             })
             .collect();
-        self.large.extend(large);
         let mut status = self.shared.lock();
         if last.is_some() {
             status.last_change = last;
@@ -324,7 +328,7 @@ impl Capture {
             None
         };
         drop(rows);
-        let Some(parent) = parent else {
+        let (Some(parent), Some(handle)) = (parent, object.local.handle.clone()) else {
             self.hot.remove(id);
             return Ok(());
         };
@@ -345,7 +349,11 @@ impl Capture {
             lease::writable_by_anyone(&fd).unwrap_or(true) && !crate::planted::is("trust_unproven");
         let moved = found.ctime != object.local.ctime;
         // Without leases, or where stores show nowhere (tmpfs), the bytes themselves are asked at the long interval.
-        let long = self.hot.interval_ms(id) >= HotList::INTERVAL_MS_MAX;
+        let long = self.hot.interval_ms(id) >= HotList::INTERVAL_MS_MAX
+            && self.source.reads.is_apart(&handle, HELD_OPEN_TIMES, now);
+        if moved {
+            self.source.reads.heard(&handle, now);
+        }
         if writers {
             let _ = lease::write_protect(&fd);
             self.hot.add(id, moved, now);

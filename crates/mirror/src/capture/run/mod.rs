@@ -6,6 +6,7 @@
 
 mod durable;
 mod heard;
+mod large;
 mod look;
 mod scans;
 mod tell;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Select, Sender};
 use mirror_core::guard::Alarm;
 use mirror_core::hints::{Hints, Unconfirmed};
+use mirror_core::reads::{ReadLimits, Reads};
 use mirror_core::reconcile::Dirty;
 use mirror_core::settle::{HotList, Phase, Settle, SettleLimits};
 use mirror_core::{At, Local, ObjectId, Position, Rows};
@@ -26,6 +28,7 @@ use mirror_core::{At, Local, ObjectId, Position, Rows};
 use super::kernel::KernelSource;
 use super::prepared::PreparedDir;
 use super::read::{ReadOptions, Reader};
+use super::readers::Readers;
 use super::sink::Sink;
 use super::state::{Barrier, Ended, Order, Shared};
 use super::tree::{SourceTree, Walker};
@@ -41,6 +44,7 @@ use unheard::Unheard;
 pub struct CaptureOptions {
     pub settle: SettleLimits,
     pub read: ReadOptions,
+    pub reads: ReadLimits,
     pub scan_threads: usize,
     /// The rolling scan, as safety net; without events the only detector.
     pub scan_interval: Duration,
@@ -63,6 +67,7 @@ impl Default for CaptureOptions {
         CaptureOptions {
             settle: SettleLimits::default(),
             read: ReadOptions::default(),
+            reads: ReadLimits::default(),
             scan_threads: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)),
             scan_interval: Duration::from_secs(3600),
             group_records_max: 4096,
@@ -120,10 +125,9 @@ pub struct Capture {
     want_some: BTreeSet<ObjectId>,
     ahead: VecDeque<PreparedDir>,
     failing: BTreeMap<At, Failing>,
-    /// Large files just read, and before when they are not read again.
-    large: BTreeMap<ObjectId, Instant>,
-    /// Large files that were written meanwhile.
-    delayed: BTreeMap<At, (Instant, Dirty)>,
+    readers: Readers,
+    /// Since when something is not in the log that waits for a large file, as it was told.
+    behind_ms: Option<u64>,
     barriers: Vec<Asked>,
     unheard: Unheard,
     root_dirty: bool,
@@ -149,6 +153,10 @@ struct Asked {
     answer: Sender<Barrier>,
     /// Scans that ended since.
     scans: u32,
+    /// All that was dirty then was looked at; large files may still be being read.
+    looked_ms: Option<u64>,
+    /// How often more of them were found by then.
+    rounds: u32,
 }
 
 /// What must end the loop.
@@ -194,7 +202,11 @@ impl Capture {
             filter: filter.clone(),
             watch: watch.clone(),
             more,
+            reads: Reads::new(options.reads),
+            used: Vec::new(),
+            sunk: Vec::new(),
         };
+        let readers = Readers::new(options.read.clone(), sink.clone());
         let now = Instant::now();
         Capture {
             tree,
@@ -219,8 +231,8 @@ impl Capture {
             want_some: BTreeSet::new(),
             ahead: VecDeque::new(),
             failing: BTreeMap::new(),
-            large: BTreeMap::new(),
-            delayed: BTreeMap::new(),
+            readers,
+            behind_ms: None,
             barriers: Vec::new(),
             unheard: Unheard::default(),
             last_scan_began: None,
@@ -248,6 +260,7 @@ impl Capture {
             Err(Fatal::Index(error)) => Ended::Failed(error),
         };
         self.running = None;
+        self.close_readers();
         if !matches!(ended, Ended::Failed(_)) {
             let closed = self
                 .flush()
@@ -276,8 +289,9 @@ impl Capture {
             self.hear()?;
             self.scan_found()?;
             self.start_scan()?;
-            self.release_delayed(false);
+            self.take_read();
             self.look_at_due(false)?;
+            self.read_large()?;
             self.look_at_hot()?;
             self.look_at_linked(false)?;
             self.count_unwatched();
@@ -285,6 +299,7 @@ impl Capture {
             self.flush_in_turn()?;
             self.flush_index(false)?;
             self.answer_barriers()?;
+            self.tell_behind();
             self.publish();
             if self.shared.is_stopping() || self.wait()? {
                 return Ok(());
@@ -345,8 +360,10 @@ impl Capture {
         {
             timeout = timeout.min(Duration::from_millis(next.saturating_sub(now)));
         }
-        if let Some(due) = self.delayed.values().map(|(due, _)| *due).min() {
-            timeout = timeout.min(due.saturating_duration_since(Instant::now()));
+        if let Some(room) = self.readers.room()
+            && let Some(next) = self.source.reads.next_ms(room)
+        {
+            timeout = timeout.min(Duration::from_millis(next.saturating_sub(now)));
         }
         if self.unflushed {
             timeout = timeout.min(Duration::from_millis(20));
@@ -366,6 +383,8 @@ impl Capture {
         let mut select = Select::new();
         let wake_at = select.recv(&wake);
         let orders_at = select.recv(&orders);
+        let read = self.readers.ended().clone();
+        select.recv(&read);
         if let Some(found) = &found {
             select.recv(found);
         }
@@ -389,6 +408,8 @@ impl Capture {
                     since: Instant::now(),
                     answer,
                     scans: 0,
+                    looked_ms: None,
+                    rounds: 0,
                 });
             }
             Ok(Order::Rescan) => self.want_all = Some(self.want_all.unwrap_or(Why::Rolling)),

@@ -383,6 +383,10 @@ impl Capture {
                 };
                 match (rows.by_handle(&dir.handle)?, &dir.own) {
                     (Some(id), _) => {
+                        // Events told of these; they are being read.
+                        let reads = &self.source.reads;
+                        dir.entries
+                            .retain(|_, reading| !reads.contains(&reading.seen.handle));
                         if let Some(token) = dir.token {
                             self.sink.bind(token, id);
                         }

@@ -16,6 +16,7 @@ impl Capture {
     pub(super) fn answer_barriers(&mut self) -> Result<(), Fatal> {
         // Where directories come and events are lost without end, all was looked at often enough some time.
         const SCANS_MAX: u32 = 4;
+        const ROUNDS_MAX: u32 = 16;
         if self.barriers.is_empty() || self.shared.is_stopping() {
             return Ok(());
         }
@@ -23,6 +24,10 @@ impl Capture {
         if patient
             && (self.running.is_some() || self.want_all.is_some() || !self.want_some.is_empty())
         {
+            return Ok(());
+        }
+        let looked = self.barriers.iter().all(|asked| asked.looked_ms.is_some());
+        if looked && !self.is_covered() {
             return Ok(());
         }
         let began = self.last_scan_began;
@@ -41,7 +46,11 @@ impl Capture {
                 return Ok(());
             }
             let now = self.now_ms();
-            for id in self.hot.objects() {
+            for id in if looked {
+                Vec::new()
+            } else {
+                self.hot.objects()
+            } {
                 let Some(at) = self
                     .rows()
                     .object(id)?
@@ -59,7 +68,6 @@ impl Capture {
                     now,
                 );
             }
-            self.release_delayed(true);
             self.look_at_linked(true)?;
             self.look_at_due(true)?;
             if self.shared.is_stopping() || (patient && !self.want_some.is_empty()) {
@@ -70,6 +78,20 @@ impl Capture {
                 break;
             }
         }
+        let now_ms = self.now_ms();
+        for asked in &mut self.barriers {
+            asked.looked_ms.get_or_insert(now_ms);
+        }
+        // What was found to be too large to be read there is being read. Where such files come without end, all those
+        // that were there were read some time.
+        let all = self.read_large()?;
+        if !(self.is_covered() && all)
+            && self.barriers.iter().all(|asked| asked.rounds < ROUNDS_MAX)
+        {
+            self.barriers.iter_mut().for_each(|asked| asked.rounds += 1);
+            return Ok(());
+        }
+
         if self.tree.lost().is_some() {
             // What was looked at is not what a person finds there now. The guard holds in a moment.
             return Ok(());

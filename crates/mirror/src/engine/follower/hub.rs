@@ -406,8 +406,12 @@ impl Hub {
             _ if behind > 0 || !known.connected => known.caught_up.elapsed().as_secs_f64(),
             _ => 0.0,
         };
+        let unread = report.behind_since_ns.map_or(0.0, |since| {
+            let there = i128::from(now_ns()) + i128::from(known.offset_ns);
+            (there - i128::from(since)).max(0) as f64 / 1e9
+        });
         status.lag = Lag {
-            seconds,
+            seconds: unread.max(seconds),
             records: behind,
             bytes: 0,
         };

@@ -222,8 +222,11 @@ impl Outer {
             Some(since) if behind > 0 => now_ns().saturating_sub(since) as f64 / 1e9,
             _ => 0.0,
         };
+        let unread = capture
+            .behind_since_ns
+            .map_or(0.0, |since| now_ns().saturating_sub(since) as f64 / 1e9);
         status.lag = Lag {
-            seconds,
+            seconds: unread.max(seconds),
             records: behind,
             bytes: 0,
         };

@@ -239,6 +239,7 @@ impl Live {
         report.bytes = status.bytes;
         report.last_change.clone_from(&status.last_change);
         report.read_bytes = self.shared.read_bytes.load(Ordering::Relaxed);
+        report.behind_since_ns = status.behind_since_ns;
     }
 }
 
