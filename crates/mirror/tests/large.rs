@@ -121,10 +121,6 @@ impl Bed {
         bed
     }
 
-    fn at(&self, path: &str) -> PathBuf {
-        self.tree.join(path)
-    }
-
     /// Does something by another process: our own changes are not events. `large FILE` makes a large file.
     fn sh(&self, script: &str) {
         let large = format!("large() {{ head -c {LARGE} /dev/zero | tr '\\0' x > \"$1\"; }}");
