@@ -358,6 +358,11 @@ impl Hub {
         lock(&self.known).report.clone()
     }
 
+    /// The end of the worker's log, as last heard.
+    pub fn known_end(&self) -> Option<Position> {
+        lock(&self.known).end.map(|end| end.position)
+    }
+
     pub fn applied(&self) -> Option<Position> {
         let handles = lock(&self.known).handles.clone();
         handles.and_then(|handles| handles.applied.lock().applied)
@@ -460,7 +465,8 @@ impl Hub {
         status.rolling = applied.rolling;
         let scanning = report.scan.is_some();
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
-        if known.arrived && known.connected && behind == 0 && !scanning && well {
+        let held = applied.hold.is_some() || report.hold.is_some();
+        if known.arrived && known.connected && behind == 0 && !scanning && well && !held {
             status.equal_at = Some(status.now);
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {

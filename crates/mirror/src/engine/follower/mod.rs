@@ -26,7 +26,7 @@ use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
 use super::control::{Handle, StateLock, persist_status, serve, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
-use super::local::{holds_something, outer::hold, told_arrival};
+use super::local::{JUDGED_WITHIN, holds_something, outer::hold, told_arrival};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::reserve;
@@ -65,6 +65,14 @@ struct Variant {
 /// How one session ended.
 enum End {
     Done(RunEnd),
+    /// All that was there at the start is done, as told here: said once nothing more can be held.
+    Arrived {
+        status: Box<Status>,
+        extras: u64,
+        began: Instant,
+        failed: u64,
+        fuzzy: u64,
+    },
     Stopped,
     Paused,
     /// DST or its state is not there any more.
@@ -168,6 +176,23 @@ impl Follower {
                 End::Done(end) => {
                     self.finish(end.held.clone().map_or(State::Stopped, State::Hold));
                     return Ok(end);
+                }
+                End::Arrived {
+                    status,
+                    extras,
+                    began,
+                    failed,
+                    fuzzy,
+                } => {
+                    told_arrival(&*self.ui, &status, extras, began);
+                    self.finish(State::Stopped);
+                    return Ok(RunEnd {
+                        failed,
+                        fuzzy,
+                        extras,
+                        held: None,
+                        stopped: false,
+                    });
                 }
                 End::Stopped => {
                     let state = self.hub.snapshot().state;
@@ -467,7 +492,11 @@ impl Follower {
         self.hub.close();
         // What it has made is found again by comparing.
         drop(begin.map(Begin::join));
+        let told = apply.as_ref().map(|apply| apply.applied.clone());
         let applied = apply.map_or(Ok(()), |apply| apply.stop().map(drop));
+        // Held while it was being closed, here or there.
+        let held = told.and_then(|told| told.lock().hold.clone());
+        let held = held.or_else(|| self.hub.known_report().hold);
         if let Some(log) = log.lock().unwrap_or_else(PoisonError::into_inner).take()
             && let Err(error) = log.finish()
         {
@@ -477,7 +506,12 @@ impl Follower {
             )));
         }
         match (end?, applied) {
-            (End::Done(_), Err(reason)) => Ok(End::Retry(reason)),
+            (End::Arrived { extras, .. }, _) if held.is_some() => Ok(End::Done(RunEnd {
+                extras,
+                held,
+                ..RunEnd::default()
+            })),
+            (End::Done(_) | End::Arrived { .. }, Err(reason)) => Ok(End::Retry(reason)),
             (end, _) => Ok(end),
         }
     }
@@ -882,9 +916,11 @@ impl Session<'_> {
             First::Applying(covered) => {
                 self.progress(status);
                 let covered = covered.clone();
-                if covered
-                    .position
-                    .is_none_or(|wanted| status.positions.applied >= Some(wanted))
+                let held = matches!(status.state, State::Hold(_));
+                if !held
+                    && covered
+                        .position
+                        .is_none_or(|wanted| status.positions.applied >= Some(wanted))
                 {
                     return self.first_applied(&covered);
                 }
@@ -946,6 +982,23 @@ impl Session<'_> {
         }));
     }
 
+    /// What is known of the source by now went through the guard, too: a short while is spent on that at the end of a run.
+    fn judged(&self, apply: &ApplyLoop) {
+        let hub = &self.follower.hub;
+        let end = hub.known_end();
+        let until = Instant::now() + JUDGED_WITHIN;
+        let mut state = apply.applied.lock();
+        while state.applied < end
+            && state.hold.is_none()
+            && state.ended.is_none()
+            && Instant::now() < until
+            && hub.is_connected()
+            && !self.follower.options.stop.requested()
+        {
+            state = apply.applied.wait(state, Duration::from_millis(50));
+        }
+    }
+
     /// Everything that there was at the start is applied.
     fn first_applied(&mut self, covered: &Covered) -> Result<Option<End>, RunError> {
         let follower = self.follower;
@@ -969,9 +1022,24 @@ impl Session<'_> {
             None => 0,
         };
         hub.adopted();
+        let ends = options.once || left > 0;
+        if ends {
+            self.judged(apply);
+        }
+        // It may have come meanwhile. While it stands nothing is called equal.
+        let held = hub.refresh().state;
+        if let State::Hold(hold) = held {
+            return Ok(ends.then(|| {
+                End::Done(RunEnd {
+                    extras: left,
+                    held: Some(hold),
+                    ..RunEnd::default()
+                })
+            }));
+        }
         let status = hub.arrived(left);
-        let equal = told_arrival(&*follower.ui, &status, left, self.began);
-        if !options.once && left == 0 {
+        if !ends {
+            let equal = told_arrival(&*follower.ui, &status, left, self.began);
             if let Some(every) = options.verify_every {
                 let _ = apply.orders.send(ApplyOrder::Roll(every));
             }
@@ -981,13 +1049,13 @@ impl Session<'_> {
         let (done, answer) = bounded(1);
         let _ = apply.orders.send(ApplyOrder::Checkpoint(done));
         Ok(Some(match answer.recv_timeout(Duration::from_secs(600)) {
-            Ok(Ok(())) => End::Done(RunEnd {
+            Ok(Ok(())) => End::Arrived {
                 failed: status.failed_total.max(covered.report.failed_total),
                 fuzzy: status.counters.fuzzy.max(covered.report.fuzzy_total),
+                status: Box::new(status),
                 extras: left,
-                held: None,
-                stopped: false,
-            }),
+                began: self.began,
+            },
             Ok(Err(text)) => End::Retry(text),
             Err(_) => End::Retry("the copy's index could not be saved".into()),
         }))

@@ -13,6 +13,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Select};
+use mirror_core::guard::Alarm;
 
 use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
@@ -39,7 +40,12 @@ use place::{Place, inode};
 
 /// How one session ended.
 enum End {
-    Done(RunEnd),
+    /// All that was there at the start is done, as told here: said once nothing more can be held.
+    Arrived {
+        status: Box<Status>,
+        extras: u64,
+        began: Instant,
+    },
     Stopped,
     Paused,
     Held(Hold),
@@ -125,7 +131,20 @@ impl Mirror {
             };
             self.outer.close();
             match end {
-                End::Done(end) => return Ok(self.finish(end)),
+                End::Arrived {
+                    status,
+                    extras,
+                    began,
+                } => {
+                    told_arrival(&*self.ui, &status, extras, began);
+                    return Ok(self.finish(RunEnd {
+                        failed: status.failed_total,
+                        fuzzy: status.counters.fuzzy,
+                        extras,
+                        held: None,
+                        stopped: false,
+                    }));
+                }
                 End::Stopped => {
                     return Ok(self.finish(RunEnd {
                         stopped: true,
@@ -266,9 +285,13 @@ impl Mirror {
     }
 
     fn hold(&self, hold: &mut Hold) {
+        // Apply tells its own.
+        let told = self.outer.snapshot().state == State::Hold(hold.clone());
         told_if_empty(hold, &self.source);
         let hold = hold.clone();
-        self.ui.event(Event::Held(hold.clone()));
+        if !told {
+            self.ui.event(Event::Held(hold.clone()));
+        }
         self.outer.set_state(State::Hold(hold));
         self.persist();
     }
@@ -497,12 +520,22 @@ impl Mirror {
         self.outer.stopping.store(true, Ordering::Release);
         self.outer.close();
         let ended = session.stop();
+        let told = apply.applied.clone();
         let applied = apply.stop();
         let end = end?;
-        if let (End::Done(_) | End::Stopped, Ended::Failed(reason)) = (&end, &ended) {
+        if let (End::Arrived { .. } | End::Stopped, Ended::Failed(reason)) = (&end, &ended) {
             return Ok(End::Retry(reason.clone()));
         }
-        if let (End::Done(_), Err(reason)) = (&end, applied) {
+        if matches!(end, End::Arrived { .. }) {
+            // Held while it was being closed.
+            if let Some(hold) = told.lock().hold.clone() {
+                return Ok(End::Held(hold));
+            }
+            if let Ended::Held(alarm, _) = &ended {
+                return Ok(End::Held(unexplained(alarm)));
+            }
+        }
+        if let (End::Arrived { .. }, Err(reason)) = (&end, applied) {
             return Ok(End::Retry(reason));
         }
         Ok(end)
@@ -634,11 +667,7 @@ impl Mirror {
             }
             if let Some(ended) = session.ended() {
                 return Ok(match ended {
-                    Ended::Held(alarm, _) => End::Held(hold_of(
-                        &alarm,
-                        HoldReason::Unexplained,
-                        "are gone, and no event says why",
-                    )),
+                    Ended::Held(alarm, _) => End::Held(unexplained(&alarm)),
                     Ended::Failed(reason) => End::Retry(reason),
                     Ended::Stopped => End::Retry("capture stopped by itself".into()),
                 });
@@ -689,6 +718,21 @@ impl Mirror {
             First::Following { .. } => {
                 self.options.stop.wait(10 * NAP);
             }
+        }
+    }
+
+    /// What is in the log by now went through the guard, too: a short while is spent on that at the end of a run.
+    fn judged(&self, session: &Session, apply: &ApplyLoop) {
+        let end = session.reader.tail().durable().map(|end| end.position);
+        let until = Instant::now() + JUDGED_WITHIN;
+        let mut state = apply.applied.lock();
+        while state.applied < end
+            && state.hold.is_none()
+            && state.ended.is_none()
+            && Instant::now() < until
+            && !self.options.stop.requested()
+        {
+            state = apply.applied.wait(state, Duration::from_millis(50));
         }
     }
 
@@ -789,18 +833,25 @@ impl Mirror {
                         Extras::None => 0,
                         Extras::Left(left) => left,
                     };
-                    let status = self.outer.arrived(left);
-                    let equal = told_arrival(&*self.ui, &status, left, began);
-                    reserve::take(&self.options.state_dir);
-                    if self.options.once || left > 0 {
-                        return Ok(Some(End::Done(RunEnd {
-                            failed: status.failed_total,
-                            fuzzy: status.counters.fuzzy,
-                            extras: left,
-                            held: None,
-                            stopped: false,
-                        })));
+                    let ends = self.options.once || left > 0;
+                    if ends {
+                        self.judged(session, apply);
                     }
+                    // It may have come meanwhile. While it stands nothing is called equal.
+                    let held = apply.applied.lock().hold.clone();
+                    if let Some(hold) = held {
+                        return Ok(ends.then_some(End::Held(hold)));
+                    }
+                    let status = self.outer.arrived(left);
+                    reserve::take(&self.options.state_dir);
+                    if ends {
+                        return Ok(Some(End::Arrived {
+                            status: Box::new(status),
+                            extras: left,
+                            began,
+                        }));
+                    }
+                    let equal = told_arrival(&*self.ui, &status, left, began);
                     if let Some(every) = self.options.verify_every {
                         let _ = apply.orders.send(ApplyOrder::Roll(every));
                     }
@@ -834,6 +885,17 @@ enum First {
         equal: bool,
     },
 }
+
+fn unexplained(alarm: &Alarm) -> Hold {
+    hold_of(
+        alarm,
+        HoldReason::Unexplained,
+        "are gone, and no event says why",
+    )
+}
+
+/// How long a run that is done waits for what came while it went on.
+pub const JUDGED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Rounds that wait for what failed at first.
 const ROUNDS_MAX: u32 = 3;
