@@ -488,6 +488,55 @@ fn a_full_copy_is_started_and_makes_room() {
 }
 
 #[test]
+fn a_full_copy_without_an_inode_is_started_and_heals() {
+    lab::in_private_namespace("a_full_copy_without_an_inode_is_started_and_heals", |lab| {
+        let source = testkit::need!(lab.ext4(128));
+        // A new inode needs a chunk of blocks there.
+        let backup = testkit::need!(lab.xfs(320));
+        let (src, dst) = (source.dir("src").unwrap(), backup.path().join("dst"));
+        fill(&src, 3);
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        let filler = fs::File::create(backup.path().join("filler")).unwrap();
+        let fill_up = || {
+            for piece in [1 << 20, 4096, 1] {
+                while (&filler).write_all(&vec![1; piece]).is_ok() {}
+            }
+        };
+        fill_up();
+        for n in 0..300 {
+            fs::write(src.join(format!("f{n}")), vec![n as u8; 20_000]).unwrap();
+        }
+        mirror.printed("No space left on device");
+        // The mirror that runs uses up what was kept in reserve.
+        let reserve = backup.path().join("dst.fs_mirror/reserve");
+        wait_until("the reserve is given up", DEADLINE, || !reserve.exists()).unwrap();
+        mirror.kill();
+        fill_up();
+        for n in 0..1000 {
+            if fs::write(backup.path().join(format!("{n}")), "").is_err() {
+                break;
+            }
+        }
+        let once = run(mirror_arguments(&src, &dst, &["--once"]));
+        assert!(matches!(once.code, 1 | 3), "{once:?}");
+        assert!(once.stderr.contains("commands find it without"), "{once:?}");
+        let mut mirror = start(&src, &dst);
+        mirror.printed("No space left on device");
+        mirror.wait_state("failed");
+        assert_eq!(mirror.program.ended().unwrap(), None, "it waits");
+        drop(filler);
+        fs::remove_file(backup.path().join("filler")).unwrap();
+        mirror.must_be_equal();
+        // And is found as ever from the next start on.
+        mirror.stop();
+        let mut mirror = start(&src, &dst);
+        mirror.must_be_equal();
+        assert!(backup.path().join("dst.fs_mirror/control.sock").exists());
+    });
+}
+
+#[test]
 fn a_state_directory_of_another_user_is_refused() {
     lab::in_private_namespace("a_state_directory_of_another_user_is_refused", |lab| {
         let (image, src, dst) = testkit::need!(place(lab));

@@ -6,6 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::event::RunError;
 
 const FILE: &str = "reserve";
 const BYTES_MIN: u64 = 2 << 20;
@@ -49,6 +52,23 @@ pub fn take(state: &Path) {
 /// Gives it up where the file system is full.
 pub fn give_up(state: &Path) {
     if room(state).is_some_and(|(keep, free)| free < keep) {
-        let _ = fs::remove_file(state.join(FILE));
+        let file = state.join(FILE);
+        // XFS frees at once what is cut off, and later what is removed.
+        if let Ok(file) = OpenOptions::new().write(true).open(&file) {
+            let _ = file.set_len(0);
+        }
+        let _ = fs::remove_file(file);
     }
+}
+
+/// Whether a mirror that was begun could not go on for want of room only, which may come.
+pub fn is_waited_for(error: &RunError, state: &Path) -> bool {
+    let RunError::Failed(error) = error else {
+        return false;
+    };
+    // Errors have become lines on their way here; the number in them is the kernel's.
+    let line = format!("{error:#}");
+    let has = |errno: Errno| line.contains(&format!("(os error {})", errno.raw_os_error()));
+    let begun = || fs::read_dir(state.join("log")).is_ok_and(|mut log| log.next().is_some());
+    (has(Errno::NOSPC) || has(Errno::DQUOT)) && begun()
 }

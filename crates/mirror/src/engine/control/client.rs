@@ -41,7 +41,10 @@ impl Client {
             _ => ClientError::Io(e),
         };
         let place = SocketPlace::open(state_dir).map_err(none)?;
-        let stream = UnixStream::connect(place.path()).map_err(none)?;
+        let stream = UnixStream::connect(place.path()).or_else(|e| match none(e) {
+            ClientError::NotRunning => place.connect_without_a_file().map_err(none),
+            error => Err(error),
+        })?;
         stream
             .set_write_timeout(Some(Duration::from_secs(STATUS_S_MAX)))
             .map_err(ClientError::Io)?;

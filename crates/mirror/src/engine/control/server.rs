@@ -28,6 +28,8 @@ pub struct Handle {
     stop: Stop,
     accepting: Option<thread::JoinHandle<()>>,
     clients: Arc<AtomicUsize>,
+    /// Why the socket has no file: commands on this host find it all the same.
+    pub without_a_file: Option<io::Error>,
 }
 
 /// Opens `control.sock` in the state directory, whose [`super::StateLock`] the caller holds: a socket found there is a
@@ -38,13 +40,21 @@ pub fn serve(state_dir: &Path, control: Arc<dyn Control>) -> io::Result<Handle> 
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(e.into()),
     }
-    let listener = UnixListener::bind(place.path())?;
-    chmodat(
-        place.dir(),
-        SOCKET,
-        Mode::RUSR | Mode::WUSR,
-        AtFlags::empty(),
-    )?;
+    let mut without_a_file = None;
+    let listener = match UnixListener::bind(place.path()) {
+        Ok(listener) => {
+            let ours = Mode::RUSR | Mode::WUSR;
+            chmodat(place.dir(), SOCKET, ours, AtFlags::empty())?;
+            listener
+        }
+        // A socket needs an inode, and for that some file systems need blocks.
+        Err(e) if is_no_room(&e) => {
+            let listener = place.bind_without_a_file()?;
+            without_a_file = Some(e);
+            listener
+        }
+        Err(e) => return Err(e),
+    };
     listener.set_nonblocking(true)?;
     let stop = Stop::new();
     let clients = Arc::new(AtomicUsize::new(0));
@@ -57,7 +67,13 @@ pub fn serve(state_dir: &Path, control: Arc<dyn Control>) -> io::Result<Handle> 
         stop,
         accepting: Some(accepting),
         clients,
+        without_a_file,
     })
+}
+
+fn is_no_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 impl Drop for Handle {

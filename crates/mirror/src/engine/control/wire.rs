@@ -3,9 +3,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
 use super::{ControlError, ReleaseReport, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
@@ -93,5 +97,24 @@ impl SocketPlace {
             self.state_dir.clone()
         };
         dir.join(SOCKET)
+    }
+
+    /// The name of a socket without a file, told by the directory: for the day when there is no inode left.
+    fn without_a_file(&self) -> io::Result<SocketAddr> {
+        let dir = fstat(&self.dir)?;
+        SocketAddr::from_abstract_name(format!("fs_mirror/{:x}/{:x}", dir.st_dev, dir.st_ino))
+    }
+    pub fn bind_without_a_file(&self) -> io::Result<UnixListener> {
+        UnixListener::bind_addr(&self.without_a_file()?)
+    }
+    /// Anybody may take that name: only root's, our own and the directory's owner's is answered.
+    pub fn connect_without_a_file(&self) -> io::Result<UnixStream> {
+        let stream = UnixStream::connect_addr(&self.without_a_file()?)?;
+        let (peer, dir) = (socket_peercred(&stream)?, fstat(&self.dir)?);
+        let ours = peer.uid == rustix::process::geteuid() || peer.uid.as_raw() == dir.st_uid;
+        if !peer.uid.is_root() && !ours {
+            return Err(Errno::CONNREFUSED.into());
+        }
+        Ok(stream)
     }
 }

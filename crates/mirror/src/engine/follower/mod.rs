@@ -153,6 +153,7 @@ struct Follower {
 
 impl Follower {
     fn run(&mut self) -> Result<RunEnd, RunError> {
+        reserve::give_up(&self.options.state_dir);
         let mut control = self.serve()?;
         let mut wait = Duration::from_millis(200);
         let stopped = RunEnd {
@@ -163,6 +164,9 @@ impl Follower {
             let began = Instant::now();
             let end = match self.session() {
                 Ok(end) => end,
+                Err(error) if reserve::is_waited_for(&error, &self.options.state_dir) => {
+                    End::Retry(error.to_string())
+                }
                 Err(error) => {
                     self.hub.close();
                     self.finish(State::Failed {
@@ -283,12 +287,19 @@ impl Follower {
     }
 
     fn serve(&self) -> Result<Handle, RunError> {
-        serve(&self.options.state_dir, self.hub.clone()).map_err(|e| {
+        let control = serve(&self.options.state_dir, self.hub.clone()).map_err(|e| {
             RunError::Failed(anyhow::anyhow!(
                 "cannot open the control socket in {}: {e}",
                 show(&self.options.state_dir)
             ))
-        })
+        })?;
+        if let Some(e) = &control.without_a_file {
+            self.ui.event(Event::Notice(format!(
+                "no file for the control socket in {}: {e}; commands find it without",
+                show(&self.options.state_dir)
+            )));
+        }
+        Ok(control)
     }
 
     fn finish(&self, state: State) {

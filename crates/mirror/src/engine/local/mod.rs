@@ -120,13 +120,18 @@ struct Mirror {
 
 impl Mirror {
     fn run(&mut self) -> Result<RunEnd, RunError> {
+        reserve::give_up(&self.options.state_dir);
         let mut control = self.serve()?;
         let mut wait = Duration::from_millis(200);
         loop {
             let began = Instant::now();
             let end = match self.session() {
                 Ok(end) => end,
-                Err(error) if self.ever => End::Retry(error.to_string()),
+                Err(error)
+                    if self.ever || reserve::is_waited_for(&error, &self.options.state_dir) =>
+                {
+                    End::Retry(error.to_string())
+                }
                 Err(error) => return Err(error),
             };
             self.outer.close();
@@ -263,12 +268,19 @@ impl Mirror {
     }
 
     fn serve(&self) -> Result<super::control::Handle, RunError> {
-        serve(&self.options.state_dir, self.outer.clone()).map_err(|e| {
+        let control = serve(&self.options.state_dir, self.outer.clone()).map_err(|e| {
             RunError::Failed(anyhow::anyhow!(
                 "cannot open the control socket in {}: {e}",
                 show(&self.options.state_dir)
             ))
-        })
+        })?;
+        if let Some(e) = &control.without_a_file {
+            self.ui.event(Event::Notice(format!(
+                "no file for the control socket in {}: {e}; commands find it without",
+                show(&self.options.state_dir)
+            )));
+        }
+        Ok(control)
     }
 
     fn finish(&mut self, end: RunEnd) -> RunEnd {
