@@ -108,6 +108,8 @@ fn check_in(
             ));
         }
     }
+    of_no_other(&typed_dst, "DST")?;
+    of_no_other(&state_dir, "the state directory")?;
     if let SourceSpec::Local(src) = &source {
         apart(table, src, &dst, "DST", cross)?;
         apart(table, src, &state_dir, "the state directory", cross)?;
@@ -121,6 +123,25 @@ fn check_in(
         state_dir,
         state_link,
     })
+}
+
+/// What lies inside another mirror's copy or state is that mirror's.
+fn of_no_other(path: &Path, what: &'static str) -> Result<(), PlaceError> {
+    for above in path.ancestors().skip(1) {
+        let inside = if default_state_dir(above).join("config.toml").is_file() {
+            "the copy"
+        } else if above.join("config.toml").is_file() && above.join("lock").is_file() {
+            "the state"
+        } else {
+            continue;
+        };
+        return unfit(format!(
+            "{what} {} is inside {inside} of another mirror, {}: name a place beside it",
+            show(path),
+            show(above)
+        ));
+    }
+    Ok(())
 }
 
 fn check_source(path: &Path) -> Result<PathBuf, PlaceError> {

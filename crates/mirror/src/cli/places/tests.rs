@@ -268,3 +268,30 @@ fn mounts_and_binds() {
         testkit::skip!("mounting is not allowed here");
     }
 }
+
+#[test]
+fn nothing_inside_another_mirror() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = &fs::canonicalize(dir.path()).unwrap();
+    make(dir, &["src", "d", "d.fs_mirror/adopted"]);
+    for file in ["d.fs_mirror/config.toml", "d.fs_mirror/lock"] {
+        fs::write(dir.join(file), "").unwrap();
+    }
+    let says = |dst, state| says(dir, "src", dst, state, &[]);
+    let beside = "another mirror, /d: name a place beside it";
+    let beside_state = "another mirror, /d.fs_mirror: name a place beside it";
+    assert_eq!(
+        says("d/in", None),
+        format!("DST /d/in is inside the copy of {beside}")
+    );
+    assert_eq!(
+        says("d.fs_mirror/adopted/x", None),
+        format!("DST /d.fs_mirror/adopted/x is inside the state of {beside_state}")
+    );
+    assert_eq!(
+        says("d2", Some("d/st")),
+        format!("the state directory /d/st is inside the copy of {beside}")
+    );
+    assert_eq!(says("d", None), "d Nothing d.fs_mirror");
+    assert_eq!(says("d2", None), "d2 Missing d2.fs_mirror");
+}
