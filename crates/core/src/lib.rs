@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod codec;
+pub mod doubt;
 pub mod filter;
 pub mod guard;
 pub mod hints;

@@ -153,6 +153,12 @@ impl Settle {
         self.waiting.contains_key(at)
     }
 
+    /// Whether a name that was hinted until then is still to be looked at.
+    pub fn waits_since(&self, until_ms: u64) -> bool {
+        let mut waiting = self.waiting.values();
+        waiting.any(|waiting| waiting.first_ms <= until_ms)
+    }
+
     /// When the next name is due.
     pub fn next_ms(&self) -> Option<u64> {
         self.due.first().map(|(due, _)| *due)

@@ -284,6 +284,7 @@ fn looked(
     };
     let limits = Limits {
         group_records_max: 10_000,
+        in_doubt: false,
     };
     let mut records = 0;
     let cost = counted(&rows, |rows| {

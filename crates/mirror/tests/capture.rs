@@ -2,10 +2,20 @@
 
 mod common;
 
-use common::session::{barrier, differences, open, open_with};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::session::{barrier, differences, open, open_sinking, open_with};
 use mirror::capture::run::CaptureOptions;
+use mirror::capture::sink::{Sink, SinkDir, SinkFile};
 use mirror::capture::state::Ended;
 use mirror::engine::options::Detector;
+use mirror::engine::session::Session;
+use mirror_core::hints::Unconfirmed;
+use mirror_core::{At, Name, ObjectId, Rows};
 use testkit::lab::{self, QueueLimit};
 use testkit::workload;
 
@@ -114,6 +124,133 @@ fn two_processes_race_and_files_are_read_apart() {
         }
         race_with(lab, 41, Some(40), None, options.clone());
         race_with(lab, 42, None, Some(Detector::Inotify), options);
+    });
+}
+
+/// A sink that lets the first scan worker who wants to read something new stand until it is told to go on.
+struct Gate {
+    stands: std::sync::mpsc::SyncSender<()>,
+    go_on: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Sink for Gate {
+    fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)> {
+        None
+    }
+    fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
+        None
+    }
+    fn bind(&self, _: u64, _: ObjectId) {}
+    fn forget(&self, _: u64) {}
+    fn room(&self) -> bool {
+        let _ = self.stands.try_send(());
+        // Once the other side is gone nobody waits.
+        let _ = self.go_on.lock().unwrap().recv();
+        true
+    }
+}
+
+/// Other bytes, with size and mtime as they were: only the ctime tells.
+fn forge(path: &Path) {
+    let before = fs::metadata(path).unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte ^= 1);
+    let mut file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all(&bytes).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
+}
+
+/// Whether the index has this path by now.
+fn knows(session: &Session, path: &str) -> bool {
+    let rows = session.index.read().unwrap();
+    let mut at = Some(ObjectId::ROOT);
+    for name in path.split('/') {
+        let name = Name::new(name.as_bytes()).unwrap();
+        at = at.and_then(|parent| rows.name(&At { parent, name }).unwrap());
+    }
+    at.is_some()
+}
+
+/// Files are forged while nobody looks. Then they, or directories above them, are renamed while the scan stands in the
+/// middle: from what it visited to what it did not, the other way, and where they are.
+fn moves_during_the_scan_after_a_start(lab: &testkit::lab::Lab) {
+    let image = testkit::need!(lab.ext4(64));
+    let tree = image.dir("tree").unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let at = |path: &str| tree.join(path);
+    for side in ["a", "z"] {
+        fs::create_dir_all(at(side).join("deep/deeper")).unwrap();
+        for name in ["file", "mode", "deep/file", "deep/deeper/file"] {
+            fs::write(at(side).join(name), name).unwrap();
+        }
+    }
+    fs::create_dir(at("m")).unwrap();
+    let session = open(&tree, state.path(), Some(Detector::Fanotify));
+    barrier(&session);
+    session.stop();
+
+    for side in ["a", "z"] {
+        for name in ["file", "mode", "deep/file", "deep/deeper/file"] {
+            forge(&at(side).join(name));
+        }
+    }
+    fs::write(at("m/new"), "new").unwrap();
+    let (stands, is_there) = std::sync::mpsc::sync_channel(1);
+    let (go_on, gate) = std::sync::mpsc::channel();
+    let options = CaptureOptions {
+        scan_threads: 1,
+        // So that the guard needs no survey first, and the one scan reads.
+        released: true,
+        ..CaptureOptions::default()
+    };
+    let sink = Arc::new(Gate {
+        stands,
+        go_on: gate.into(),
+    });
+    let detector = Some(Detector::Fanotify);
+    let session = open_sinking(&tree, state.path(), detector, options, sink).unwrap();
+    is_there.recv_timeout(Duration::from_secs(30)).unwrap();
+    let moved = [
+        ("a/file", "z/file_of_a"),
+        ("z/file", "a/file_of_z"),
+        ("a/deep", "z/deep_of_a"),
+        ("z/deep", "a/deep_of_z"),
+        ("a/mode", "a/mode_too"),
+        ("z/mode", "z/mode_too"),
+    ];
+    for (from, to) in moved {
+        // Our own changes are not told to us.
+        let mut mv = std::process::Command::new("mv");
+        assert!(
+            mv.arg("-T")
+                .args([at(from), at(to)])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+    let late = Instant::now() + Duration::from_secs(30);
+    loop {
+        let unknown = moved.iter().filter(|(_, to)| !knows(&session, to));
+        let unknown: Vec<&str> = unknown.map(|(_, to)| *to).collect();
+        if unknown.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < late, "not heard: {unknown:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // Ctimes that nothing speaks against are believed by then.
+    std::thread::sleep(Duration::from_millis(2 * Unconfirmed::LATE_MS + 200));
+    drop(go_on);
+    barrier(&session);
+    assert_eq!(differences(&session, &tree), Vec::<String>::new());
+    session.stop();
+}
+
+#[test]
+fn what_moves_while_the_first_scan_runs_is_read() {
+    lab::in_private_namespace("what_moves_while_the_first_scan_runs_is_read", |lab| {
+        moves_during_the_scan_after_a_start(lab);
     });
 }
 

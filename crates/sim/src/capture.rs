@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mirror::capture::prepared::{Prepared, PreparedDir};
+use mirror_core::doubt::Doubt;
 use mirror_core::hints::{Hint, Hints, Unconfirmed};
 use mirror_core::model::apply_group;
 use mirror_core::reconcile::{Body, Dirty, Limits, Outcome, Proposed, reconcile};
@@ -33,6 +34,8 @@ pub struct Weakness {
     pub no_again: bool,
     /// A look at the attributes of a file takes its new ctime for granted.
     pub trust_ctime: bool,
+    /// While a scan makes up for lost hints, what is told is looked at as if nothing was lost.
+    pub trust_hints: bool,
     pub seen: u64,
 }
 
@@ -80,6 +83,7 @@ pub struct Capture {
     early: Vec<Event>,
     ahead: Ahead,
     unconfirmed: Unconfirmed,
+    doubt: Doubt,
     setup: Setup,
     pub weak: Weakness,
     pub journal: Journal,
@@ -131,6 +135,7 @@ impl Capture {
             early: Vec::new(),
             ahead: Ahead::default(),
             unconfirmed: Unconfirmed::default(),
+            doubt: Doubt::default(),
             setup,
             weak,
             journal,
@@ -156,6 +161,11 @@ impl Capture {
             .filter(|(_, object)| object.state.kind.is_dir())
             .map(|(id, _)| *id)
             .collect();
+        // What is known of nothing yet is read, and all that is told since then is heard.
+        if self.rows.objects().nth(1).is_some() {
+            self.doubt.lost(None);
+            self.doubt.scan_began();
+        }
         self.root_dirty = true;
         self.hints.clear();
     }
@@ -188,12 +198,19 @@ impl Capture {
             self.take_event(world, event);
         }
         if world.tree.queue.is_empty() {
+            let settle = &self.settle;
+            self.doubt
+                .drained(world.now_ms(), |until| settle.waits_since(until));
             let confirmed = self.unconfirmed.drained(lost, world.now_ms());
             self.confirm(confirmed);
         }
         self.take_ahead(world, names)?;
         self.list(world, names);
         self.ahead.work(world, &self.rows);
+        if self.scan.is_empty() && self.ahead.is_empty() {
+            // Names it made dirty are waited for, as those that were told.
+            self.doubt.scan_ended(false, world.now_ms());
+        }
         let due = self.settle.take(world.now_ms(), names);
         if due.is_empty() && !self.root_dirty {
             return Ok(());
@@ -219,6 +236,7 @@ impl Capture {
                 dirty.wrote.clear();
             });
         }
+        let in_doubt = self.doubt.is_some() && !self.weak.trust_hints;
         let mut eye = Eye {
             world,
             rows: &self.rows,
@@ -229,6 +247,7 @@ impl Capture {
         };
         let limits = Limits {
             group_records_max: self.setup.group_records_max,
+            in_doubt,
         };
         let Ok(outcome) = if ahead.is_empty() {
             reconcile(&self.rows, &mut eye, due, dirs, self.journal.next(), limits)

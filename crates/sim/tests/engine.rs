@@ -62,6 +62,22 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
+/// Written with size and mtime kept before a crash, renamed while the scan after it runs: the hint of the rename is all
+/// that leads to it.
+#[test]
+fn while_a_scan_makes_up_for_lost_hints_a_rename_is_no_reason_to_trust_the_bytes() {
+    let trusting = Weakness {
+        trust_hints: true,
+        ..Weakness::default()
+    };
+    for seed in [714_959, 734_422] {
+        let case = Case::random_engine(seed);
+        let Some(copy) = RealCopy::new() else { return };
+        run_real(&case).unwrap();
+        assert!(run(&case, trusting, copy).is_err(), "the check is blind");
+    }
+}
+
 #[test]
 fn the_check_finds_planted_defects() {
     if RealCopy::new().is_none() {

@@ -31,6 +31,8 @@ pub struct Limits {
     /// A group grows no further than this by listing new directories, nor by names of one file that nobody called dirty;
     /// what is left is in `Outcome::unlisted` and `Outcome::again`.
     pub group_records_max: usize,
+    /// Hints were lost: every name is looked at as in doubt, whatever led to it ([`crate::doubt`]).
+    pub in_doubt: bool,
 }
 
 /// One record to be, with what rides beside it.
@@ -55,6 +57,8 @@ pub struct Outcome {
     pub unconfirmed: BTreeMap<ObjectId, Local>,
     /// New directories that were created but not listed for want of room: scan them.
     pub unlisted: Vec<ObjectId>,
+    /// Known directories that were found in another place while in doubt.
+    pub moved_dirs: Vec<ObjectId>,
     /// Could not be read; to be listed, and looked at again.
     pub failed: Vec<(At, Dirty, Failure)>,
     /// Looked at and not failed.
@@ -168,13 +172,15 @@ struct Refreshed {
 }
 
 impl<R: Rows, S: Source> Run<'_, R, S> {
-    fn want(&mut self, spot: Spot, bits: Dirty) {
+    fn want(&mut self, spot: Spot, mut bits: Dirty) {
+        bits.doubt |= self.limits.in_doubt;
         self.work.entry(spot).or_default().merge(bits);
     }
 
     /// All names of an object. Of one with many of them as far as there is room in a group; the rest is left to the next
     /// one. Of one with few all of them, for a rename that is told in two groups would be a link and a loss.
-    fn want_names(&mut self, object: Ref, bits: Dirty) -> Result<(), R::Error> {
+    fn want_names(&mut self, object: Ref, mut bits: Dirty) -> Result<(), R::Error> {
+        bits.doubt |= self.limits.in_doubt;
         let names = self.draft.names(object)?;
         let many = names.len() > NAMES_FEW;
         for name in names {
@@ -411,6 +417,9 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
                 }
                 self.want(spot.clone(), Dirty::default());
                 return Ok(());
+            }
+            if let (Ref::Known(id), true) = (known, self.limits.in_doubt) {
+                self.out.moved_dirs.push(id);
             }
         } else {
             self.crowded.insert(known, seen.nlink);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use mirror_core::hints::{Hint, Hints};
 use mirror_core::reconcile::{Dir, Dirty, Source};
 use mirror_core::settle::Phase;
-use mirror_core::{At, Note, Rows};
+use mirror_core::{At, Note, ObjectId, Rows};
 
 use super::super::kernel::trail;
 use super::super::watch::Watch;
@@ -28,7 +28,12 @@ impl Capture {
         for hint in early.hints.into_iter().chain(hints) {
             self.hint(hint)?;
         }
-        let confirmed = self.unconfirmed.drained(lost, self.now_ms());
+        let now = self.now_ms();
+        let settle = &self.settle;
+        let held = !self.source.reads.is_idle();
+        self.doubt
+            .drained(now, |until| held || settle.waits_since(until));
+        let confirmed = self.unconfirmed.drained(lost, now);
         if !confirmed.is_empty() {
             let mut rows = self.rows_mut();
             for (id, local) in confirmed {
@@ -52,7 +57,15 @@ impl Capture {
         self.hints.clear();
         self.shared.lock().overflows += 1;
         self.want_all = Some(Why::Overflow);
+        self.in_doubt();
         self.note(Note::Overflow)
+    }
+
+    /// What was written until now may have been told to nobody.
+    pub(super) fn in_doubt(&mut self) {
+        // By path, the way to anything may pass through a new directory.
+        let new_from = ObjectId::at(self.log.next_position()).filter(|_| self.tree.by_handle);
+        self.doubt.lost(new_from);
     }
 
     pub(super) fn hint(&mut self, hint: Hint) -> Result<(), Fatal> {

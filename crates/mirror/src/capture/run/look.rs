@@ -68,6 +68,7 @@ impl Capture {
         let next = self.log.next_position();
         let limits = Limits {
             group_records_max: self.options.group_records_max,
+            in_doubt: self.doubt.is_some(),
         };
         let index = self.index.clone();
         if let Some(ahead) = ahead {
@@ -106,6 +107,7 @@ impl Capture {
             touched,
             unconfirmed,
             unlisted,
+            moved_dirs,
             failed,
             settled,
             busy,
@@ -195,6 +197,8 @@ impl Capture {
             self.hot.add(id, true, now_ms);
         }
         self.want_some.extend(unlisted);
+        let moved = moved_dirs.into_iter().filter(|dir| self.doubt.moved(*dir));
+        self.want_some.extend(moved);
         Ok(records)
     }
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Select, Sender};
+use mirror_core::doubt::Doubt;
 use mirror_core::guard::Alarm;
 use mirror_core::hints::{Hints, Unconfirmed};
 use mirror_core::reads::{ReadLimits, Reads};
@@ -114,6 +115,8 @@ pub struct Capture {
     hints: Hints,
     /// Files whose new ctime waits until all hints are heard.
     unconfirmed: Unconfirmed,
+    /// Hints were lost, and not all was looked at since.
+    doubt: Doubt,
     /// Hints that a running reconcile saw early; resolved again after it.
     early: Arc<Mutex<Early>>,
     settle: Settle,
@@ -223,6 +226,7 @@ impl Capture {
             source,
             hints: Hints::new(),
             unconfirmed: Unconfirmed::default(),
+            doubt: Doubt::default(),
             early,
             hot: HotList::default(),
             began: now,
@@ -284,6 +288,9 @@ impl Capture {
             // Where there is a copy, what the root itself became waits for the guard like all that is found.
             let copied = self.rows().stats().entries > 0;
             self.root_dirty = !copied;
+            if copied {
+                self.in_doubt();
+            }
         }
         loop {
             self.hear()?;

@@ -129,6 +129,7 @@ impl Capture {
                 drop(rows);
                 self.want_some.clear();
                 if dirs.is_empty() {
+                    self.doubt.scan_ended(false, self.now_ms());
                     return Ok(());
                 }
                 (Why::Part, dirs)
@@ -147,6 +148,7 @@ impl Capture {
         };
         if why != Why::Part {
             self.last_scan_began = Some(Instant::now());
+            self.doubt.scan_began();
             if let Some(dirs) = self.watch.dirs() {
                 dirs.begin_round();
             }
@@ -231,8 +233,7 @@ impl Capture {
                 Found::Missing(names) => {
                     let why = running.why;
                     if why == Why::Part {
-                        let dirty = names.into_iter().map(|at| (at, doubt())).collect();
-                        self.reconcile(dirty, &[], None)?;
+                        self.look_at_missing(&names)?;
                     } else if running.missing.len() < MISSING_MAX {
                         running.missing.extend(names);
                     }
@@ -462,6 +463,8 @@ impl Capture {
             asked.scans += 1;
         }
         if why == Why::Part {
+            self.doubt
+                .scan_ended(!self.want_some.is_empty(), self.now_ms());
             return Ok(());
         }
         if !missing.is_empty() && !std::mem::replace(&mut noted, true) {
@@ -471,13 +474,14 @@ impl Capture {
             if self.shared.is_stopping() {
                 return Ok(());
             }
-            let dirty = names.iter().map(|at| (at.clone(), doubt())).collect();
-            let gone = self.reconcile(dirty, &[], None)?;
+            let gone = self.look_at_missing(names)?;
             found += gone;
             if why == Why::Rolling {
                 corrections += gone;
             }
         }
+        self.doubt
+            .scan_ended(!self.want_some.is_empty(), self.now_ms());
         if noted {
             self.note(Note::ScanEnd)?;
         }
@@ -500,6 +504,25 @@ impl Capture {
         let _ = found;
         self.status_dirty = true;
         Ok(())
+    }
+
+    /// Names that a scan did not find. A directory that is there all the same was elsewhere for a while, and nobody
+    /// went into it.
+    fn look_at_missing(&mut self, names: &[At]) -> Result<u64, Fatal> {
+        let dirty = names.iter().map(|at| (at.clone(), doubt())).collect();
+        let records = self.reconcile(dirty, &[], None)?;
+        let index = self.index.clone();
+        let rows = index.read().unwrap_or_else(PoisonError::into_inner);
+        for at in names {
+            if let Some(id) = rows.name(at)?
+                && let Some(object) = rows.object(id)?
+                && object.state.kind.is_dir()
+                && self.doubt.moved(id)
+            {
+                self.want_some.insert(id);
+            }
+        }
+        Ok(records)
     }
 
     /// What went while we looked has events that explain it; they are queued by now.

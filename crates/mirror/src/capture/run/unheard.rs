@@ -130,6 +130,7 @@ impl Capture {
             self.unheard.doubt = Some(Instant::now());
             // A file with a new ctime may be the one: it keeps its old one, so that the scan reads it.
             self.unconfirmed.drained(true, now);
+            self.in_doubt();
         }
         let settle = &self.settle;
         self.unheard.passing.forget(now, |at| settle.waits(at));
