@@ -4,8 +4,10 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use testkit::lab::{ImageOptions, QueueLimit, in_private_namespace};
+use testkit::proc::wait_until;
 use testkit::{Fs, Lab, is_root, need};
 
 fn mounts() -> String {
@@ -111,7 +113,11 @@ fn power_cut_loses_what_was_not_flushed() {
         image.power_cut().unwrap();
         assert!(fs::write(path.join("more"), "x").is_err());
         drop(flushed);
-        image.unmount().unwrap();
+        // A program that another test of this process starts holds our descriptors, until it is a program.
+        let freed = wait_until("nothing is open there", Duration::from_secs(10), || {
+            image.unmount().is_ok()
+        });
+        freed.unwrap();
         image.mount().unwrap();
         assert!(
             path.join("flushed").exists() && !path.join("lost").exists(),
