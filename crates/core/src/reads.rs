@@ -71,11 +71,16 @@ struct File<R> {
 struct Cost {
     began_ms: u64,
     ended_ms: u64,
+    /// What was read is in the log.
+    used: bool,
 }
 
 impl Cost {
     fn took(&self) -> u64 {
         self.ended_ms.saturating_sub(self.began_ms)
+    }
+    fn covers(&self, since_ms: u64) -> bool {
+        self.used && self.began_ms >= since_ms
     }
 }
 
@@ -254,24 +259,13 @@ impl<R> Reads<R> {
         if file.anew == Some(true) {
             file.anew = Some(false);
             file.state = State::Waits;
+            file.hurry = true;
             self.cost(handle, began_ms, now_ms);
             return Err(reading);
         }
         file.state = State::InHand { reading };
         let names = file.names.clone().into_iter().collect();
-        if self.costs.len() >= self.limits.files_max {
-            let longest = 2 * self.limits.apart_ms_max;
-            self.costs
-                .retain(|_, cost| cost.ended_ms + longest > now_ms);
-            if self.costs.len() >= self.limits.files_max {
-                self.costs.clear();
-            }
-        }
-        let cost = Cost {
-            began_ms,
-            ended_ms: now_ms,
-        };
-        self.costs.insert(handle.clone(), cost);
+        self.cost(handle, began_ms, now_ms);
         let released = self.let_go(|of| of == handle);
         Ok((names, released))
     }
@@ -285,7 +279,11 @@ impl<R> Reads<R> {
                 self.costs.clear();
             }
         }
-        let cost = Cost { began_ms, ended_ms };
+        let cost = Cost {
+            began_ms,
+            ended_ms,
+            used: false,
+        };
         self.costs.insert(handle.clone(), cost);
     }
 
@@ -303,6 +301,9 @@ impl<R> Reads<R> {
 
     /// What was read is in the log. `again`: it is another by now, or may be, and to be read once more under these names.
     pub fn used(&mut self, handle: &Handle, again: Names, now_ms: u64) {
+        if let Some(cost) = self.costs.get_mut(handle) {
+            cost.used = true;
+        }
         if again.is_empty() {
             self.files.remove(handle);
         } else if let Some(file) = self.files.get_mut(handle) {
@@ -350,7 +351,7 @@ impl<R> Reads<R> {
             && self.files.keys().all(|handle| {
                 let cost = self.costs.get(handle);
                 let in_hand = self.in_hand(handle).is_some();
-                !in_hand && cost.is_some_and(|cost| cost.began_ms >= since_ms)
+                !in_hand && cost.is_some_and(|cost| cost.covers(since_ms))
             })
     }
 
@@ -358,9 +359,7 @@ impl<R> Reads<R> {
     pub fn urge(&mut self, since_ms: u64) {
         let Reads { files, costs, .. } = self;
         for (handle, file) in files {
-            file.urgent |= costs
-                .get(handle)
-                .is_none_or(|cost| cost.began_ms < since_ms);
+            file.urgent |= costs.get(handle).is_none_or(|cost| !cost.covers(since_ms));
         }
     }
 

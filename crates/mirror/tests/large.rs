@@ -121,9 +121,12 @@ impl Bed {
         bed
     }
 
-    /// Does something by another process: our own changes are not events. `large FILE` makes a large file.
+    /// Does something by another process: our own changes are not events. `large FILE` makes a large file, at
+    /// once: one that grows slowly is looked at while it is small.
     fn sh(&self, script: &str) {
-        let large = format!("large() {{ head -c {LARGE} /dev/zero | tr '\\0' x > \"$1\"; }}");
+        let large = format!(
+            "large() {{ head -c {LARGE} /dev/zero | tr '\\0' x > ../new; mv ../new \"$1\"; }}"
+        );
         let mut command = Command::new("sh");
         command.arg("-ec").arg(format!("{large}\n{script}"));
         let status = command.current_dir(&self.tree).status().unwrap();

@@ -169,6 +169,24 @@ fn a_barrier_waits_for_a_read_that_began_after_it() {
 }
 
 #[test]
+fn what_was_read_for_nothing_covers_nothing() {
+    let mut reads = reads();
+    reads.want(file(1), 9, at("a"), wrote(), 0);
+    reads.begin(&file(1), 6);
+    reads.end(&file(1), 7, 8).unwrap();
+    // It is not called so any more; by its other name it is found only later.
+    assert_eq!(reads.drop_file(&file(1)).0, Some(7));
+    reads.want(file(1), 9, at("b"), wrote(), 9);
+    assert!(!reads.covers(5, 5));
+    reads.urge(5);
+    assert!(may_read(&reads, 9));
+    reads.begin(&file(1), 9);
+    reads.failed(&file(1), 10);
+    reads.want(file(1), 9, at("b"), wrote(), 10);
+    assert!(!reads.covers(5, 5));
+}
+
+#[test]
 fn too_many_names_do_not_wait() {
     let mut reads: Reads<u8> = Reads::new(ReadLimits {
         held_max: 2,
