@@ -316,6 +316,23 @@ pub fn reopen(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// How a directory is opened ([`Dir`]), by the rows: its handle, and unless that alone opens it (`by_handle`) the names down
+/// to it. `None`: no such directory, or its handle is not known.
+pub fn way<R: mirror_core::Rows>(
+    rows: &R,
+    dir: ObjectId,
+    by_handle: bool,
+) -> Result<Option<(Handle, Option<Vec<Name>>)>, R::Error> {
+    let Some(handle) = rows.object(dir)?.and_then(|found| found.local.handle) else {
+        return Ok(None);
+    };
+    let trail = match by_handle {
+        true => None,
+        false => trail(rows, dir)?,
+    };
+    Ok(Some((handle, trail)))
+}
+
 /// The names from the root down to a directory, by the rows.
 pub fn trail<R: mirror_core::Rows>(rows: &R, dir: ObjectId) -> Result<Option<Vec<Name>>, R::Error> {
     let mut trail = Vec::new();

@@ -13,7 +13,7 @@ use super::applying::{ApplyOrder, ApplyOrders, path_of, root_or};
 use super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
-use crate::capture::kernel::{look, read_one, trail};
+use crate::capture::kernel::{look, read_one, way};
 use crate::capture::read::{Into, ReadOptions, Reader};
 use crate::capture::sink::NoSink;
 use crate::capture::state::{Order, Shared};
@@ -208,23 +208,17 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn differs(&mut self, at: &At, row: &Object) -> Option<&'static str> {
-        let (handle, path) = {
+        let (handle, trail) = {
             let rows = self
                 .handles
                 .index
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
-            let handle = rows.object(at.parent).ok()??.local.handle?;
-            let path = if self.handles.tree.by_handle {
-                None
-            } else {
-                trail(&*rows, at.parent).ok()?
-            };
-            (handle, path)
+            way(&*rows, at.parent, self.handles.tree.by_handle).ok()??
         };
         let Ok(dir) = self.walker.open(&Dir {
             handle: &handle,
-            trail: path,
+            trail,
         }) else {
             return Some("missing");
         };

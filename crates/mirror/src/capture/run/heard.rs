@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use mirror_core::hints::{Hint, Hints};
-use mirror_core::reconcile::{Dir, Dirty, Source};
+use mirror_core::reconcile::{Dir, Dirty};
 use mirror_core::settle::Phase;
 use mirror_core::{At, Note, ObjectId, Rows};
 
-use super::super::kernel::trail;
+use super::super::kernel::way;
 use super::super::watch::Watch;
 use super::scans::Why;
 use super::{Capture, Fatal};
@@ -122,16 +122,8 @@ impl Capture {
 
     /// What is under a name now, looked at without a word to anyone.
     pub(super) fn stat_now(&mut self, rows: &Index, at: &At) -> Result<Option<Stat>, Fatal> {
-        let Some(parent) = rows.object(at.parent)? else {
+        let Some((handle, trail)) = way(rows, at.parent, self.tree.by_handle)? else {
             return Ok(None);
-        };
-        let Some(handle) = parent.local.handle else {
-            return Ok(None);
-        };
-        let trail = if self.source.wants_trail() {
-            trail(rows, at.parent)?
-        } else {
-            None
         };
         let Ok(fd) = self.source.walker.open(&Dir {
             handle: &handle,

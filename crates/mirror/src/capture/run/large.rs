@@ -13,7 +13,7 @@ use mirror_core::reconcile::{
 use mirror_core::settle::Phase;
 use mirror_core::{At, Handle, Kind, Rows};
 
-use super::super::kernel::{Used, failure, look, trail};
+use super::super::kernel::{Used, failure, look, way};
 use super::super::prepared::unchanged;
 use super::super::readers::Job;
 use super::{Capture, Fatal};
@@ -189,6 +189,13 @@ impl Capture {
         }
     }
 
+    /// Names whose look is due now.
+    fn due(&mut self, names: Names, now: u64) {
+        for (at, bits) in names {
+            self.settle.hint(at, bits, Phase::Final, now);
+        }
+    }
+
     /// Names that waited, to be looked at after what they waited for.
     fn let_go(&mut self, names: Names, now: u64) {
         for (at, bits) in names {
@@ -249,9 +256,7 @@ impl Capture {
                     all = false;
                     let names = self.source.reads.names_of(&turn.handle);
                     let (_, free) = self.source.reads.drop_file(&turn.handle);
-                    for (at, bits) in names {
-                        self.settle.hint(at, bits, Phase::Final, now);
-                    }
+                    self.due(names, now);
                     self.let_go(free, now);
                 }
                 Err(Some(failure)) => self.failed_large(&turn.handle, failure),
@@ -266,15 +271,8 @@ impl Capture {
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
         let mut failed = None;
         for at in &turn.names {
-            let Some(parent) = rows
-                .object(at.parent)?
-                .and_then(|parent| parent.local.handle)
-            else {
+            let Some((parent, trail)) = way(&*rows, at.parent, self.tree.by_handle)? else {
                 continue;
-            };
-            let trail = match self.source.wants_trail() {
-                true => trail(&*rows, at.parent)?,
-                false => None,
             };
             let dir = Dir {
                 handle: &parent,
@@ -335,9 +333,7 @@ impl Capture {
             match ended.end {
                 ReadEnd::Done(reading) => match self.source.reads.end(&handle, reading, now) {
                     Ok((names, free)) => {
-                        for (at, bits) in names {
-                            self.settle.hint(at, bits, Phase::Final, now);
-                        }
+                        self.due(names, now);
                         self.let_go(free, now);
                     }
                     Err(reading) => self.forget_body(Some(reading)),
@@ -346,9 +342,7 @@ impl Capture {
                 ReadEnd::Moved | ReadEnd::Later => {
                     let names = self.source.reads.names_of(&handle);
                     let free = self.source.reads.failed(&handle, now);
-                    for (at, bits) in names {
-                        self.settle.hint(at, bits, Phase::Final, now);
-                    }
+                    self.due(names, now);
                     self.let_go(free, now);
                 }
             }
@@ -380,7 +374,6 @@ impl Capture {
             let looked_ms = asked.looked_ms.unwrap_or(u64::MAX);
             if !self.source.reads.covers(since_ms, looked_ms) {
                 self.source.reads.urge(since_ms);
-
                 covered = false;
             }
         }

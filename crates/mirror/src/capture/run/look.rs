@@ -5,11 +5,11 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use mirror_core::model::apply_group;
-use mirror_core::reconcile::{Body, Dir, Dirty, Failure, Limits, Outcome, Source, reconcile};
+use mirror_core::reconcile::{Body, Dir, Dirty, Failure, Limits, Outcome, reconcile};
 use mirror_core::settle::{HotList, Phase};
 use mirror_core::{At, Change, Kind, ObjectId, Record, Rows};
 
-use super::super::kernel::trail;
+use super::super::kernel::way;
 use super::super::prepared::{Prepared, PreparedDir};
 use super::{Capture, Fatal};
 use crate::engine::options::Detector;
@@ -323,16 +323,9 @@ impl Capture {
             self.hot.remove(id);
             return Ok(());
         };
-        let parent = rows
-            .object(at.parent)?
-            .and_then(|parent| parent.local.handle);
-        let trail = if self.source.wants_trail() {
-            trail(&*rows, at.parent)?
-        } else {
-            None
-        };
+        let way = way(&*rows, at.parent, self.tree.by_handle)?;
         drop(rows);
-        let (Some(parent), Some(handle)) = (parent, object.local.handle.clone()) else {
+        let (Some((parent, trail)), Some(handle)) = (way, object.local.handle.clone()) else {
             self.hot.remove(id);
             return Ok(());
         };

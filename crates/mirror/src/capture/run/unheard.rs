@@ -13,7 +13,7 @@ use mirror_core::reconcile::{Dir, Dirty};
 use mirror_core::settle::Phase;
 use mirror_core::{At, Change, Handle, Kind, Local, Name, Object, ObjectId, Record, Rows};
 
-use super::super::kernel::trail;
+use super::super::kernel::way;
 use super::{Capture, Fatal};
 use crate::engine::options::Detector;
 use crate::sys::stat;
@@ -352,18 +352,13 @@ impl Capture {
         let Some(at) = object.names.first().cloned() else {
             return Ok(Asked::Gone);
         };
-        let Some(parent) = rows.object(at.parent)?.and_then(|dir| dir.local.handle) else {
+        let Some((parent, trail)) = way(&*rows, at.parent, self.tree.by_handle)? else {
             return Ok(Asked::Gone);
-        };
-        let path = if self.tree.by_handle {
-            None
-        } else {
-            trail(&*rows, at.parent)?
         };
         drop(rows);
         let Ok(dir) = self.source.walker.open(&Dir {
             handle: &parent,
-            trail: path,
+            trail,
         }) else {
             return Ok(Asked::Same);
         };

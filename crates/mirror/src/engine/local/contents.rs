@@ -10,7 +10,7 @@ use mirror_core::reconcile::Dir;
 use mirror_core::{Content, ContentRef, ObjectId, Rows};
 
 use crate::apply::{Contents, Fetched};
-use crate::capture::kernel::trail;
+use crate::capture::kernel::way;
 use crate::capture::read::hasher;
 use crate::capture::state::Order;
 use crate::capture::tree::{SourceTree, Walker};
@@ -56,18 +56,8 @@ impl SourceContents {
                 let Some(at) = found.names.first().cloned() else {
                     return Ok(None);
                 };
-                let Some(parent) = rows.object(at.parent)? else {
-                    return Ok(None);
-                };
-                let Some(handle) = parent.local.handle else {
-                    return Ok(None);
-                };
-                let path = if self.tree.by_handle {
-                    None
-                } else {
-                    trail(&*rows, at.parent)?
-                };
-                Ok(Some((at, handle, path, found.local.ino)))
+                let way = way(&*rows, at.parent, self.tree.by_handle)?;
+                Ok(way.map(|(handle, trail)| (at, handle, trail, found.local.ino)))
             };
             match find().map_err(|e| e.to_string())? {
                 Some(found) => found,
