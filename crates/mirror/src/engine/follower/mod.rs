@@ -23,10 +23,10 @@ use mirror_core::Position;
 
 use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
-use super::control::{Handle, StateLock, persist_status, serve, take_release};
+use super::control::{Handle, StateLock, persist_status, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
-use super::local::{JUDGED_WITHIN, holds_something, outer::hold, told_arrival};
+use super::local::{JUDGED_WITHIN, holds_something, outer::hold, serve_told, told_arrival};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::reserve;
@@ -287,19 +287,7 @@ impl Follower {
     }
 
     fn serve(&self) -> Result<Handle, RunError> {
-        let control = serve(&self.options.state_dir, self.hub.clone()).map_err(|e| {
-            RunError::Failed(anyhow::anyhow!(
-                "cannot open the control socket in {}: {e}",
-                show(&self.options.state_dir)
-            ))
-        })?;
-        if let Some(e) = &control.without_a_file {
-            self.ui.event(Event::Notice(format!(
-                "no file for the control socket in {}: {e}; commands find it without",
-                show(&self.options.state_dir)
-            )));
-        }
-        Ok(control)
+        serve_told(&self.options.state_dir, self.hub.clone(), &*self.ui)
     }
 
     fn finish(&self, state: State) {

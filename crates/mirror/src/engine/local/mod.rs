@@ -17,7 +17,7 @@ use mirror_core::guard::Alarm;
 
 use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
-use super::control::{StateLock, Until, persist_status, serve, take_release};
+use super::control::{Control, Handle, StateLock, Until, persist_status, serve, take_release};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
@@ -267,20 +267,8 @@ impl Mirror {
         }
     }
 
-    fn serve(&self) -> Result<super::control::Handle, RunError> {
-        let control = serve(&self.options.state_dir, self.outer.clone()).map_err(|e| {
-            RunError::Failed(anyhow::anyhow!(
-                "cannot open the control socket in {}: {e}",
-                show(&self.options.state_dir)
-            ))
-        })?;
-        if let Some(e) = &control.without_a_file {
-            self.ui.event(Event::Notice(format!(
-                "no file for the control socket in {}: {e}; commands find it without",
-                show(&self.options.state_dir)
-            )));
-        }
-        Ok(control)
+    fn serve(&self) -> Result<Handle, RunError> {
+        serve_told(&self.options.state_dir, self.outer.clone(), &*self.ui)
     }
 
     fn finish(&mut self, end: RunEnd) -> RunEnd {
@@ -917,6 +905,27 @@ const ROUNDS_MAX: u32 = 3;
 struct Ask(bool);
 
 /// All that was there at the start is done: says whether the copy is equal, and if not, what is not. True: it is.
+/// Lets other commands in; where the socket has no file, that is told.
+pub fn serve_told(
+    state_dir: &Path,
+    control: Arc<dyn Control>,
+    ui: &dyn Ui,
+) -> Result<Handle, RunError> {
+    let handle = serve(state_dir, control).map_err(|e| {
+        RunError::Failed(anyhow::anyhow!(
+            "cannot open the control socket in {}: {e}",
+            show(state_dir)
+        ))
+    })?;
+    if let Some(e) = &handle.without_a_file {
+        ui.event(Event::Notice(format!(
+            "no file for the control socket in {}: {e}; commands find it without",
+            show(state_dir)
+        )));
+    }
+    Ok(handle)
+}
+
 pub fn told_arrival(ui: &dyn Ui, status: &Status, extras: u64, began: Instant) -> bool {
     const NAMED_MAX: usize = 10;
     let seconds = began.elapsed().as_secs_f64();
