@@ -230,17 +230,28 @@ impl<'a, R: Rows> Tally<'a, R> {
 
 /// Entries below an object, counted up to `max`.
 pub fn count_below<R: Rows>(rows: &R, object: ObjectId, max: u64) -> Result<u64, R::Error> {
+    count_below_but(rows, object, max, |_| false)
+}
+
+/// Likewise, without these and all below them.
+pub fn count_below_but<R: Rows>(
+    rows: &R,
+    object: ObjectId,
+    max: u64,
+    without: impl Fn(&ObjectId) -> bool,
+) -> Result<u64, R::Error> {
     let mut count = 0u64;
     let mut dirs = vec![object];
     while let Some(dir) = dirs.pop() {
         let mut after: Option<Name> = None;
         loop {
             let found = rows.children(dir, after.as_ref(), CHILDREN_MAX)?;
-            count += found.len() as u64;
+            let counted = || found.iter().filter(|(_, child)| !without(child));
+            count += counted().count() as u64;
             if count >= max {
                 return Ok(max);
             }
-            for (_, child) in &found {
+            for (_, child) in counted() {
                 if rows.object(*child)?.is_some_and(|c| c.state.kind.is_dir()) {
                     dirs.push(*child);
                 }

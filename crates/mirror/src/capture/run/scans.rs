@@ -16,6 +16,7 @@ use super::super::prepared::PreparedDir;
 use super::super::scan::{Found, Scan, ScanSetup};
 use super::look::DUE_MAX;
 use super::{Capture, Fatal};
+use crate::engine::going::count_below_but;
 use crate::engine::status::PathText;
 use crate::index::Index;
 
@@ -76,6 +77,12 @@ impl Running {
         match self.guard {
             Guard::Passed => Some(self.held.pop_front().unwrap_or(Found::End)),
             Guard::First | Guard::Last => self.scan.found.try_recv().ok(),
+        }
+    }
+
+    fn miss(&mut self, names: Vec<At>) {
+        if self.missing.len() < MISSING_MAX {
+            self.missing.extend(names);
         }
     }
 
@@ -217,9 +224,7 @@ impl Capture {
                     None => continue,
                 }
                 if let Found::Missing(names) = found {
-                    if running.missing.len() < MISSING_MAX {
-                        running.missing.extend(names);
-                    }
+                    running.miss(names);
                     continue;
                 }
             } else if !matches!(found, Found::End) && !std::mem::replace(&mut running.noted, true) {
@@ -231,11 +236,10 @@ impl Capture {
             match found {
                 Found::End => ended = true,
                 Found::Missing(names) => {
-                    let why = running.why;
-                    if why == Why::Part {
+                    if running.why == Why::Part {
                         self.look_at_missing(&names)?;
-                    } else if running.missing.len() < MISSING_MAX {
-                        running.missing.extend(names);
+                    } else {
+                        running.miss(names);
                     }
                 }
                 Found::Differ(dirty) => {
@@ -630,29 +634,14 @@ impl Capture {
 
 /// Entries below an object that are not found elsewhere.
 fn lost_below(rows: &Index, id: ObjectId, moved: &HashSet<ObjectId>) -> Result<u64, Fatal> {
-    const CHILDREN: usize = 1024;
     if moved.is_empty() {
         return Ok(rows.count_below(id)?);
     }
-    let mut lost = 0;
-    let mut dirs = vec![id];
-    while let Some(dir) = dirs.pop() {
-        let mut after: Option<Name> = None;
-        loop {
-            let children = rows.children(dir, after.as_ref(), CHILDREN)?;
-            let Some((last, _)) = children.last() else {
-                break;
-            };
-            after = Some(last.clone());
-            for (_, child) in children.iter().filter(|(_, child)| !moved.contains(child)) {
-                lost += 1;
-                if rows.object(*child)?.is_some_and(|c| c.state.kind.is_dir()) {
-                    dirs.push(*child);
-                }
-            }
-        }
-    }
-    Ok(lost)
+    // Rows that contain each other would never end.
+    let max = rows.stats().entries.saturating_add(1);
+    Ok(count_below_but(rows, id, max, |child| {
+        moved.contains(child)
+    })?)
 }
 
 pub(super) fn doubt() -> Dirty {
