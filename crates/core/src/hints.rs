@@ -11,6 +11,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
+use crate::names;
 use crate::reconcile::{Dirty, Whereabouts};
 use crate::record::Who;
 use crate::rows::Rows;
@@ -81,7 +82,7 @@ pub struct Hints {
 
 impl Default for Hints {
     fn default() -> Hints {
-        Hints::with_names_max(16)
+        Hints::with_names_max(names::FEW)
     }
 }
 

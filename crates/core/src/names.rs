@@ -9,6 +9,9 @@ use core::fmt;
 
 use crate::types::At;
 
+/// Of an object with no more names than this each of them is looked at whenever something happened to it.
+pub const FEW: usize = 16;
+
 /// Names in one run.
 const RUN_MAX: usize = 128;
 

@@ -19,6 +19,7 @@ pub use draft::Ref;
 use draft::{Draft, Spot};
 pub use source::*;
 
+use crate::names;
 use crate::record::{Change, Who};
 use crate::rows::Rows;
 use crate::types::*;
@@ -133,9 +134,6 @@ pub fn reconcile<R: Rows, S: Source>(
     emit::emit(run, next)
 }
 
-/// Names of an object that are looked at in any case, once one of them must be gone.
-const NAMES_FEW: usize = 16;
-
 struct Run<'a, R: Rows, S: Source> {
     draft: Draft<'a, R>,
     source: &'a mut S,
@@ -181,9 +179,9 @@ impl<R: Rows, S: Source> Run<'_, R, S> {
     /// one. Of one with few all of them, for a rename that is told in two groups would be a link and a loss.
     fn want_names(&mut self, object: Ref, mut bits: Dirty) -> Result<(), R::Error> {
         bits.doubt |= self.limits.in_doubt;
-        let names = self.draft.names(object)?;
-        let many = names.len() > NAMES_FEW;
-        for name in names {
+        let all = self.draft.names(object)?;
+        let many = all.len() > names::FEW;
+        for name in all {
             match name.known() {
                 Some(at) if many && self.work.len() >= self.limits.group_records_max => {
                     self.out.again.push((at, bits.clone()));
