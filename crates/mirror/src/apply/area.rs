@@ -143,8 +143,27 @@ impl Area {
         Some(Place::Limbo(id(a)?, id(b)?))
     }
 
+    /// Moves (or `link_only` links) something to `adopted/`, where it goes by the name it was `called`. What was moved is told
+    /// at the end of the batch.
+    pub fn move_aside(
+        &mut self,
+        position: Option<Position>,
+        dir: &OwnedFd,
+        name: &[u8],
+        called: &[u8],
+        link_only: bool,
+    ) -> Result<(), Errno> {
+        let (to, shown) = self.adopt_dir(position, called)?;
+        match link_only {
+            true => target::link(dir, name, &to, called)?,
+            false => target::rename(dir, name, &to, called)?,
+        }
+        self.moved_aside.push(shown);
+        Ok(())
+    }
+
     /// A new directory in `adopted/` for one thing; returns it with the name to show.
-    pub fn adopt_dir(
+    fn adopt_dir(
         &mut self,
         position: Option<Position>,
         name: &[u8],

@@ -12,7 +12,7 @@ use super::dirs::{DirError, Dirs};
 use super::journal::{Inode, Journal};
 use super::meta::Rules;
 use super::staging::local_of;
-use super::{ApplyError, Contents, Counts, Failure, Options, Staging, Store};
+use super::{ApplyError, Contents, Counts, Failure, Options, Staging, Store, store_error};
 use crate::sys::Errno;
 use crate::sys::stat::Stat;
 
@@ -125,7 +125,7 @@ pub(super) struct Stands {
 
 impl<S: Store> Batch<'_, S> {
     pub fn store_error(error: S::Error) -> StepError {
-        StepError::Fatal(ApplyError::Store(Box::new(error)))
+        StepError::Fatal(store_error(error))
     }
     pub fn target(&self, id: ObjectId) -> Option<&Target> {
         self.merged.objects.get(&id)
@@ -393,17 +393,9 @@ impl<S: Store> Batch<'_, S> {
         called: &[u8],
         link_only: bool,
     ) -> Result<(), StepError> {
-        let (to, shown) = self
-            .area
-            .adopt_dir(self.position, called)
+        self.area
+            .move_aside(self.position, dir, name, called, link_only)
             .map_err(StepError::sys("move aside"))?;
-        let moved = if link_only {
-            crate::sys::target::link(dir, name, &to, called)
-        } else {
-            crate::sys::target::rename(dir, name, &to, called)
-        };
-        moved.map_err(StepError::sys("move aside"))?;
-        self.area.moved_aside.push(shown);
         self.counts.moved_aside += 1;
         Ok(())
     }

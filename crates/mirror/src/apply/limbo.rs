@@ -41,10 +41,11 @@ impl<S: Store> Applier<S> {
                 _ => wipe::remove(&*self.area.limbo, &name, 0, &mut wipe::All)?,
             }
         }
-        for name in names_in(&self.area.aside)? {
-            let (to, shown) = self.area.adopt_dir(self.store.position(), &name)?;
-            crate::sys::target::rename(&*self.area.aside, &name, &to, &name)?;
-            self.area.moved_aside.push(shown);
+        let aside = self.area.aside.clone();
+        for name in names_in(&aside)? {
+            let position = self.store.position();
+            self.area
+                .move_aside(position, &aside, &name, &name, false)?;
         }
         Ok(())
     }

@@ -103,7 +103,7 @@ pub struct Applier<S: Store> {
 
 const ROOT_KEY: &str = "apply.root";
 
-fn store_error<E: std::error::Error + Send + Sync + 'static>(error: E) -> ApplyError {
+pub(crate) fn store_error<E: std::error::Error + Send + Sync + 'static>(error: E) -> ApplyError {
     ApplyError::Store(Box::new(error))
 }
 

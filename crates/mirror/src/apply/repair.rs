@@ -21,8 +21,11 @@ impl<S: Store> Applier<S> {
             match (difference.object, difference.what) {
                 (_, DifferenceKind::Pending) => {}
                 (None, _) => {
-                    let aside = verify::walk(&self.area, &difference.path)
-                        .and_then(|(fd, name)| self.move_extra(&fd, &name));
+                    let position = self.store.position();
+                    let aside =
+                        verify::walk(&self.area, &difference.path).and_then(|(fd, name)| {
+                            self.area.move_aside(position, &fd, &name, &name, false)
+                        });
                     match aside {
                         Ok(()) => moved += 1,
                         Err(crate::sys::Errno::NOENT) => {}
@@ -52,13 +55,6 @@ impl<S: Store> Applier<S> {
         self.replaying = self.replay_until.is_some();
         outcome.counts.moved_aside += moved;
         Ok(outcome)
-    }
-
-    fn move_extra(&mut self, fd: &std::os::fd::OwnedFd, name: &[u8]) -> crate::sys::Result<()> {
-        let (to, shown) = self.area.adopt_dir(self.store.position(), name)?;
-        crate::sys::target::rename(fd, name, &to, name)?;
-        self.area.moved_aside.push(shown);
-        Ok(())
     }
 
     /// The directory a path lies in has another mtime now.

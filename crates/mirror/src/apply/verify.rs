@@ -11,7 +11,7 @@ use super::dirs::{DirError, Dirs};
 use super::look::same_content;
 use super::meta::{Rules, same_type};
 use super::pending::Pending;
-use super::{Applier, ApplyError, Difference, DifferenceKind, Failure, Store};
+use super::{Applier, ApplyError, Difference, DifferenceKind, Failure, Store, store_error};
 use crate::sys::stat::fstat;
 use crate::sys::{Errno, dir, open};
 
@@ -28,14 +28,10 @@ pub(super) struct Verify<'a, S: Store> {
     pub each: &'a mut dyn FnMut(Difference),
 }
 
-fn store<E: std::error::Error + Send + Sync + 'static>(error: E) -> ApplyError {
-    ApplyError::Store(Box::new(error))
-}
-
 impl<S: Store> Verify<'_, S> {
     /// Only reads. A directory that can't be entered is a difference itself, and what is below it is not listed.
     pub fn run(&mut self) -> Result<(), ApplyError> {
-        if let Some(root) = self.rows.object(ObjectId::ROOT).map_err(store)? {
+        if let Some(root) = self.rows.object(ObjectId::ROOT).map_err(store_error)? {
             let root_fd = self.area.root.clone();
             if self.meta_differs(&root_fd, b"", &root) {
                 self.found(Some(ObjectId::ROOT), Vec::new(), DifferenceKind::Meta);
@@ -85,7 +81,7 @@ impl<S: Store> Verify<'_, S> {
             }
         });
         if let Some(e) = failed {
-            return Err(store(e));
+            return Err(store_error(e));
         }
         if listed.is_err() {
             let path = self.path(id)?;
@@ -100,7 +96,7 @@ impl<S: Store> Verify<'_, S> {
             let page = self
                 .rows
                 .children(id, after.as_ref(), PAGE)
-                .map_err(store)?;
+                .map_err(store_error)?;
             for (name, child) in &page {
                 self.entry(
                     &fd,
@@ -126,7 +122,7 @@ impl<S: Store> Verify<'_, S> {
         id: ObjectId,
         todo: &mut Vec<ObjectId>,
     ) -> Result<(), ApplyError> {
-        let Some(row) = self.rows.object(id).map_err(store)? else {
+        let Some(row) = self.rows.object(id).map_err(store_error)? else {
             return Err(ApplyError::Records(format!(
                 "a name of the unknown object {}",
                 id.0
@@ -184,7 +180,7 @@ impl<S: Store> Verify<'_, S> {
     }
 
     fn path(&self, id: ObjectId) -> Result<Vec<u8>, ApplyError> {
-        let row = self.rows.object(id).map_err(store)?;
+        let row = self.rows.object(id).map_err(store_error)?;
         let row = row.or_else(|| self.pending.wanted.get(&id).and_then(|w| w.want.clone()));
         match row.and_then(|row| row.names.first().cloned()) {
             Some(at) => self.path_of(&at),
@@ -196,7 +192,7 @@ impl<S: Store> Verify<'_, S> {
         let mut names = vec![at.name.clone()];
         let mut dir = at.parent;
         while dir != ObjectId::ROOT && names.len() < 1 << 16 {
-            let row = self.rows.object(dir).map_err(store)?;
+            let row = self.rows.object(dir).map_err(store_error)?;
             let row = row.or_else(|| self.pending.wanted.get(&dir).and_then(|w| w.want.clone()));
             let Some(up) = row.and_then(|row| row.names.first().cloned()) else {
                 break;
@@ -252,7 +248,7 @@ impl<S: Store> Applier<S> {
     pub fn verify_root(&self, each: &mut dyn FnMut(Difference)) -> Result<Further, ApplyError> {
         let fd = self.area.root.clone();
         let mut verify = self.verifier(each);
-        if let Some(root) = self.store.object(ObjectId::ROOT).map_err(store)?
+        if let Some(root) = self.store.object(ObjectId::ROOT).map_err(store_error)?
             && verify.meta_differs(&fd, b"", &root)
         {
             verify.found(Some(ObjectId::ROOT), Vec::new(), DifferenceKind::Meta);
@@ -279,7 +275,7 @@ impl<S: Store> Applier<S> {
         };
         self.verifier(&mut each)
             .entry(&fd, at.clone(), id, &mut Vec::new())?;
-        let row = self.store.object(id).map_err(store)?;
+        let row = self.store.object(id).map_err(store_error)?;
         let Some(row) = row.filter(|_| !differs && !self.pending.wanted.contains_key(&id)) else {
             return Ok(Further::Nothing);
         };
@@ -307,7 +303,7 @@ impl<S: Store> Applier<S> {
         name: Name,
     ) -> Result<Option<Difference>, ApplyError> {
         let at = At { parent: dir, name };
-        if self.store.name(&at).map_err(store)?.is_some() {
+        if self.store.name(&at).map_err(store_error)?.is_some() {
             return Ok(None);
         }
         let Some(fd) = self.opened(open, dir)? else {
@@ -332,10 +328,10 @@ impl<S: Store> Applier<S> {
         content: &Content,
         ino: u64,
     ) -> Result<Option<Difference>, ApplyError> {
-        let Some(id) = self.store.name(at).map_err(store)? else {
+        let Some(id) = self.store.name(at).map_err(store_error)? else {
             return Ok(None);
         };
-        let row = self.store.object(id).map_err(store)?;
+        let row = self.store.object(id).map_err(store_error)?;
         let wanted = row.is_some_and(|row| row.state.kind.content() == Some(content));
         let Some(fd) = self.opened(open, at.parent)?.filter(|_| wanted) else {
             return Ok(None);

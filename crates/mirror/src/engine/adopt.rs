@@ -122,7 +122,7 @@ pub fn settle(
             .collect(),
         list: show(&list),
     });
-    let adopted = show(&state_dir.join("adopted"));
+    let adopted = show(&state_dir.join(aside::DIR));
     let it = if total == 1 { "it" } else { "them" };
     let ask = ask || (asks_for_many(options) && many(&options.dst, &extras));
     if ask && !ui.ask(&format!("Move {it} to {adopted}?")) {

@@ -22,7 +22,7 @@ use super::options::OnMassChange;
 use super::status::{FAILED_MAX, Failed, PathText, Stamp};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
-    Store,
+    Store, store_error,
 };
 use crate::index::Index;
 use crate::log::{Cursor, Group, LogError, LogReader, Waited};
@@ -498,7 +498,7 @@ impl Running {
 
     fn adopted(&mut self) -> Result<(), ApplyError> {
         let gone = self.applier.store_mut().meta_remove(ADOPTING_KEY);
-        gone.map_err(|e| ApplyError::Store(Box::new(e)))?;
+        gone.map_err(store_error)?;
         self.applier.set_adopting(false);
         Ok(())
     }
@@ -506,7 +506,7 @@ impl Running {
     fn seeded(&mut self) -> Result<(), ApplyError> {
         if std::mem::take(&mut self.seeding) {
             let set = self.applier.store_mut().meta_put(SEEDED_KEY, b"1");
-            set.map_err(|e| ApplyError::Store(Box::new(e)))?;
+            set.map_err(store_error)?;
             self.applier.set_flush(Flush::Batch)?;
         }
         self.applier.checkpoint()

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::status::{FAILED_MAX, Failed, PathText, Stamp};
 use super::verify::word;
-use crate::apply::{ApplyError, Difference};
+use crate::apply::{ApplyError, Difference, store_error};
 use crate::index::Index;
 
 /// Kept with the rows.
@@ -64,6 +64,6 @@ impl Differing {
             Ok(bytes) if self.total > 0 => rows.meta_put(KEY, &bytes),
             _ => rows.meta_remove(KEY),
         };
-        saved.map_err(|e| ApplyError::Store(Box::new(e)))
+        saved.map_err(store_error)
     }
 }

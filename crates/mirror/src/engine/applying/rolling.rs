@@ -17,7 +17,9 @@ use mirror_core::{At, Content, Name, ObjectId};
 use serde::{Deserialize, Serialize};
 
 use super::{Running, chain, root_or};
-use crate::apply::{ApplyError, Difference, DifferenceKind, Further, Open, same_bytes};
+use crate::apply::{
+    ApplyError, Difference, DifferenceKind, Further, Open, same_bytes, store_error,
+};
 use crate::engine::event::Event;
 use crate::engine::going::count_below;
 use crate::engine::status::{PathText, Rolling, Stamp};
@@ -205,8 +207,7 @@ fn now_ms() -> i64 {
 impl Roll {
     /// The first pass of a copy that was just made begins when the next one would.
     pub fn new(every: Duration, rows: &mut Index) -> Result<Roll, ApplyError> {
-        let failed = |e| ApplyError::Store(Box::new(e));
-        let kept = rows.meta_get(KEY).map_err(failed)?;
+        let kept = rows.meta_get(KEY).map_err(store_error)?;
         let kept: Option<Kept> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let mut roll = Roll {
             every,
@@ -229,8 +230,7 @@ impl Roll {
             return Ok(());
         }
         let bytes = serde_json::to_vec(&self.kept).unwrap_or_default();
-        rows.meta_put(KEY, &bytes)
-            .map_err(|e| ApplyError::Store(Box::new(e)))?;
+        rows.meta_put(KEY, &bytes).map_err(store_error)?;
         self.saved = self.kept.clone();
         Ok(())
     }
@@ -411,7 +411,7 @@ impl Running {
             .applier
             .store()
             .entry_after(pass.after.as_ref())
-            .map_err(|e| ApplyError::Store(Box::new(e)))?;
+            .map_err(store_error)?;
         let Some((at, id)) = next else {
             roll.before = roll
                 .pass
@@ -450,7 +450,7 @@ impl Running {
             let entries = match difference.object {
                 Some(_) if difference.what == DifferenceKind::Meta => 1,
                 Some(id) => count_below(self.applier.store(), id, REPAIRED_MAX)
-                    .map_err(|e| ApplyError::Store(Box::new(e)))?
+                    .map_err(store_error)?
                     .saturating_add(1),
                 None => 1,
             };
