@@ -18,6 +18,7 @@ mod lost;
 pub mod options;
 mod reserve;
 mod seed;
+pub mod serving;
 pub mod session;
 pub mod status;
 mod stopped;

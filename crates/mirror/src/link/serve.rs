@@ -50,6 +50,8 @@ pub trait Served: Send + Sync {
     fn order(&self, order: Order);
     /// Lets a hold go on.
     fn release(&self);
+    /// Worth a line, for people on this host.
+    fn notice(&self, text: String);
     /// Reads an object of the source again, in pieces, until `each` says false. Nothing is complete before
     /// [`ReadBack::Complete`].
     fn read_back(

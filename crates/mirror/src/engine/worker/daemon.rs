@@ -3,11 +3,9 @@
 //! The main thread opens and closes sessions of capture and watches over the root, as the mirror on one host does; a
 //! thread for each follower serves the log. State, socket and lock are in the state directory.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::net::Shutdown;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,11 +23,12 @@ use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
 use super::super::options::Detector;
+use super::super::serving::keep::{self, Keep};
+use super::super::serving::{Seats, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
-use super::super::status::{Hold, HoldReason, Positions, Replica, Role, Stamp, State, Status};
+use super::super::status::{Hold, HoldReason, Positions, Role, Stamp, State, Status};
+use super::StdioOptions;
 use super::capture::{Live, index_path, path_bytes};
-use super::keep::{self, Keep};
-use super::{StdioOptions, socket};
 use crate::capture::run::CaptureOptions;
 use crate::capture::state::{Ended, Order};
 use crate::capture::tree::{RootId, SourceTree, TreeError};
@@ -37,10 +36,9 @@ use crate::disk::{RealDisk, read_file, replace_file};
 use crate::filter::Filter;
 use crate::index;
 use crate::link::cache::{CacheSink, ContentCache};
-use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::message::Cause;
 use crate::link::report::Report;
-use crate::link::serve::{Compared, FollowerState, Found, ReadBack, Ready, Served, serve};
+use crate::link::serve::{Compared, Found, ReadBack, Ready, Served};
 use crate::log::LogOptions;
 use crate::sys::{Errno, lease, mounts};
 
@@ -48,7 +46,6 @@ use crate::sys::{Errno, lease, mounts};
 pub const ENV: &str = "MIRRORD_CAPTURE";
 const CONFIG: &str = "daemon.json";
 const CONFIG_BYTES_MAX: usize = 1 << 20;
-const FOLLOWERS_MAX: usize = 64;
 /// A daemon that never could begin ends soon: those who asked were told why.
 const LINGER_FAILED: Duration = Duration::from_secs(10);
 const NOTICES_MAX: usize = 100;
@@ -154,7 +151,10 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
         let host = host.clone();
         std::thread::Builder::new()
             .name("accept".into())
-            .spawn(move || accept(&host, &listener))
+            .spawn(move || {
+                let served: Arc<dyn Served> = host.clone();
+                host.seats.accept(&served, &listener);
+            })
     };
     let accepting = accepting.map_err(|e| failed("a thread", e))?;
     let (keep, told) = Keep::load(&host.config.state_dir);
@@ -167,7 +167,7 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     saved.save(&host.config.state_dir, true);
     // No more followers, then those we have; what is in the log is durable.
     socket::remove(&host.config.state_dir);
-    host.over();
+    host.seats.end("the worker stops");
     drop(control);
     let _ = accepting.join();
     let mut status = host.status();
@@ -205,12 +205,6 @@ struct Want {
     stop: bool,
 }
 
-struct Seat {
-    state: Arc<Mutex<FollowerState>>,
-    outgoing: Arc<Outgoing>,
-    since: Stamp,
-}
-
 struct Host {
     config: Config,
     stop: Stop,
@@ -219,11 +213,9 @@ struct Host {
     now: Mutex<Now>,
     want: Mutex<Want>,
     wanted: Condvar,
-    seats: Mutex<BTreeMap<u64, Seat>>,
+    seats: Arc<Seats>,
     /// Whom the log is kept for.
     keep: Mutex<Keep>,
-    /// Nobody is served any more.
-    ended: std::sync::atomic::AtomicBool,
     began: Status,
 }
 
@@ -246,9 +238,8 @@ impl Host {
             now: Mutex::default(),
             want: Mutex::default(),
             wanted: Condvar::new(),
-            seats: Mutex::default(),
+            seats: Arc::default(),
             keep: Mutex::default(),
-            ended: false.into(),
             began,
         }
     }
@@ -321,7 +312,7 @@ impl Host {
         if self.stop.requested() || lock(&self.want).stop {
             return true;
         }
-        if !lock(&self.seats).is_empty() {
+        if !self.seats.is_empty() {
             *idle = Instant::now();
             return false;
         }
@@ -569,12 +560,7 @@ impl Host {
     /// Says how much of the log is still needed.
     fn keep_log(&self, session: &Session, weighed: &mut Option<Instant>) {
         let mut keep = lock(&self.keep);
-        for seat in lock(&self.seats).values() {
-            let state = lock(&seat.state);
-            if let Some(after) = state.keep_after {
-                keep.seen(&state.name, after);
-            }
-        }
+        self.seats.tell(&mut keep);
         keep.save(&self.config.state_dir, false);
         if weighed.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
             return;
@@ -584,20 +570,6 @@ impl Host {
             let bytes = keep::bytes_in(&self.config.state_dir.join("log"));
             let needed = keep.needed(end.position, bytes, self.log_max());
             session.shared.lock().needed = Some(needed);
-        }
-    }
-
-    fn over(&self) {
-        self.ended.store(true, std::sync::atomic::Ordering::Release);
-        for seat in lock(&self.seats).values() {
-            let _ = seat.outgoing.send(crate::link::message::Bye {
-                reason: "the worker stops".into(),
-            });
-            seat.outgoing.close();
-        }
-        let until = Instant::now() + Duration::from_secs(3);
-        while !lock(&self.seats).is_empty() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -611,78 +583,11 @@ impl Host {
     }
 }
 
-// ---- followers ----
-
-fn accept(host: &Arc<Host>, listener: &UnixListener) {
-    let served: Arc<dyn Served> = host.clone();
-    let mut number = 0u64;
-    while !host.ended.load(std::sync::atomic::Ordering::Acquire) {
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                let nap = match e.kind() {
-                    std::io::ErrorKind::WouldBlock => Duration::from_millis(10),
-                    // Out of descriptors, say: who waits, waits.
-                    _ => Duration::from_millis(200),
-                };
-                wait_readable(listener, nap);
-                continue;
-            }
-        };
-        if !socket::is_ours(&stream)
-            || stream.set_nonblocking(false).is_err()
-            || lock(&host.seats).len() >= FOLLOWERS_MAX
-        {
-            continue;
-        }
-        let (Ok(writer), Ok(ender)) = (stream.try_clone(), stream.try_clone()) else {
-            continue;
-        };
-        let closer: Closer = Arc::new(move || {
-            let _ = ender.shutdown(Shutdown::Both);
-        });
-        let outgoing = Arc::new(Outgoing::new(writer, closer));
-        let state = Arc::new(Mutex::new(FollowerState::default()));
-        number += 1;
-        lock(&host.seats).insert(
-            number,
-            Seat {
-                state: state.clone(),
-                outgoing: outgoing.clone(),
-                since: Stamp::now(),
-            },
-        );
-        let (host_of, served) = (host.clone(), served.clone());
-        let started = std::thread::Builder::new()
-            .name("follower".into())
-            .spawn(move || {
-                let done = serve(&served, &outgoing, Incoming::new(stream), &state);
-                if let Err(error) = done
-                    && !outgoing.is_closed()
-                {
-                    let reason = error.to_string();
-                    eprintln!("{} a follower: {reason}", Stamp::now());
-                    let _ = outgoing.send(crate::link::message::Bye { reason });
-                }
-                outgoing.close();
-                lock(&host_of.seats).remove(&number);
-            });
-        if started.is_err() {
-            lock(&host.seats).remove(&number);
-        }
-    }
-}
-
-fn wait_readable(listener: &UnixListener, at_most: Duration) {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let timeout = Timespec {
-        tv_sec: 0,
-        tv_nsec: i64::from(at_most.subsec_nanos()),
-    };
-    let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
-}
-
 impl Served for Host {
+    fn notice(&self, text: String) {
+        eprintln!("{} {text}", Stamp::now());
+    }
+
     fn ready(&self) -> Ready {
         let now = lock(&self.now);
         match (&now.live, &now.failed) {
@@ -792,18 +697,7 @@ impl Control for Host {
             };
             (state, now.live.clone())
         };
-        let replicas: Vec<Replica> = lock(&self.seats)
-            .values()
-            .map(|seat| {
-                let state = lock(&seat.state).clone();
-                Replica {
-                    name: state.name,
-                    connected: true,
-                    since: seat.since,
-                    positions: state.positions,
-                }
-            })
-            .collect();
+        let replicas = self.seats.replicas();
         let (received, durable) = match &live {
             Some(live) => {
                 let tail = live.open.reader.tail();

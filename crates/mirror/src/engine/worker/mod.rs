@@ -5,9 +5,7 @@
 
 mod capture;
 mod daemon;
-mod keep;
 mod names;
-mod socket;
 mod stdio;
 
 use std::path::{Path, PathBuf};

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::super::event::RunError;
+use super::super::serving::socket;
 use super::super::session::show;
 use super::daemon::{self, Config};
-use super::{StdioOptions, names, socket};
+use super::{StdioOptions, names};
 use crate::cli::config::is_plain_relative;
 use crate::filter::Filter;
 use crate::link::conn::HANDSHAKE_S_MAX;

@@ -85,6 +85,7 @@ impl Fake {
 }
 
 impl Served for Fake {
+    fn notice(&self, _: String) {}
     fn ready(&self) -> Ready {
         Ready::Open(Box::new(Open {
             tree: TREE,

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
-use super::super::status::{Stamp, parse_position};
 use crate::disk::{RealDisk, read_file, replace_file};
+use crate::engine::status::{Stamp, parse_position};
 use crate::log::PruneLimits;
 
 const FILE: &str = "followers.json";

@@ -1,0 +1,160 @@
+//! The followers that are connected now, each with a thread of its own.
+
+use std::collections::BTreeMap;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::keep::Keep;
+use super::socket;
+use crate::engine::status::{Replica, Stamp};
+use crate::link::conn::{Closer, Incoming, Outgoing};
+use crate::link::message::Bye;
+use crate::link::serve::{FollowerState, Served, serve};
+
+/// Connections at once, to one tree.
+pub const FOLLOWERS_MAX: usize = 64;
+/// How long those that are there may take to end.
+const END_WITHIN: Duration = Duration::from_secs(3);
+
+struct Seat {
+    state: Arc<Mutex<FollowerState>>,
+    outgoing: Arc<Outgoing>,
+    since: Stamp,
+}
+
+#[derive(Default)]
+pub struct Seats {
+    taken: Mutex<BTreeMap<u64, Seat>>,
+    /// Nobody is served any more.
+    over: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Seats {
+    pub fn is_empty(&self) -> bool {
+        lock(&self.taken).is_empty()
+    }
+
+    /// How far each of them is.
+    pub fn replicas(&self) -> Vec<Replica> {
+        let taken = lock(&self.taken);
+        taken
+            .values()
+            .map(|seat| {
+                let state = lock(&seat.state).clone();
+                Replica {
+                    name: state.name,
+                    connected: true,
+                    since: seat.since,
+                    positions: state.positions,
+                }
+            })
+            .collect()
+    }
+
+    /// Tells for whom the log is kept.
+    pub fn tell(&self, keep: &mut Keep) {
+        for seat in lock(&self.taken).values() {
+            let state = lock(&seat.state);
+            if let Some(after) = state.keep_after {
+                keep.seen(&state.name, after);
+            }
+        }
+    }
+
+    /// Ends all connections; those that come after are served again.
+    pub fn hang_up(&self, reason: &str) {
+        for seat in lock(&self.taken).values() {
+            let reason = reason.to_owned();
+            let _ = seat.outgoing.send(Bye { reason });
+            seat.outgoing.close();
+        }
+    }
+
+    /// No more connections: the listener's thread ends, and those that are there within moments.
+    pub fn end(&self, reason: &str) {
+        self.over.store(true, Ordering::Release);
+        self.hang_up(reason);
+        let until = Instant::now() + END_WITHIN;
+        while !self.is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Takes in who comes, until [`Seats::end`].
+    pub fn accept(self: &Arc<Seats>, served: &Arc<dyn Served>, listener: &UnixListener) {
+        let mut number = 0u64;
+        while !self.over.load(Ordering::Acquire) {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    number += 1;
+                    self.seat(served, stream, number);
+                }
+                Err(e) => {
+                    let nap = match e.kind() {
+                        std::io::ErrorKind::WouldBlock => Duration::from_millis(10),
+                        // Out of descriptors, say: who waits, waits.
+                        _ => Duration::from_millis(200),
+                    };
+                    wait_readable(listener, nap);
+                }
+            }
+        }
+    }
+
+    fn seat(self: &Arc<Seats>, served: &Arc<dyn Served>, stream: UnixStream, number: u64) {
+        if !socket::is_ours(&stream)
+            || stream.set_nonblocking(false).is_err()
+            || lock(&self.taken).len() >= FOLLOWERS_MAX
+        {
+            return;
+        }
+        let (Ok(writer), Ok(ender)) = (stream.try_clone(), stream.try_clone()) else {
+            return;
+        };
+        let closer: Closer = Arc::new(move || {
+            let _ = ender.shutdown(Shutdown::Both);
+        });
+        let outgoing = Arc::new(Outgoing::new(writer, closer));
+        let state = Arc::new(Mutex::new(FollowerState::default()));
+        let seat = Seat {
+            state: state.clone(),
+            outgoing: outgoing.clone(),
+            since: Stamp::now(),
+        };
+        lock(&self.taken).insert(number, seat);
+        let (seats, served) = (self.clone(), served.clone());
+        let started = std::thread::Builder::new()
+            .name("follower".into())
+            .spawn(move || {
+                let done = serve(&served, &outgoing, Incoming::new(stream), &state);
+                if let Err(error) = done
+                    && !outgoing.is_closed()
+                {
+                    let reason = error.to_string();
+                    served.notice(format!("a follower: {reason}"));
+                    let _ = outgoing.send(Bye { reason });
+                }
+                outgoing.close();
+                lock(&seats.taken).remove(&number);
+            });
+        if started.is_err() {
+            lock(&self.taken).remove(&number);
+        }
+    }
+}
+
+fn wait_readable(listener: &UnixListener, at_most: Duration) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let timeout = Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(at_most.subsec_nanos()),
+    };
+    let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
+}
