@@ -10,5 +10,6 @@ pub mod filter;
 pub mod index;
 pub mod link;
 pub mod log;
+pub mod net;
 mod planted;
 pub mod sys;
