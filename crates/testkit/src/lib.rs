@@ -1,13 +1,14 @@
 //! Test support, apart from what it tests: it shares no code with the engine, so that it can disagree with it.
 //!
 //! [`compare`] is the oracle of "exact", [`generate`] makes trees that hold everything a tree can hold,
-//! [`workload`] changes a live tree at random, [`lab`] gives file systems of our own, [`proc`] runs and kills programs.
-//! The programs `treecmp`, `gentree` and `churn` are thin faces of the first three.
+//! [`workload`] changes a live tree at random, [`lab`] gives file systems of our own, [`proc`] runs and kills programs,
+//! [`proxy`] is a bad link. The programs `treecmp`, `gentree`, `churn` and `linkproxy` are thin faces of them.
 
 pub mod compare;
 pub mod generate;
 pub mod lab;
 pub mod proc;
+pub mod proxy;
 pub mod rng;
 pub mod workload;
 

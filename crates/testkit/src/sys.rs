@@ -326,3 +326,13 @@ pub fn memory_file() -> io::Result<File> {
     // SAFETY: as above.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
+
+/// A descriptor of its own for one that whoever started us left open under this number.
+pub fn inherited(number: std::os::fd::RawFd) -> io::Result<std::os::fd::OwnedFd> {
+    if number < 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: borrowed for the one call, which finds out itself whether it is open.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
+    fd.try_clone_to_owned()
+}
