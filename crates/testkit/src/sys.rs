@@ -230,6 +230,12 @@ pub fn unshare_mounts() -> io::Result<()> {
     done(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
 }
 
+/// Gives the calling thread, and what it starts from now on, a network namespace of its own.
+pub fn unshare_net() -> io::Result<()> {
+    // SAFETY: changes only which network this thread sees; no memory is touched.
+    done(unsafe { libc::unshare(libc::CLONE_NEWNET) }).map(drop)
+}
+
 /// Lets the command start in a mount namespace of its own, with private mounts.
 pub fn in_new_mounts(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;

@@ -187,3 +187,41 @@ fn its_failure_is_ours() {
         assert!(result.is_err());
     }
 }
+
+#[test]
+fn hosts_reach_each_other_until_they_are_cut_off() {
+    in_private_namespace("hosts_reach_each_other_until_they_are_cut_off", |lab| {
+        let net = need!(lab.net());
+        let (a, b) = (need!(net.host("lab-a")), need!(net.host("lab-b")));
+        // One connection, made at b, to a program at a that says its name and ends.
+        let reaches = || {
+            let serve = "import socket,sys\ns=socket.create_server(('0.0.0.0',7001))\nprint('ready',flush=True)\n\
+                         c,_=s.accept()\nc.sendall(socket.gethostname().encode())\nc.close()";
+            let mut server =
+                testkit::proc::Program::start(a.command("python3").args(["-c", serve])).unwrap();
+            server
+                .wait_stdout("ready", Duration::from_secs(20))
+                .unwrap();
+            let ask = format!(
+                "import socket\ns=socket.create_connection(('{}',7001),timeout=1)\nprint(s.recv(99).decode())",
+                a.address
+            );
+            let said = b.command("python3").args(["-c", &ask]).output().unwrap();
+            said.status.success() && said.stdout == b"lab-a\n"
+        };
+        assert!(reaches());
+        for part in [
+            &(|| net.plugged(&a, false)) as &dyn Fn() -> _,
+            &|| net.deaf(&a),
+            &|| net.lossy(&a, 100),
+            &|| net.refuses(&a),
+        ] {
+            part().unwrap();
+            assert!(!reaches());
+            net.healed(&a).unwrap();
+            assert!(reaches());
+        }
+        net.rate(&a, Some("8mbit")).unwrap();
+        assert!(reaches());
+    });
+}

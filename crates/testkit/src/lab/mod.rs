@@ -5,6 +5,7 @@
 //! shows the main thread's namespace (use `/proc/thread-self/mountinfo`, or [`in_private_namespace`], which gives a
 //! whole process); and when the process is killed the namespace goes with it, mounts and loop devices included.
 
+mod hosts;
 mod image;
 mod queue;
 
@@ -14,6 +15,7 @@ use std::process::Command;
 
 use rustix::mount::{MountPropagationFlags, mount_change};
 
+pub use hosts::{Host, Net};
 pub use image::{Fs, Image, ImageOptions};
 pub use queue::QueueLimit;
 
