@@ -16,6 +16,7 @@ pub mod inotify;
 pub mod lease;
 pub mod mounts;
 pub mod open;
+pub mod polite;
 mod raw;
 pub mod signal;
 pub mod stat;

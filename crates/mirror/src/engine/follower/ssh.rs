@@ -295,41 +295,6 @@ fn quote(word: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Waits between attempts: longer each time, and never the same for two hosts.
-pub struct BackOff {
-    next_ms: u64,
-}
-
-const BACK_OFF_MS_MIN: u64 = 500;
-const BACK_OFF_MS_MAX: u64 = 30_000;
-
-impl Default for BackOff {
-    fn default() -> BackOff {
-        BackOff {
-            next_ms: BACK_OFF_MS_MIN,
-        }
-    }
-}
-
-impl BackOff {
-    pub fn next_wait(&mut self) -> Duration {
-        let base = self.next_ms;
-        self.next_ms = (base * 2).min(BACK_OFF_MS_MAX);
-        let mut random = [0u8; 8];
-        let spread = match std::fs::File::open("/dev/urandom")
-            .and_then(|mut from| from.read_exact(&mut random))
-        {
-            Ok(()) => u64::from_le_bytes(random) % (base / 2 + 1),
-            Err(_) => u64::from(std::process::id()) % (base / 2 + 1),
-        };
-        Duration::from_millis(base * 3 / 4 + spread)
-    }
-
-    pub fn reset(&mut self) {
-        *self = BackOff::default();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -382,14 +347,5 @@ mod tests {
             b"Welcome to\x1b".to_vec(),
         )));
         assert!(far.why(&noise, None, &[]).contains("prints something"));
-    }
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let mut back_off = BackOff::default();
-        let waits: Vec<Duration> = (0..12).map(|_| back_off.next_wait()).collect();
-        assert!(waits[0] >= Duration::from_millis(375) && waits[0] <= Duration::from_millis(625));
-        assert!(waits.iter().all(|w| *w <= Duration::from_millis(37_500)));
-        assert!(waits[11] >= Duration::from_millis(22_500));
     }
 }
