@@ -14,15 +14,12 @@ use crate::cli::show::{self, Health};
 use crate::cli::ui;
 use crate::engine::aside;
 use crate::engine::control::{
-    Client, ClientError, PersistError, StateLock, Stop, VerifyLine, VerifyOptions, leave_release,
-    read_status,
+    Client, ClientError, HEARTBEAT_MAX, PersistError, StateLock, Stop, VerifyLine, VerifyOptions,
+    leave_release, read_status,
 };
 use crate::engine::event::{Silent, Ui};
 use crate::engine::options::MirrorOptions;
 use crate::engine::status::{Stamp, State, Status};
-
-/// A status file older than this was not written by a healthy process.
-const STALE: Duration = Duration::from_secs(60);
 
 /// What is known of a mirror, and from where.
 #[derive(Debug)]
@@ -156,7 +153,7 @@ pub fn judge(seen: Result<Seen, CliError>, max_lag: Duration) -> (Health, String
         Ok(Seen::Running(status)) => show::health(&status, max_lag),
         // A process that is busy starting has a fresh file; one that hangs has not.
         Ok(Seen::Silent { why, last }) => match last {
-            Some(last) if last.now.seconds_until(Stamp::now()) < STALE.as_secs_f64() => {
+            Some(last) if last.now.seconds_until(Stamp::now()) < HEARTBEAT_MAX.as_secs_f64() => {
                 let (health, line) = show::health(&last, max_lag);
                 (health.max(Health::Warning), format!("{why}; {line}"))
             }

@@ -241,6 +241,7 @@ pub fn way_out(hold: &Hold) -> &'static str {
     match hold.reason {
         HoldReason::RootGone => "it goes on by itself when the same directory is back",
         HoldReason::CopyLost => "it goes on by itself when DST and its state are back",
+        HoldReason::Limit => "it goes on by itself when there is room again or the limit is raised",
         HoldReason::RootReplaced | HoldReason::RootCovered => {
             "it goes on by itself when the same directory is back; `fs_mirror release` takes what is there now for the source"
         }

@@ -120,6 +120,14 @@ impl ApplyOrders {
     }
 }
 
+/// Hears what was applied. Called by the apply loop, which it must not keep.
+pub trait Told: Send + Sync + std::fmt::Debug {
+    /// These paths changed; the copy is as of here.
+    fn applied(&self, position: Option<Position>, paths: &mut dyn Iterator<Item = Vec<u8>>);
+    /// Anything may have changed.
+    fn all_changed(&self, position: Option<Position>);
+}
+
 /// What the records that wait will do to the copy.
 #[derive(Debug, Default, Clone)]
 pub struct Going {

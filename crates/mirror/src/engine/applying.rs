@@ -2,36 +2,41 @@
 //!
 //! Used by a mirror on one host and by a follower alike. The log goes on being written while this is paused or held.
 
+pub mod limits;
 mod mass;
 mod rolling;
+mod room;
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror_core::guard::Window;
-use mirror_core::{Change, Digest, Name, ObjectId, Position, Record, Rows};
+use mirror_core::{At, Change, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::{self, ADOPTING_KEY, LeftOut};
 use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
 use super::options::OnMassChange;
-use super::status::{FAILED_MAX, Failed, PathText, Stamp};
+use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
     Store, store_error,
 };
 use crate::index::Index;
-use crate::log::{Cursor, Group, LogError, LogReader, Waited};
+use crate::log::{Cursor, LogError, LogReader, Waited};
 
 pub use super::applied::{
-    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, going, try_again,
+    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, try_again,
 };
+use limits::{Bounds, Pace};
 pub use mass::hold_of;
 pub use rolling::EVERY as VERIFY_EVERY;
+use room::Batch;
 
 /// Records applied at once.
 const BATCH_RECORDS_MAX: usize = 8192;
@@ -61,6 +66,11 @@ pub struct ApplySetup {
     pub looking: bool,
     /// The copy was never equal yet: large batches, flushed together, until [`ApplyOrder::Seeded`].
     pub seeding: bool,
+    /// What the copy may take.
+    pub bounds: Arc<Bounds>,
+    pub dst: PathBuf,
+    /// Told of what was applied.
+    pub told: Option<Arc<dyn Told>>,
 }
 
 /// Kept with the rows once the copy was equal for the first time.
@@ -118,6 +128,10 @@ impl ApplyLoop {
                     passes,
                     looking: setup.looking,
                     seeding: setup.seeding,
+                    bounds: setup.bounds,
+                    dst: setup.dst,
+                    told: setup.told,
+                    pace: Pace::default(),
                     retry_ms: RETRY_MS_MIN,
                     retry_at: None,
                     unsaved: None,
@@ -188,6 +202,10 @@ struct Running {
     passes: Option<Position>,
     looking: bool,
     seeding: bool,
+    bounds: Arc<Bounds>,
+    dst: PathBuf,
+    told: Option<Arc<dyn Told>>,
+    pace: Pace,
     /// Things moved aside so far.
     aside_told: u64,
     /// What is known of objects that failed, and is not kept with the rows.
@@ -221,40 +239,50 @@ impl Running {
         self.applier.set_adopting(adopting.is_some());
         let after = self.applier.store().position();
         let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
-        let mut batch: Vec<Record> = Vec::new();
-        let mut head: Option<Digest> = None;
+        let mut batch = Batch::default();
+        // What there was no room for.
+        let mut next = Batch::default();
         let mut tries = 0u32;
         while !self.stopped() {
             let woken = self.reader.tail().woken();
             self.set_again()?;
             self.orders();
-            self.fill(&mut cursor, &mut batch, &mut head)
-                .map_err(|e| chain(&e))?;
-            let Some(last) = head.filter(|_| !batch.is_empty()) else {
+            if batch.is_empty() {
+                batch = std::mem::take(&mut next);
+            }
+            self.fill(&mut cursor, &mut batch).map_err(|e| chain(&e))?;
+            if batch.is_empty() {
                 self.applied.update(|status| status.waiting_since_ns = None);
                 self.retry()?;
                 self.roll();
                 self.idle(&cursor, woken)?;
                 continue;
-            };
-            let waiting = batch.first().map(|record| record.time_ns);
+            }
+            let waiting = batch.records.first().map(|record| record.time_ns);
             let end = self.reader.tail().durable().map(|end| end.position);
             self.applied.update(|status| {
                 status.waiting_since_ns = waiting;
                 status.end = end;
             });
-            if !self.may_apply(&batch)? {
-                // Held, and stopped while holding.
+            // Held, and stopped while holding.
+            if !self.paced()?
+                || (next.is_empty() && !self.room(&mut cursor, &mut batch, &mut next)?)
+            {
                 break;
             }
-            match self.applier.apply(&batch, last, &*self.contents) {
+            if !self.may_apply(&batch.records)? {
+                break;
+            }
+            let Some(last) = batch.head() else { continue };
+            match self.applier.apply(&batch.records, last, &*self.contents) {
                 Ok(outcome) => {
                     if std::mem::take(&mut tries) > 0 {
                         self.applied.update(|status| status.waits = None);
                     }
-                    self.tell(&batch);
+                    self.tell(&batch.records);
+                    self.pace
+                        .did(batch.records.len(), self.bounds.get().ops_max);
                     batch.clear();
-                    head = None;
                     self.took(outcome);
                     // Also while there is always more to apply.
                     self.retry()?;
@@ -317,30 +345,25 @@ impl Running {
     }
 
     /// Whole groups, as many as are durable and fit. After a crash at least up to where the copy may already be.
-    fn fill(
-        &mut self,
-        cursor: &mut Cursor,
-        batch: &mut Vec<Record>,
-        head: &mut Option<Digest>,
-    ) -> Result<(), LogError> {
+    fn fill(&mut self, cursor: &mut Cursor, batch: &mut Batch) -> Result<(), LogError> {
         let until = self.applier.replay_until();
         if !batch.is_empty() {
             return Ok(());
         }
+        let most = self.batch_max(BATCH_RECORDS_MAX);
         let mut began = None;
         loop {
-            let reached = batch.last().map(|record: &Record| record.position);
+            let reached = batch.records.last().map(|record| record.position);
             let must = until.is_some_and(|until| reached.is_none_or(|reached| reached < until));
-            if batch.len() >= BATCH_RECORDS_MAX && !must {
+            if batch.records.len() >= most && !must {
                 return Ok(());
             }
-            if let Some(Group { records, end, .. }) = cursor.next_group()? {
-                *head = Some(end.head);
-                batch.extend(records);
+            if let Some(group) = cursor.next_group()? {
+                batch.push(group);
                 continue;
             }
             // A first copy is cheapest in large pieces; nobody waits for one file of it.
-            if !self.seeding || batch.is_empty() || batch.len() >= SEEDING_RECORDS_MIN {
+            if !self.seeding || batch.is_empty() || batch.records.len() >= SEEDING_RECORDS_MIN {
                 return Ok(());
             }
             let began = *began.get_or_insert_with(Instant::now);
@@ -551,7 +574,9 @@ impl Running {
             .passes
             .max(self.reader.tail().durable().map(|end| end.position));
         let mut state = self.applied.lock();
-        if state.hold.take().is_some() {
+        let full = |hold: &Hold| hold.reason == HoldReason::Limit;
+        // Nobody's word makes room.
+        if !state.hold.as_ref().is_some_and(full) && state.hold.take().is_some() {
             drop(state);
             self.applied.changed.notify_all();
             self.ui.event(Event::Released);
@@ -684,6 +709,12 @@ impl Running {
 
     /// `-v`: a line for each path.
     fn tell(&self, batch: &[Record]) {
+        if let Some(told) = &self.told {
+            let paths = batch
+                .iter()
+                .flat_map(|record| paths_of(self.applier.store(), record));
+            told.applied(self.reached(), &mut paths.into_iter());
+        }
         if !self.verbose {
             return;
         }
@@ -722,6 +753,28 @@ impl Running {
             });
         }
     }
+}
+
+/// The paths that a record is about, as far as the rows know their directories.
+fn paths_of<R: Rows>(rows: &R, record: &Record) -> Vec<Vec<u8>> {
+    let names = match &record.change {
+        Change::Create { at, .. }
+        | Change::Link { at, .. }
+        | Change::Unlink { at, .. }
+        | Change::Update { at: Some(at), .. } => vec![at],
+        Change::Update { at: None, .. } => return vec![b".".to_vec()],
+        Change::Move { from, to, .. } => vec![from, to],
+        _ => return Vec::new(),
+    };
+    let path = |at: &At| {
+        let mut path = path_of(rows, at.parent)?;
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(at.name.as_bytes());
+        Some(path)
+    };
+    names.into_iter().filter_map(path).collect()
 }
 
 /// How a path below the root is shown: the root itself is `.`.

@@ -3,11 +3,14 @@
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirror_core::escape;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::applying::Told;
+use crate::engine::applying::limits::Bounds;
 use crate::engine::control::{StateLock, Stop};
 
 /// Everything `run_mirror` needs to know. Paths are absolute; they were checked by `cli::places`.
@@ -43,6 +46,12 @@ pub struct MirrorOptions {
     pub verify_every: Option<Duration>,
     /// What to run at the far end instead of `mirrord`.
     pub remote_command: Option<String>,
+    /// What the copy may take; may change meanwhile.
+    pub bounds: Arc<Bounds>,
+    /// Told of what was applied.
+    pub told: Option<Arc<dyn Told>>,
+    /// Nobody watches who could mend it: a source that can't be reached at first is tried again, too.
+    pub patient: bool,
     pub output: Output,
     /// Taken before the configuration was read. `None` (tests, dry run): `run_mirror` takes it if it needs it.
     pub lock: Option<StateLock>,
@@ -71,6 +80,9 @@ impl MirrorOptions {
             timeout: None,
             verify_every: Some(super::applying::VERIFY_EVERY),
             remote_command: None,
+            bounds: Arc::default(),
+            told: None,
+            patient: false,
             output: Output::default(),
             lock: None,
             stop: Stop::new(),

@@ -162,12 +162,17 @@ pub enum HoldReason {
     MassChange,
     /// DST is gone, covered or was replaced.
     CopyLost,
+    /// The copy would pass a limit: bytes, entries, or the free space that stays.
+    Limit,
 }
 
 impl HoldReason {
     /// Whether an operator's word lets it go on. Else there is nothing to go on with: it does so by itself.
     pub fn can_be_released(self) -> bool {
-        !matches!(self, HoldReason::RootGone | HoldReason::CopyLost)
+        !matches!(
+            self,
+            HoldReason::RootGone | HoldReason::CopyLost | HoldReason::Limit
+        )
     }
 
     /// Another directory stands where the root was; let go on, it is the root.

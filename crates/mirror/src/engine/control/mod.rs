@@ -11,7 +11,9 @@ mod wire;
 
 pub use client::{Client, ClientError};
 pub use lock::{Holder, LockError, StateLock};
-pub use persist::{PersistError, leave_release, persist_status, read_status, take_release};
+pub use persist::{
+    Beat, HEARTBEAT_MAX, PersistError, leave_release, persist_status, read_status, take_release,
+};
 pub use server::{Handle, serve};
 pub use stop::Stop;
 #[cfg(test)]

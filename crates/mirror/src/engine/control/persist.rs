@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mirror_core::escape;
 
@@ -33,6 +34,23 @@ pub fn persist_status(state_dir: &Path, status: &Status) -> io::Result<()> {
     file.write_all(&bytes)?;
     drop(file);
     fs::rename(&new, state_dir.join("status.json"))
+}
+
+/// A process that is well writes its status at least so often: an older one tells of a process that hangs.
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+
+/// Writes the status now and then while a process rests.
+#[derive(Debug, Default)]
+pub struct Beat(Option<Instant>);
+
+impl Beat {
+    pub fn persist(&mut self, persist: impl FnOnce()) {
+        const EVERY: Duration = Duration::from_secs(2);
+        if self.0.is_none_or(|last| last.elapsed() >= EVERY) {
+            self.0 = Some(Instant::now());
+            persist();
+        }
+    }
 }
 
 /// The last status; `None`: there never was one.

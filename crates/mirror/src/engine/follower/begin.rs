@@ -4,16 +4,20 @@
 use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use mirror_core::codec;
+use mirror_core::{Record, codec};
 
 use super::contents::WireContents;
 use crate::apply::{Applier, Contents, Counts, Flush};
-use crate::engine::applying::chain;
+use crate::engine::applying::limits::{Bounds, Fits, Pace, Taken, fits};
+use crate::engine::applying::{Told, chain};
+use crate::engine::event::{Event, Ui};
 use crate::engine::seed;
+use crate::engine::status::Hold;
 use crate::index::Index;
 use crate::log::End;
 
@@ -32,9 +36,30 @@ pub struct Begin {
 pub struct Made {
     pub files: AtomicU64,
     pub bytes: AtomicU64,
+    /// There is no room for more.
+    full: Mutex<Option<Hold>>,
 }
 
 impl Made {
+    pub fn full(&self) -> Option<Hold> {
+        self.full
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The hold is told once, and once that it is over.
+    fn set_full(&self, hold: Option<Hold>, ui: &dyn Ui) {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*full, &hold) {
+            (None, Some(hold)) => ui.event(Event::Held(hold.clone())),
+            (Some(_), None) => ui.event(Event::Released),
+            (Some(_), Some(_)) => return,
+            (None, None) => {}
+        }
+        *full = hold;
+    }
+
     fn add(&self, counts: &Counts) {
         let files = counts.created + counts.adopted;
         self.files.fetch_add(files, Ordering::Relaxed);
@@ -49,7 +74,7 @@ impl Begin {
         contents: WireContents,
         state_dir: PathBuf,
         (at, tree): (End, [u8; 16]),
-        stopping: Arc<AtomicBool>,
+        asked: Asked,
     ) -> std::io::Result<Begin> {
         let made = Arc::new(Made::default());
         let count = made.clone();
@@ -58,7 +83,7 @@ impl Begin {
             .spawn(move || {
                 let path = state_dir.join(seed::FILE);
                 let file = File::open(&path).map_err(|e| format!("cannot read the tree: {e}"))?;
-                let done = apply(&mut applier, &contents, file, at, &stopping, &count);
+                let done = apply(&mut applier, &contents, file, at, &asked, &count);
                 let _ = std::fs::remove_file(&path);
                 done.map(|()| applier)
             })?;
@@ -81,12 +106,54 @@ impl Begin {
     }
 }
 
+/// What the thread must heed.
+pub struct Asked {
+    pub stopping: Arc<AtomicBool>,
+    pub bounds: Arc<Bounds>,
+    pub told: Option<Arc<dyn Told>>,
+    pub dst: PathBuf,
+    pub ui: Arc<dyn Ui>,
+}
+
+impl Asked {
+    fn stopped(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Waits until there is room for some of these records, and time; how many. 0: stopped.
+    fn room(&self, applier: &Applier<Index>, batch: &[Record], pace: &Pace, made: &Made) -> usize {
+        while !self.stopped() {
+            let limits = self.bounds.get();
+            let wait = pace.wait();
+            if limits.ops_max.is_some() && !wait.is_zero() {
+                std::thread::sleep(wait.min(Duration::from_millis(50)));
+                continue;
+            }
+            let taken = Taken::of(applier, &self.dst);
+            match fits(applier.store(), taken, &limits, batch) {
+                Ok(Fits {
+                    records: 0,
+                    full: Some(hold),
+                }) => made.set_full(Some(hold), &*self.ui),
+                Ok(found) => {
+                    made.set_full(None, &*self.ui);
+                    return found.records;
+                }
+                // Apply says it better.
+                Err(_) => return batch.len(),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        0
+    }
+}
+
 fn apply(
     applier: &mut Applier<Index>,
     contents: &dyn Contents,
     file: File,
     at: End,
-    stopping: &AtomicBool,
+    asked: &Asked,
     made: &Made,
 ) -> Result<(), String> {
     applier
@@ -95,8 +162,9 @@ fn apply(
     let mut from = BufReader::new(file);
     let mut head = codec::GENESIS;
     let mut batch = Vec::new();
+    let mut pace = Pace::default();
     loop {
-        if stopping.load(Ordering::Acquire) {
+        if asked.stopped() {
             return Err("stopped".into());
         }
         let group =
@@ -105,17 +173,29 @@ fn apply(
         if let Some(group) = group {
             batch.append(&mut seed::decode_group(&group, &mut head)?);
         }
-        if batch.len() >= BATCH_RECORDS || (last && !batch.is_empty()) {
+        let ops_max = asked.bounds.get().ops_max;
+        let pace_max = ops_max.map_or(BATCH_RECORDS, |ops| usize::try_from(ops).unwrap_or(1));
+        while batch.len() >= BATCH_RECORDS.min(pace_max.max(1)) || (last && !batch.is_empty()) {
+            let records = asked.room(applier, &batch, &pace, made);
+            let some = batch.get(..records).unwrap_or_default();
+            if some.is_empty() {
+                return Err("stopped".into());
+            }
             let outcome = applier
-                .apply(&batch, at.head, contents)
+                .apply(some, at.head, contents)
                 .map_err(|e| chain(&e))?;
             made.add(&outcome.counts);
-            batch.clear();
+            pace.did(records, ops_max);
+            batch.drain(..records);
         }
         if last {
             break;
         }
     }
     applier.set_flush(Flush::Batch).map_err(|e| chain(&e))?;
-    applier.checkpoint().map_err(|e| chain(&e))
+    applier.checkpoint().map_err(|e| chain(&e))?;
+    if let Some(told) = &asked.told {
+        told.all_changed(Some(at.position));
+    }
+    Ok(())
 }

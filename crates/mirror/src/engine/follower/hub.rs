@@ -63,6 +63,8 @@ struct Known {
     since: Stamp,
     /// In this run.
     ever: bool,
+    /// Also in vain.
+    tried: bool,
     reason: String,
     /// The worker's end and clock, as last heard.
     end: Option<End>,
@@ -90,6 +92,8 @@ pub struct Hub {
     /// What lies in `adopted/`.
     pub aside: aside::Watch,
     outgoing: Mutex<Option<Arc<Outgoing>>>,
+    /// There is no room for what would come.
+    full: AtomicBool,
 }
 
 impl Hub {
@@ -107,6 +111,7 @@ impl Hub {
                 connected: false,
                 since: Stamp::now(),
                 ever: false,
+                tried: false,
                 reason: "not connected yet".into(),
                 end: None,
                 heard: None,
@@ -120,6 +125,7 @@ impl Hub {
             links: Links::default(),
             aside: aside::Watch::default(),
             outgoing: Mutex::new(None),
+            full: AtomicBool::new(false),
         }
     }
 
@@ -127,6 +133,18 @@ impl Hub {
 
     pub fn set_outgoing(&self, outgoing: Option<Arc<Outgoing>>) {
         *lock(&self.outgoing) = outgoing;
+    }
+
+    /// While it is so there is no connection. True: it was otherwise.
+    pub fn set_full(&self, full: bool) -> bool {
+        let changed = self.full.swap(full, Ordering::AcqRel) != full;
+        if full {
+            self.hang_up();
+        }
+        changed
+    }
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Acquire)
     }
 
     /// Ends the connection, whatever it is at.
@@ -141,6 +159,9 @@ impl Hub {
             let mut known = lock(&self.known);
             known.connected = true;
             known.ever = true;
+            if known.handles.is_none() {
+                known.status.state = State::Starting;
+            }
             known.since = Stamp::now();
             known.reason.clear();
             known.end = welcome.end.map(End::from);
@@ -165,6 +186,13 @@ impl Hub {
         let was = std::mem::replace(&mut known.connected, false);
         if was {
             known.since = Stamp::now();
+        }
+        known.tried = true;
+        if known.handles.is_none() {
+            known.status.state = State::Disconnected {
+                since: known.since,
+                reason: reason.to_owned(),
+            };
         }
         known.reason = reason.to_owned();
         was
@@ -260,8 +288,9 @@ impl Hub {
     }
 
     /// Waits while this holds. True: stop.
-    pub fn wait_while(&self, holds: impl Fn(&Want) -> bool) -> bool {
+    pub fn wait_while(&self, holds: impl Fn(&Want) -> bool, mut meanwhile: impl FnMut()) -> bool {
         loop {
+            meanwhile();
             if self.stop.requested() || self.with(|want| want.stop) {
                 return true;
             }
@@ -475,7 +504,7 @@ impl Hub {
             State::Failed {
                 reason: reason.clone(),
             }
-        } else if !known.connected && known.ever {
+        } else if !known.connected && (known.ever || known.tried) {
             State::Disconnected {
                 since: known.since,
                 reason: known.reason.clone(),

@@ -14,6 +14,7 @@ mod verify;
 mod wire;
 
 use std::cell::Cell;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use mirror_core::Position;
 
 use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
-use super::control::{Handle, StateLock, persist_status, take_release};
+use super::control::{Beat, Handle, StateLock, persist_status, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
 use super::local::{JUDGED_WITHIN, holds_something, outer::hold, serve_told, told_arrival};
@@ -38,7 +39,7 @@ use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
-use begin::Begin;
+use begin::{Asked, Begin};
 use contents::{Memory, WireContents};
 use hub::{Handles, Hub};
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
@@ -53,6 +54,8 @@ const ONCE_ROUNDS: u32 = 3;
 /// So often all is compared anew at once; then `--once` ends, and another mirror takes its time.
 const RESTARTS_MAX: u32 = 3;
 const RESTARTED_WAIT: Duration = Duration::from_secs(60);
+/// Of log and contents, while the copy waits for room.
+const HELD_BYTES_MAX: u64 = 2 << 30;
 /// Kept with the rows: what of the tree the log is of.
 const VARIANT_KEY: &str = "variant";
 
@@ -212,7 +215,12 @@ impl Follower {
                         since: Stamp::now(),
                     });
                     self.persist();
-                    if self.hub.wait_while(|want| want.paused) {
+                    let mut beat = Beat::default();
+                    let rests = |want: &hub::Want| want.paused;
+                    if self
+                        .hub
+                        .wait_while(rests, || beat.persist(|| self.persist()))
+                    {
                         return Ok(stopped);
                     }
                     self.ui.event(Event::Resumed);
@@ -421,7 +429,7 @@ impl Follower {
         let changed = self
             .variant_changed(&mut applier, log.is_some())
             .map_err(|e| failed("cannot use the index", &e))?;
-        let ever = log.is_some() || self.ever;
+        let ever = log.is_some() || self.ever || self.options.patient;
         self.ever = true;
         let memory = Arc::new(Memory::default());
         let stopping = Arc::new(AtomicBool::new(false));
@@ -585,6 +593,15 @@ impl Follower {
     }
 }
 
+/// Sum of the sizes of the files directly in a directory.
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|meta| meta.len())
+        .sum()
+}
+
 /// From the first connection to the first time the copy is equal.
 enum First {
     Connecting,
@@ -723,10 +740,28 @@ impl Session<'_> {
             if saved.elapsed() > Duration::from_secs(2) {
                 saved = Instant::now();
                 self.follower.persist();
+                self.receive_no_more(&status);
                 if matches!(self.first, First::Following { .. }) {
                     reserve::take(&self.place.state);
                 }
             }
+        }
+    }
+
+    /// While the copy waits for room its log takes what comes, but not without end.
+    fn receive_no_more(&self, status: &Status) {
+        let (options, hub) = (&self.follower.options, &self.follower.hub);
+        let waits = matches!(&status.state, State::Hold(hold) if hold.reason == HoldReason::Limit);
+        let floor = options.bounds.get().min_free.unwrap_or(0) / 2;
+        let full = waits && {
+            let free = status.space.map_or(u64::MAX, |space| space.bytes_free);
+            let kept = ["log", "content"].map(|dir| bytes_in(&options.state_dir.join(dir)));
+            free < floor || kept.iter().sum::<u64>() > HELD_BYTES_MAX
+        };
+        if hub.set_full(full) && full {
+            self.follower.ui.event(Event::Notice(
+                "what waits fills the log: nothing more is received until there is room for it in the copy".into(),
+            ));
         }
     }
 
@@ -766,8 +801,15 @@ impl Session<'_> {
             hub: self.follower.hub.clone(),
             stopping: self.stopping.clone(),
         };
-        let state_dir = self.follower.options.state_dir.clone();
-        Begin::start(applier, contents, state_dir, at, self.stopping.clone())
+        let options = &self.follower.options;
+        let asked = Asked {
+            stopping: self.stopping.clone(),
+            bounds: options.bounds.clone(),
+            told: options.told.clone(),
+            dst: self.place.dst.clone(),
+            ui: self.follower.ui.clone(),
+        };
+        Begin::start(applier, contents, options.state_dir.clone(), at, asked)
             .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))
     }
 
@@ -781,6 +823,10 @@ impl Session<'_> {
             let files = begin.made.files.load(Ordering::Relaxed);
             let bytes = begin.made.bytes.load(Ordering::Relaxed);
             let total = hub.known_report().files;
+            if let Some(hold) = begin.made.full() {
+                hub.set_state(State::Hold(hold));
+                return Ok(None);
+            }
             hub.set_state(State::Seeding {
                 files,
                 files_total: (total > 0).then_some(total),
@@ -852,6 +898,9 @@ impl Session<'_> {
             looking: false,
             left_out: adopt::LeftOut::new(options)?,
             verbose: options.output.verbose,
+            bounds: options.bounds.clone(),
+            dst: self.place.dst.clone(),
+            told: options.told.clone(),
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;
         self.follower.hub.open(Handles {

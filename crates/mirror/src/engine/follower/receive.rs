@@ -98,6 +98,10 @@ impl Receiver {
             if self.stopped() {
                 return Ended::Stopped;
             }
+            if self.hub.is_full() {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
             let began = Instant::now();
             let reason = match self.connect() {
                 Ok(never) => match never {},

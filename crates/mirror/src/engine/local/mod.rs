@@ -17,7 +17,9 @@ use mirror_core::guard::Alarm;
 
 use super::adopt::{self, Extras};
 use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
-use super::control::{Control, Handle, StateLock, Until, persist_status, serve, take_release};
+use super::control::{
+    Beat, Control, Handle, StateLock, Until, persist_status, serve, take_release,
+};
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
@@ -162,7 +164,12 @@ impl Mirror {
                         since: Stamp::now(),
                     });
                     self.persist();
-                    if self.outer.wait_while(|want| want.paused) {
+                    let mut beat = Beat::default();
+                    let rests = |want: &outer::Want| want.paused;
+                    if self
+                        .outer
+                        .wait_while(rests, || beat.persist(|| self.persist()))
+                    {
                         return Ok(self.finish(RunEnd {
                             stopped: true,
                             ..RunEnd::default()
@@ -300,7 +307,9 @@ impl Mirror {
     fn wait_held(&self, hold: &Hold) -> bool {
         let mut last = Instant::now();
         let copy = inode(&self.options.dst);
+        let mut beat = Beat::default();
         loop {
+            beat.persist(|| self.persist());
             let over = self
                 .outer
                 .wait_a_little(|want| want.released.is_some() || want.stop);
@@ -492,6 +501,9 @@ impl Mirror {
             seeding,
             left_out: adopt::LeftOut::new(&self.options)?,
             verbose: self.options.output.verbose,
+            bounds: self.options.bounds.clone(),
+            dst: place.dst.clone(),
+            told: self.options.told.clone(),
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
         let not_mirrored = below(&self.source, &self.options.cross);

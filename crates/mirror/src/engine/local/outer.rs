@@ -100,9 +100,12 @@ impl Outer {
     }
 
     /// Waits while this holds. True: stop.
-    pub fn wait_while(&self, holds: impl Fn(&Want) -> bool) -> bool {
+    pub fn wait_while(&self, holds: impl Fn(&Want) -> bool, mut meanwhile: impl FnMut()) -> bool {
         let mut want = lock(&self.want);
         loop {
+            drop(want);
+            meanwhile();
+            want = lock(&self.want);
             if want.stop || self.stop.requested() {
                 return true;
             }
