@@ -146,6 +146,11 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             ),
         );
     }
+    if let Some(confinement) = &status.confinement {
+        for (wall, why) in &confinement.lacks {
+            out.row("confined", &format!("not by {wall}: {why}"));
+        }
+    }
     let counters = counters(status);
     if !counters.is_empty() {
         out.row("counted", &counters);

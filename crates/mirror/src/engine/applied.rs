@@ -121,6 +121,7 @@ impl ApplyOrders {
 }
 
 /// Hears what was applied. Called by the apply loop, which it must not keep.
+/// Called by a thread that may start no program and open nothing outside the copy and its state ([`super::confine`]).
 pub trait Told: Send + Sync + std::fmt::Debug {
     /// These paths changed; the copy is as of here.
     fn applied(&self, position: Option<Position>, paths: &mut dyn Iterator<Item = Vec<u8>>);

@@ -71,7 +71,12 @@ pub struct ApplySetup {
     pub dst: PathBuf,
     /// Told of what was applied.
     pub told: Option<Arc<dyn Told>>,
+    /// Done first on the thread: what is applied may come from a stranger.
+    pub enter: Option<Enter>,
 }
+
+/// See [`super::confine`].
+pub type Enter = Box<dyn FnOnce() + Send>;
 
 /// Kept with the rows once the copy was equal for the first time.
 pub const SEEDED_KEY: &str = "seeded";
@@ -112,6 +117,9 @@ impl ApplyLoop {
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || {
+                if let Some(enter) = setup.enter {
+                    enter();
+                }
                 let mut running = Running {
                     applier: setup.applier,
                     reader: setup.reader,

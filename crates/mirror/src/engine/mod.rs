@@ -8,6 +8,7 @@ pub mod applied;
 pub mod applying;
 pub mod aside;
 pub mod back_off;
+pub mod confine;
 pub mod control;
 pub mod differing;
 mod dry_run;

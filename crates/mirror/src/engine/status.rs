@@ -4,6 +4,7 @@
 //! Fields are only ever added. Names and paths are text with `\xNN` for bytes that are not plain text.
 
 use super::aside::Aside;
+use super::confine::Confinement;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -55,6 +56,9 @@ pub struct Status {
     pub aside: Option<Aside>,
     #[serde(default)]
     pub rolling: Option<Rolling>,
+    /// What the threads that take a worker's word are behind; `None`: nobody else's word is taken here.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
     /// Links to replicas (a worker), by name.
     #[serde(default)]
     pub replicas: Vec<Replica>,
@@ -89,6 +93,7 @@ impl Status {
             space: None,
             aside: None,
             rolling: None,
+            confinement: None,
             replicas: Vec::new(),
         }
     }

@@ -5,6 +5,7 @@
 //! (openat, unlinkat, fsync, ...) is used from there and not wrapped again.
 //! This module never decides anything and keeps no state but "this kernel lacks that call".
 
+pub mod confine;
 pub mod descriptors;
 pub mod dir;
 pub mod extents;

@@ -149,6 +149,15 @@ pub fn set_owner(dir: impl AsFd, name: &[u8], uid: u32, gid: u32) -> Result<()> 
 
 static FCHMODAT2: Call = Call::new();
 
+/// Whether modes are set without a path through `/proc`.
+pub(super) fn has_fchmodat2() -> bool {
+    let none = FCHMODAT2.attempt(|| {
+        // SAFETY: the kernel reads an empty C string; no descriptor has this number.
+        raw::check(unsafe { libc::syscall(libc::SYS_fchmodat2, -1, c"".as_ptr(), 0, 0) }).map(drop)
+    });
+    none.is_some()
+}
+
 /// Permission, set-id and sticky bits, of a name or (empty name) of any descriptor. A symlink has none to set: `EOPNOTSUPP`.
 pub fn set_mode(dir: impl AsFd, name: &[u8], mode: u16) -> Result<()> {
     let name = component_or_self(name)?;

@@ -26,6 +26,18 @@ const SYS_REMOVEXATTRAT: libc::c_long = 466;
 
 static AT_CALLS: Call = Call::new();
 
+/// Whether attributes of names are set without a path through `/proc`.
+pub(super) fn has_at_calls() -> bool {
+    let none = AT_CALLS.attempt(|| {
+        // SAFETY: the kernel reads two C strings; no descriptor has this number.
+        raw::check(unsafe {
+            libc::syscall(SYS_REMOVEXATTRAT, -1, c"".as_ptr(), 0, c"user.x".as_ptr())
+        })
+        .map(drop)
+    });
+    none.is_some()
+}
+
 #[repr(C, align(8))]
 struct XattrArgs {
     value: u64,

@@ -1,6 +1,8 @@
 //! A worker and a follower on one machine, with something that stands for ssh between them.
 #![allow(dead_code)]
 
+pub mod made_up;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ pub struct Bed {
     pub ssh: String,
     pub remote: String,
     pub host: String,
+    /// More for the environment of what is started here.
+    pub more_env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Bed {
@@ -42,6 +46,7 @@ impl Bed {
             ssh: held.path().join("ssh").display().to_string(),
             remote: MIRRORD.into(),
             host: "far".into(),
+            more_env: Vec::new(),
             held,
         };
         fs::create_dir(bed.src()).unwrap();
@@ -83,6 +88,7 @@ impl Bed {
         command
             .env("FS_MIRROR_SSH", &self.ssh)
             .env("MIRRORD_STATE", self.states())
+            .envs(self.more_env.iter().map(|(name, value)| (name, value)))
             .env_remove("SSH_ORIGINAL_COMMAND");
     }
 

@@ -14,7 +14,7 @@ use mirror_core::{Record, codec};
 use super::contents::WireContents;
 use crate::apply::{Applier, Contents, Counts, Flush};
 use crate::engine::applying::limits::{Bounds, Fits, Pace, Taken, fits};
-use crate::engine::applying::{Told, chain};
+use crate::engine::applying::{Enter, Told, chain};
 use crate::engine::event::{Event, Ui};
 use crate::engine::seed;
 use crate::engine::status::Hold;
@@ -75,12 +75,14 @@ impl Begin {
         state_dir: PathBuf,
         (at, tree): (End, [u8; 16]),
         asked: Asked,
+        enter: Enter,
     ) -> std::io::Result<Begin> {
         let made = Arc::new(Made::default());
         let count = made.clone();
         let thread = std::thread::Builder::new()
             .name("begin".into())
             .spawn(move || {
+                enter();
                 let path = state_dir.join(seed::FILE);
                 let file = File::open(&path).map_err(|e| format!("cannot read the tree: {e}"))?;
                 let done = apply(&mut applier, &contents, file, at, &asked, &count);

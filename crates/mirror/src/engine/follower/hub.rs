@@ -12,6 +12,7 @@ use super::verify;
 use super::wire::{Covered, Link, Links};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
 use crate::engine::aside;
+use crate::engine::confine::Confinement;
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
     VerifyOptions, WaitReport,
@@ -126,6 +127,31 @@ impl Hub {
             aside: aside::Watch::default(),
             outgoing: Mutex::new(None),
             full: AtomicBool::new(false),
+        }
+    }
+
+    /// A thread went behind its walls. What this kernel lacks is told once.
+    pub fn confined(&self, behind: &Confinement) {
+        let mut known = lock(&self.known);
+        let before = known.status.confinement.take();
+        let now = match &before {
+            Some(before) => behind.clone().and(before),
+            None => behind.clone(),
+        };
+        let new = |wall: &&String| before.as_ref().is_none_or(|b| !b.lacks.contains_key(*wall));
+        let told: Vec<String> = now
+            .lacks
+            .keys()
+            .filter(new)
+            .filter_map(|wall| Some(format!("{wall} ({})", now.lacks.get(wall)?)))
+            .collect();
+        known.status.confinement = Some(now);
+        drop(known);
+        if !told.is_empty() {
+            self.ui.event(Event::Notice(format!(
+                "what comes from the source is applied without {}: our own checks alone keep it in DST",
+                told.join(", ")
+            )));
         }
     }
 

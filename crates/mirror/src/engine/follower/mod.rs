@@ -6,6 +6,7 @@
 mod arriving;
 mod begin;
 mod contents;
+mod dial;
 mod dry_run;
 mod hub;
 mod receive;
@@ -23,7 +24,8 @@ use crossbeam_channel::{Receiver as Channel, bounded};
 use mirror_core::Position;
 
 use super::adopt::{self, Extras};
-use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, chain};
+use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, Enter, chain};
+use super::confine::{Confine, Part};
 use super::control::{Beat, Handle, StateLock, persist_status, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
@@ -41,6 +43,7 @@ use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use begin::{Asked, Begin};
 use contents::{Memory, WireContents};
+use dial::Dialer;
 use hub::{Handles, Hub};
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
 use ssh::Far;
@@ -63,6 +66,15 @@ const VARIANT_KEY: &str = "variant";
 struct Variant {
     ignore: Vec<String>,
     cross: Vec<Vec<u8>>,
+}
+
+/// What a thread that takes the worker's word does first.
+fn enter(confine: &Arc<Confine>, part: Part, hub: &Arc<Hub>) -> Enter {
+    let (confine, hub) = (confine.clone(), hub.clone());
+    Box::new(move || {
+        hub.confined(&confine.enter(part));
+        crate::planted::escape(&format!("{part:?}"));
+    })
 }
 
 /// How one session ended.
@@ -423,6 +435,11 @@ impl Follower {
             Err(error) => return Err(failed("cannot open DST", &error)),
         };
         place.opened();
+        let confine = Confine::new(&place.dst, &place.state, self.options.owners)
+            .map_err(|e| failed("cannot open DST", &e))?;
+        let confine = Arc::new(confine);
+        let dialer =
+            Dialer::start(self.far.clone()).map_err(|e| failed("cannot start a thread", &e))?;
         let adoption = self
             .adoption(&mut applier, fresh && holds, log.is_some())
             .map_err(|e| failed("cannot use the index", &e))?;
@@ -441,6 +458,7 @@ impl Follower {
         let log = Arc::new(Mutex::new(log));
         let receiver = Receiver {
             far: self.far.clone(),
+            dialer,
             options: self.options.clone(),
             hub: self.hub.clone(),
             disk: disk.clone(),
@@ -458,13 +476,18 @@ impl Follower {
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()
             .name("receive".into())
-            .spawn(move || {
-                let _ = tell.send(receiver.run());
+            .spawn({
+                let enter = enter(&confine, Part::Receive, &self.hub);
+                move || {
+                    enter();
+                    let _ = tell.send(receiver.run());
+                }
             })
             .map_err(|e| failed("cannot start a thread", &e))?;
         let mut session = Session {
             follower: self,
             place,
+            confine,
             log: &log,
             memory,
             stopping: stopping.clone(),
@@ -624,6 +647,7 @@ enum Letting {
 struct Session<'a> {
     follower: &'a Follower,
     place: &'a Place,
+    confine: Arc<Confine>,
     log: &'a Mutex<Option<Log>>,
     memory: Arc<Memory>,
     stopping: Arc<AtomicBool>,
@@ -809,8 +833,16 @@ impl Session<'_> {
             dst: self.place.dst.clone(),
             ui: self.follower.ui.clone(),
         };
-        Begin::start(applier, contents, options.state_dir.clone(), at, asked)
-            .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))
+        let enter = enter(&self.confine, Part::Apply, &self.follower.hub);
+        Begin::start(
+            applier,
+            contents,
+            options.state_dir.clone(),
+            at,
+            asked,
+            enter,
+        )
+        .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))
     }
 
     /// Shows how far that is. Once it is done the log begins after it.
@@ -894,6 +926,7 @@ impl Session<'_> {
             },
             ui: self.follower.ui.clone(),
             seeding: false,
+            enter: Some(enter(&self.confine, Part::Apply, &self.follower.hub)),
             released: self.follower.released,
             looking: false,
             left_out: adopt::LeftOut::new(options)?,

@@ -13,6 +13,7 @@ use mirror_core::{Content, ContentRef, Digest, escape};
 
 use super::arriving::{Arriving, Full, room};
 use super::contents::Memory;
+use super::dial::Dialer;
 use super::hub::Hub;
 use super::ssh::Far;
 use super::wire::Link;
@@ -49,6 +50,7 @@ pub enum Ended {
 
 pub struct Receiver {
     pub far: Far,
+    pub dialer: Dialer,
     pub options: MirrorOptions,
     pub hub: Arc<Hub>,
     pub disk: Arc<dyn Disk>,
@@ -144,7 +146,7 @@ impl Receiver {
 
     /// One connection, until it ends. `Err(None)`: to be tried again, for the hub's last reason.
     fn connect(&mut self) -> Result<std::convert::Infallible, Option<Ended>> {
-        let mut peer = match self.far.connect() {
+        let mut peer = match self.dialer.connect() {
             Ok(peer) => peer,
             Err(reason) => {
                 self.hub.set_reason(reason);

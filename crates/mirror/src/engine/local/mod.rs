@@ -499,6 +499,8 @@ impl Mirror {
             released: released == Some(HoldReason::MassChange),
             looking: released.is_some(),
             seeding,
+            // Its own eyes saw it.
+            enter: None,
             left_out: adopt::LeftOut::new(&self.options)?,
             verbose: self.options.output.verbose,
             bounds: self.options.bounds.clone(),

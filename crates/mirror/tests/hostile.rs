@@ -1,0 +1,148 @@
+//! A worker that speaks the protocol and wants out of its copy: whatever it says, nothing outside changes.
+
+#![cfg_attr(not(feature = "planted"), allow(dead_code))]
+
+mod ssh_support;
+
+use std::fs;
+
+use ssh_support::*;
+
+/// Files that nobody but us may touch, and what they were.
+struct Canary {
+    dir: tempfile::TempDir,
+    before: Vec<String>,
+}
+
+impl Canary {
+    fn new() -> Canary {
+        let dir = tempfile::Builder::new()
+            .prefix("mirror-canary-")
+            .tempdir()
+            .unwrap();
+        fs::write(dir.path().join("secret"), b"nobody's business").unwrap();
+        fs::create_dir(dir.path().join("dir")).unwrap();
+        fs::write(dir.path().join("dir/inner"), b"x").unwrap();
+        let before = look(dir.path());
+        Canary { dir, before }
+    }
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(name)
+    }
+    #[track_caller]
+    fn is_untouched(&self) {
+        assert_eq!(look(self.dir.path()), self.before);
+    }
+}
+
+/// All of a tree but access times.
+fn look(dir: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let mut lines = Vec::new();
+    let meta = fs::symlink_metadata(dir).unwrap();
+    let kind = meta.file_type();
+    let bytes = match kind.is_file() {
+        true => blake3::hash(&fs::read(dir).unwrap()).to_string(),
+        false => String::new(),
+    };
+    lines.push(format!(
+        "{} {} {:o} {}:{} {} {}.{} {}.{} {bytes}",
+        dir.display(),
+        meta.ino(),
+        meta.mode(),
+        meta.uid(),
+        meta.gid(),
+        meta.nlink(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ));
+    if kind.is_dir() {
+        let mut names: Vec<_> = fs::read_dir(dir).unwrap().flatten().collect();
+        names.sort_by_key(|entry| entry.file_name());
+        lines.extend(names.iter().flat_map(|entry| look(&entry.path())));
+    }
+    lines
+}
+
+#[test]
+fn the_threads_that_take_its_word_are_behind_walls_and_a_person_can_see_which() {
+    let bed = Bed::new();
+    bed.populate(30, 1);
+    let follower = bed.mirror(&[]);
+    bed.equal();
+    let (_, status) = bed.command(&["status", "--json"]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let confinement = &status["status"]["confinement"];
+    let named = |what: &str| {
+        confinement["holds"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|wall| wall == what)
+            || confinement["lacks"].get(what).is_some()
+    };
+    for wall in ["capabilities", "landlock", "no_new_privileges", "seccomp"] {
+        assert!(named(wall), "{wall}: {confinement}");
+    }
+    // As the kernel has it, thread by thread.
+    let tasks = format!("/proc/{}/task", follower.pid());
+    let mut seen = Vec::new();
+    for task in fs::read_dir(tasks).unwrap().flatten() {
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let field = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let effective = u64::from_str_radix(&field("CapEff:"), 16).unwrap_or(0);
+        let walled = ["receive", "apply", "beat", "watchdog"].contains(&name.trim());
+        if walled {
+            assert_eq!(
+                (field("NoNewPrivs:"), field("Seccomp:")),
+                ("1".into(), "2".into()),
+                "{name}"
+            );
+            // CHOWN .. FSETID, LINUX_IMMUTABLE, SYS_ADMIN, MKNOD, SETFCAP: nothing else.
+            let most = 0b1_1111 | 1 << 9 | 1 << 21 | 1 << 27 | 1 << 31;
+            assert_eq!(effective & !most, 0, "{name} {effective:x}");
+            seen.push(name.trim().to_owned());
+        } else {
+            assert_eq!(field("Seccomp:"), "0", "{name}");
+        }
+    }
+    for name in ["receive", "apply"] {
+        assert!(seen.iter().any(|s| s == name), "{seen:?}");
+    }
+    stop(follower);
+}
+
+/// What is behind the walls tries all it can.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_attempts_to_escape_all_fail() {
+    if !testkit::is_root() {
+        return println!("skipped: not root");
+    }
+    let mut bed = Bed::new();
+    bed.populate(30, 1);
+    let canary = Canary::new();
+    bed.more_env.push(("FS_MIRROR_ESCAPE", canary.path("")));
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    let tried: Vec<&str> = said
+        .lines()
+        .filter(|line| line.starts_with("escape: "))
+        .collect();
+    for who in ["Receive", "Apply"] {
+        let of = tried
+            .iter()
+            .filter(|line| line.contains(&format!(" {who}: ")));
+        assert!(of.count() >= 18, "{said}");
+    }
+    let done: Vec<_> = tried.iter().filter(|line| line.ends_with("DONE")).collect();
+    assert!(done.is_empty(), "{done:?}");
+    canary.is_untouched();
+    bed.equal();
+}
