@@ -20,6 +20,7 @@ mod meta;
 pub mod options;
 mod outcome;
 mod pending;
+mod readout;
 mod remove;
 mod repair;
 mod settable;

@@ -90,6 +90,9 @@ pub struct MirrorArgs {
     /// the way out when log or index are damaged: all is compared again
     #[arg(long)]
     pub adopt: bool,
+    /// SRC is another place to have the same tree from (the source itself, or a mirror of it): go on from where DST stands
+    #[arg(long)]
+    pub repoint: bool,
     /// Answer every question with yes
     #[arg(short, long)]
     pub yes: bool,

@@ -181,12 +181,22 @@ fn settle(
             )));
         }
         (None, false) => Config::new(places.source.clone(), places.dst.clone()),
-        (Some(saved), true) if saved.source != places.source => {
+        (Some(saved), true) if saved.source != places.source && !args.repoint => {
             return Err(CliError::usage(format!(
-                "{} is a mirror of {}, not of {}: name that source, or another DST",
+                "{} is a mirror of {}, not of {}: name that source, or another DST; with --repoint the same tree is \
+                 followed from there",
                 show(&places.dst),
                 saved.source,
                 places.source
+            )));
+        }
+        (Some(saved), true) if saved.source != places.source && is_local(saved, places) => {
+            return Err(CliError::usage(format!(
+                "--repoint is for sources on other hosts, and {} is read here: its log is this mirror's own",
+                match &saved.source {
+                    local @ SourceSpec::Local(_) => local,
+                    _ => &places.source,
+                }
             )));
         }
         (Some(saved), _) => saved.clone(),
@@ -208,7 +218,11 @@ fn settle(
         ));
         config.dst = places.dst.clone();
     }
-    // Nothing was mirrored yet: a mistyped source may be corrected.
+    // Nothing was mirrored yet, so a mistyped source may be corrected; or it is to be had from there now.
+    if begun && config.source != places.source {
+        let (was, is) = (&config.source, &places.source);
+        notices.push(format!("saved: source = {is} (was {was})"));
+    }
     config.source = places.source.clone();
     for (key, was, is) in config.take(given) {
         let verb = if save { "saved" } else { "for this run" };
@@ -226,6 +240,13 @@ fn settle(
         config.save(&places.state_dir)?;
     }
     Ok((config, notices))
+}
+
+/// One of the two is a directory of this host, which the mirror captures itself.
+fn is_local(saved: &Config, places: &Places) -> bool {
+    [&saved.source, &places.source]
+        .iter()
+        .any(|source| matches!(source, SourceSpec::Local(_)))
 }
 
 /// A source that is not there: for a mirror that follows it a hold, else a mistake.

@@ -1,15 +1,19 @@
 //! What the apply loop tells others, and what they may ask of it.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use mirror_core::Position;
+use mirror_core::{Content, Digest, ObjectId, Position};
 
 use super::control::Until;
 use super::differing::Differing;
 use super::status::{Failed, Hold, PathText, Rolling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
+use crate::log::End;
 
 /// What others may see and wait for.
 #[derive(Default)]
@@ -100,6 +104,11 @@ pub enum ApplyOrder {
     Seeded(Sender<Result<(), String>>),
     /// The copy is equal: look at all of it within so long, again and again.
     Roll(Duration),
+    /// Open the file of the copy that has this content, by its rows.
+    Open(ObjectId, Digest, Sender<Option<(Content, OwnedFd)>>),
+    /// Write a list of the whole tree, as of the position, what is owed included, into a file without a name in this
+    /// directory.
+    List(PathBuf, Sender<Result<(File, End), String>>),
     /// Look up: it is to stop.
     Wake,
 }

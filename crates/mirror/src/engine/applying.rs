@@ -8,7 +8,8 @@ mod rolling;
 mod room;
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,13 +23,14 @@ use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
 use super::options::OnMassChange;
+use super::seed;
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
     Store, store_error,
 };
 use crate::index::Index;
-use crate::log::{Cursor, LogError, LogReader, Waited};
+use crate::log::{Cursor, End, LogError, LogReader, Waited};
 
 pub use super::applied::{
     AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, try_again,
@@ -464,6 +466,13 @@ impl Running {
             ApplyOrder::Show(answer) => {
                 let _ = answer.send(self.going());
             }
+            ApplyOrder::Open(object, digest, answer) => {
+                let opened = self.applier.open_content(object, digest);
+                let _ = answer.send(opened.unwrap_or(None));
+            }
+            ApplyOrder::List(state_dir, answer) => {
+                let _ = answer.send(self.list(&state_dir));
+            }
             ApplyOrder::Release => self.release(),
             ApplyOrder::Look => self.looking = true,
             ApplyOrder::Looked(until) => {
@@ -525,6 +534,17 @@ impl Running {
             self.applied.update(|status| status.differing = differing);
         }
         Ok(())
+    }
+
+    fn list(&self, state_dir: &Path) -> Result<(File, End), String> {
+        let owed = self.applier.owed().collect();
+        let tree = self.reader.tree();
+        let (file, mark) = seed::spool_rows(self.applier.store(), &owed, tree, state_dir)?;
+        let end = End {
+            position: mark.position,
+            head: mark.head,
+        };
+        Ok((file, end))
     }
 
     fn adopted(&mut self) -> Result<(), ApplyError> {

@@ -3,7 +3,7 @@
 //! First into a file without a name, under one lock of the index, so that it is the tree at one position; then sent at
 //! the follower's pace. Records as in the log, in whole groups, hash-chained from nothing; local parts are left out.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::Path;
@@ -25,29 +25,55 @@ const GROUP_BYTES: usize = 1 << 20;
 /// How long the index may take to become durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(30);
 
-/// The file, at its beginning, and the position it is of.
+/// What the log says of objects that a copy could not be brought to yet; `None`: they are gone.
+pub type Owed = BTreeMap<ObjectId, Option<Object>>;
+
+/// The file and the position it is of.
 pub fn spool(
     index: &RwLock<Index>,
     tree: [u8; 16],
     tail: &Tail,
     state_dir: &Path,
 ) -> Result<(File, End), String> {
-    let failed = |e: io::Error| format!("cannot write a list of the tree: {e}");
-    let file = nameless(state_dir).map_err(failed)?;
-    let mark = {
+    let (file, mark) = {
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
-        let mark = rows.mark().ok_or("nothing is known of the tree yet")?;
-        let mut out = Spool {
-            out: BufWriter::new(&file),
-            group: Vec::new(),
-            frames: Vec::new(),
-            head: codec::GENESIS,
-            mark,
-        };
-        out.tree(&rows, tree)?;
-        out.out.flush().map_err(failed)?;
-        mark
+        spool_rows(&rows, &Owed::new(), tree, state_dir)?
     };
+    durable(tail, mark)?;
+    let end = End {
+        position: mark.position,
+        head: mark.head,
+    };
+    Ok((file, end))
+}
+
+fn cannot_write(error: io::Error) -> String {
+    format!("cannot write a list of the tree: {error}")
+}
+
+/// The file and what it is of: these rows, but what is owed as it ought to be.
+pub fn spool_rows(
+    rows: &Index,
+    owed: &Owed,
+    tree: [u8; 16],
+    state_dir: &Path,
+) -> Result<(File, Mark), String> {
+    let file = nameless(state_dir).map_err(cannot_write)?;
+    let mark = rows.mark().ok_or("nothing is known of the tree yet")?;
+    let mut out = Spool {
+        out: BufWriter::new(&file),
+        group: Vec::new(),
+        frames: Vec::new(),
+        head: codec::GENESIS,
+        mark,
+    };
+    out.tree(rows, owed, tree)?;
+    out.out.flush().map_err(cannot_write)?;
+    drop(out);
+    Ok((file, mark))
+}
+
+fn durable(tail: &Tail, mark: Mark) -> Result<(), String> {
     // What is not durable here is not served.
     let until = Instant::now() + DURABLE_WITHIN;
     while tail
@@ -59,13 +85,7 @@ pub fn spool(
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let mut file = file;
-    file.rewind().map_err(failed)?;
-    let end = End {
-        position: mark.position,
-        head: mark.head,
-    };
-    Ok((file, end))
+    Ok(())
 }
 
 fn nameless(dir: &Path) -> io::Result<File> {
@@ -91,8 +111,9 @@ pub fn create(state_dir: &Path) -> io::Result<File> {
         .open(state_dir.join(FILE))
 }
 
-/// The groups of such a file, one after the other, until `each` says false: then false.
-pub fn groups(file: File, each: &mut dyn FnMut(Vec<u8>) -> bool) -> io::Result<bool> {
+/// The groups of such a file, from its beginning, one after the other, until `each` says false: then false.
+pub fn groups(mut file: File, each: &mut dyn FnMut(Vec<u8>) -> bool) -> io::Result<bool> {
+    file.rewind()?;
     let mut from = BufReader::new(file);
     while let Some(group) = next_group(&mut from)? {
         if !each(group) {
@@ -134,7 +155,7 @@ struct Spool<'a> {
 }
 
 impl Spool<'_> {
-    fn tree(&mut self, rows: &Index, tree: [u8; 16]) -> Result<(), String> {
+    fn tree(&mut self, rows: &Index, owed: &Owed, tree: [u8; 16]) -> Result<(), String> {
         let failed = |e: crate::index::IndexError| e.to_string();
         self.group.push(Change::Open {
             tree,
@@ -142,7 +163,21 @@ impl Spool<'_> {
             parent: None,
         });
         self.end_group()?;
-        if let Some(root) = rows.object(ObjectId::ROOT).map_err(failed)? {
+        let mut owed_in: BTreeMap<ObjectId, Vec<(&Name, ObjectId, &Object)>> = BTreeMap::new();
+        for (id, object) in owed
+            .iter()
+            .filter_map(|(id, want)| Some((id, want.as_ref()?)))
+        {
+            for at in object.names.iter() {
+                let entries = owed_in.entry(at.parent).or_default();
+                entries.push((&at.name, *id, object));
+            }
+        }
+        let root = match owed.get(&ObjectId::ROOT) {
+            Some(Some(root)) => Some(root.clone()),
+            _ => rows.object(ObjectId::ROOT).map_err(failed)?,
+        };
+        if let Some(root) = root {
             self.push(Change::Update {
                 object: ObjectId::ROOT,
                 at: None,
@@ -160,26 +195,44 @@ impl Spool<'_> {
                 let Some(last) = children.last() else { break };
                 after = Some(last.name.clone());
                 for child in children {
-                    let at = At {
-                        parent: dir,
-                        name: child.name,
-                    };
-                    if child.object.state.kind.is_dir() {
-                        dirs.push(child.id);
+                    if !owed.contains_key(&child.id) {
+                        self.entry(
+                            &mut dirs,
+                            &mut made,
+                            dir,
+                            child.name,
+                            child.id,
+                            child.object,
+                        )?;
                     }
-                    let several = child.object.names.len() > 1;
-                    self.push(if several && !made.insert(child.id) {
-                        Change::Link {
-                            at,
-                            object: child.id,
-                        }
-                    } else {
-                        made_new(at, child.id, child.object)
-                    })?;
                 }
+            }
+            for (name, id, object) in owed_in.remove(&dir).into_iter().flatten() {
+                self.entry(&mut dirs, &mut made, dir, name.clone(), id, object.clone())?;
             }
         }
         self.end_group()
+    }
+
+    fn entry(
+        &mut self,
+        dirs: &mut Vec<ObjectId>,
+        made: &mut HashSet<ObjectId>,
+        dir: ObjectId,
+        name: Name,
+        id: ObjectId,
+        object: Object,
+    ) -> Result<(), String> {
+        let at = At { parent: dir, name };
+        if object.state.kind.is_dir() {
+            dirs.push(id);
+        }
+        let several = object.names.len() > 1;
+        self.push(if several && !made.insert(id) {
+            Change::Link { at, object: id }
+        } else {
+            made_new(at, id, object)
+        })
     }
 
     fn push(&mut self, change: Change) -> Result<(), String> {

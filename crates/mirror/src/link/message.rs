@@ -119,6 +119,9 @@ pub struct Hello {
     /// Mounts below the tree that belong to it, relative.
     #[n(10)]
     pub cross: Vec<minicbor::bytes::ByteVec>,
+    /// The follower's id in chains: 16 bytes, or nothing.
+    #[cbor(n(11), with = "minicbor::bytes", default)]
+    pub replica: Vec<u8>,
 }
 
 /// W: the answer to `Hello`.
@@ -147,6 +150,9 @@ pub struct Welcome {
     pub end: Option<At>,
     #[n(9)]
     pub host: String,
+    /// Ids (16 bytes each) of the hosts that the tree comes through, the primary first, the one that speaks last.
+    #[cbor(n(10), default)]
+    pub chain: Vec<minicbor::bytes::ByteVec>,
 }
 
 /// Why somebody is refused.

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod message;
 pub mod report;
 pub mod serve;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 

@@ -38,6 +38,16 @@ pub struct Report {
     /// Things worth a line, the newest last; `notices_total` counts all there ever were.
     pub notices: Vec<String>,
     pub notices_total: u64,
+    /// From a mirror that is followed itself: nothing comes to it from the primary now.
+    pub cut: Option<Cut>,
+}
+
+/// Since when nothing comes, by the primary's clock, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cut {
+    pub since_ns: u64,
+    pub why: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

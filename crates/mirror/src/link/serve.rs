@@ -1,7 +1,7 @@
-//! The worker's side of one connection: log and contents to one follower, its requests answered.
+//! The serving side of one connection: log and contents to one follower, its requests answered.
 //!
 //! Each follower has threads and a cursor of its own, so a slow one holds nobody back. What is sent is durable here.
-//! This module knows capture only as [`Served`].
+//! Whether that is a worker with its capture, or a mirror that is followed itself, is behind [`Served`].
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +20,7 @@ use super::message::{
 };
 use super::report::{BarrierReport, Fit, Report};
 use crate::capture::state::{Barrier, Order};
+use crate::engine::serving::chain::{self, Chain};
 use crate::engine::status::Positions;
 use crate::log::{Cursor, End, LogError, LogReader, Waited};
 
@@ -42,9 +43,56 @@ const BEFORE_ALL: Position = Position {
 /// How soon a loop sees that its connection is closed.
 const NAP: Duration = Duration::from_millis(200);
 
-/// What a worker serves.
+/// What is served: a worker's tree, or a mirror.
 pub trait Served: Send + Sync {
     fn ready(&self) -> Ready;
+    /// Through whom the tree comes, and who we are.
+    fn chain(&self) -> &Chain;
+    /// Whether what this follower wants to be left out, say, can be had here.
+    fn suits(&self, hello: &say::Hello) -> Result<(), String> {
+        let _ = hello;
+        Ok(())
+    }
+    /// The primary's clock in ns since 1970, and where its log ends, as far as that is known.
+    fn clock(&self) -> (u64, Option<End>) {
+        let end = match self.ready() {
+            Ready::Open(open) => open.reader.tail().durable(),
+            _ => None,
+        };
+        (now_ns(), end)
+    }
+    /// Whether a position that our log does not have yet may still come to it.
+    fn reach(&self, position: Position, gone: &(dyn Fn() -> bool + Sync)) -> Reach {
+        let _ = (position, gone);
+        Reach::Never
+    }
+    /// What happened at the source before now is in the log here, durably, up to the answer. `None`: nobody waits any more.
+    fn barrier(&self, gone: &(dyn Fn() -> bool + Sync)) -> Option<Barrier> {
+        while !gone() {
+            let (answer, answered) = bounded(1);
+            self.order(Order::Barrier(answer));
+            loop {
+                match answered.recv_timeout(NAP) {
+                    Ok(barrier) => return Some(barrier),
+                    Err(RecvTimeoutError::Timeout) if !gone() => {}
+                    Err(RecvTimeoutError::Timeout) => return None,
+                    // Capture ended meanwhile: it is asked again.
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            std::thread::sleep(NAP);
+        }
+        None
+    }
+    /// A small content that can be had at once, to travel before its record.
+    fn at_hand(&self, object: ObjectId, digest: Digest) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let end = self.read_back(object, digest, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            bytes.len() as u64 <= SMALL_BYTES_MAX
+        });
+        (end == ReadBack::Complete).then_some(bytes)
+    }
     fn cache(&self) -> &Arc<ContentCache>;
     fn report(&self) -> Report;
     fn order(&self, order: Order);
@@ -52,8 +100,8 @@ pub trait Served: Send + Sync {
     fn release(&self);
     /// Worth a line, for people on this host.
     fn notice(&self, text: String);
-    /// Reads an object of the source again, in pieces, until `each` says false. Nothing is complete before
-    /// [`ReadBack::Complete`].
+    /// Reads an object's content again, in pieces, until `each` says false. Nothing is complete before
+    /// [`ReadBack::Complete`]. A piece without bytes only asks whether somebody still wants it.
     fn read_back(
         &self,
         object: ObjectId,
@@ -83,9 +131,20 @@ pub enum Ready {
     Never(Cause, String),
 }
 
+/// See [`Served::reach`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// It may be there by now.
+    Look,
+    NotYet(String),
+    Never,
+}
+
 /// A log that can be served.
 #[derive(Clone)]
 pub struct Open {
+    /// Name and version of the program that serves it.
+    pub program: &'static str,
     pub tree: [u8; 16],
     pub path: Vec<u8>,
     pub detector: String,
@@ -142,14 +201,9 @@ pub fn serve(
     let beat = {
         let served = served.clone();
         move || {
-            let end = match served.ready() {
-                Ready::Open(open) => open.reader.tail().durable().map(say::At::from),
-                _ => None,
-            };
-            Some(Message::from(say::Heartbeat {
-                time_ns: now_ns(),
-                end,
-            }))
+            let (time_ns, end) = served.clock();
+            let end = end.map(say::At::from);
+            Some(Message::from(say::Heartbeat { time_ns, end }))
         }
     };
     let pulse = Pulse::start(outgoing, &incoming, beat).map_err(|_| LinkError::Closed)?;
@@ -168,6 +222,13 @@ pub fn serve(
             hello.protocol,
             super::conn::escaped(&hello.role)
         );
+        return refuse(outgoing, Cause::Usage, reason);
+    }
+    if hello.replica == served.chain().own() {
+        let reason = "that is this very mirror: it can't follow itself".into();
+        return refuse(outgoing, Cause::Usage, reason);
+    }
+    if let Err(reason) = served.suits(&hello) {
         return refuse(outgoing, Cause::Usage, reason);
     }
     state
@@ -255,7 +316,7 @@ impl<'a> Connection<'a> {
         self.outgoing.send(say::Welcome {
             protocol: PROTOCOL.min(protocol),
             features: say::FEATURE_SEED,
-            program: concat!("mirrord ", env!("CARGO_PKG_VERSION")).into(),
+            program: open.program.into(),
             tree: open.tree,
             path: open.path.clone(),
             detector: open.detector.clone(),
@@ -263,6 +324,7 @@ impl<'a> Connection<'a> {
             first: Some(open.reader.first().into()),
             end: open.reader.tail().durable().map(say::At::from),
             host: hostname(),
+            chain: chain::to_wire(self.served.chain().whole().unwrap_or_default()),
         })
     }
 
@@ -388,7 +450,7 @@ impl<'a> Connection<'a> {
             return Err((Cause::Failed, "capture does not run now".into()));
         };
         if self.tree.get().is_some_and(|tree| *tree != open.tree) {
-            return Err((Cause::Failed, "the tree has another history now".into()));
+            return Err((Cause::Usage, "the tree has another history now".into()));
         }
         let reader = open.reader;
         let pruned = |first: Position| {
@@ -420,7 +482,18 @@ impl<'a> Connection<'a> {
                         ),
                     )
                 };
-                match reader.head_at(after.position) {
+                let mut found = reader.head_at(after.position);
+                if matches!(found, Ok(None) | Err(LogError::Beyond { .. }))
+                    && after.position > reader.first()
+                {
+                    let gone = || self.outgoing.is_closed();
+                    match self.served.reach(after.position, &gone) {
+                        Reach::Look => found = reader.head_at(after.position),
+                        Reach::NotYet(reason) => return Err((Cause::Failed, reason)),
+                        Reach::Never => {}
+                    }
+                }
+                match found {
                     Ok(Some(head)) if head == after.head => {}
                     Ok(Some(_)) => return Err(forked()),
                     Ok(None) if after.position < reader.first() => {
@@ -573,13 +646,7 @@ impl<'a> Connection<'a> {
         if let Some(bytes) = cache.take(&digest) {
             return Some(bytes.to_vec());
         }
-        let object = record.change.object()?;
-        let mut bytes = Vec::new();
-        let end = self.served.read_back(object, digest, &mut |piece| {
-            bytes.extend_from_slice(piece);
-            bytes.len() as u64 <= SMALL_BYTES_MAX
-        });
-        (end == ReadBack::Complete).then_some(bytes)
+        self.served.at_hand(record.change.object()?, digest)
     }
 
     fn put(
@@ -712,7 +779,7 @@ impl<'a> Connection<'a> {
             position: None,
             report: String::new(),
         };
-        let answer = self.wait_barrier();
+        let answer = self.served.barrier(&|| self.outgoing.is_closed());
         let report = match answer {
             Some(barrier) => {
                 done.position = barrier.position.map(say::Place::from);
@@ -731,24 +798,6 @@ impl<'a> Connection<'a> {
         let json = self.served.report().fit();
         let _ = self.outgoing.send(say::Report { json });
         let _ = self.outgoing.send(done);
-    }
-
-    /// Asks capture, again if it ended meanwhile.
-    fn wait_barrier(&self) -> Option<Barrier> {
-        while !self.outgoing.is_closed() {
-            let (answer, answered) = bounded(1);
-            self.served.order(Order::Barrier(answer));
-            loop {
-                match answered.recv_timeout(NAP) {
-                    Ok(barrier) => return Some(barrier),
-                    Err(RecvTimeoutError::Timeout) if !self.outgoing.is_closed() => {}
-                    Err(RecvTimeoutError::Timeout) => return None,
-                    Err(RecvTimeoutError::Disconnected) => break,
-                }
-            }
-            std::thread::sleep(NAP);
-        }
-        None
     }
 
     fn answer_verify(&self, verify: say::Verify) {

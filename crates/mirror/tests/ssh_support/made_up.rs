@@ -79,6 +79,7 @@ pub fn welcome() -> Message {
         }),
         end: None,
         host: "far".into(),
+        chain: Vec::new(),
     }
     .into()
 }

@@ -86,7 +86,7 @@ impl Memory {
         }
     }
 
-    fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
+    pub fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         self.lock()
             .by_digest
             .get(digest)
@@ -106,11 +106,52 @@ impl State {
     }
 }
 
+/// Contents that are being asked for, how often each.
+#[derive(Default)]
+pub struct Fetching(Mutex<HashMap<Digest, usize>>);
+
+impl Fetching {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has(&self, digest: &Digest) -> bool {
+        self.lock().contains_key(digest)
+    }
+
+    fn begin(self: &Arc<Fetching>, digest: Digest) -> Fetch {
+        *self.lock().entry(digest).or_default() += 1;
+        Fetch {
+            of: self.clone(),
+            digest,
+        }
+    }
+}
+
+/// One of them, until dropped.
+struct Fetch {
+    of: Arc<Fetching>,
+    digest: Digest,
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        let mut now = self.of.lock();
+        if let Some(count) = now.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                now.remove(&self.digest);
+            }
+        }
+    }
+}
+
 /// What apply asks.
 pub struct WireContents {
     /// `None`: there is no log yet.
     pub store: Option<ContentStore>,
     pub memory: Arc<Memory>,
+    pub fetching: Arc<Fetching>,
     pub hub: Arc<Hub>,
     /// The session ends: nothing is waited for.
     pub stopping: Arc<AtomicBool>,
@@ -158,6 +199,7 @@ impl WireContents {
             piece: Vec::new(),
             at: 0,
             over: false,
+            _fetch: self.fetching.begin(content.digest),
         };
         match coming.next_piece() {
             Ok(true) => {}
@@ -218,6 +260,7 @@ struct Coming {
     piece: Vec<u8>,
     at: usize,
     over: bool,
+    _fetch: Fetch,
 }
 
 enum Broken {

@@ -127,7 +127,7 @@ fn fetch(
             _ => RunError::Failed(anyhow::anyhow!(line)),
         })
     };
-    out.send(hello(options, far))?;
+    out.send(hello(options, far, &[]))?;
     let mut frames = Vec::new();
     let (mut head, mut reached) = (codec::GENESIS, None);
     let mut until: Option<(Option<Position>, u64)> = None;

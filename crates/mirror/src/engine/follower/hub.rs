@@ -19,11 +19,12 @@ use crate::engine::control::{
 };
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
+use crate::engine::serving::{Chain, Seats};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
 };
 use crate::link::message::{self as say, Welcome};
-use crate::link::report::{self, Report};
+use crate::link::report::{self, Cut, Report};
 use crate::link::serve::now_ns;
 use crate::link::{LinkError, Outgoing};
 use crate::log::{End, Tail};
@@ -81,6 +82,15 @@ struct Known {
     news: Instant,
     /// The worker was told that what it holds may go on.
     let_through: bool,
+    /// What we follow is the primary, not a mirror of it.
+    direct: bool,
+}
+
+impl Known {
+    /// A time of ours by the primary's clock.
+    fn there(&self, ns: u64) -> u64 {
+        ns.saturating_add_signed(self.offset_ns)
+    }
 }
 
 pub struct Hub {
@@ -95,13 +105,19 @@ pub struct Hub {
     outgoing: Mutex<Option<Arc<Outgoing>>>,
     /// There is no room for what would come.
     full: AtomicBool,
+    /// Through whom the tree comes.
+    pub chain: Chain,
+    /// Who follows us.
+    pub seats: Arc<Seats>,
 }
 
 impl Hub {
-    pub fn new(stop: Stop, ui: Arc<dyn Ui>, status: Status) -> Hub {
+    pub fn new(stop: Stop, ui: Arc<dyn Ui>, status: Status, chain: Chain) -> Hub {
         Hub {
             stop,
             ui,
+            chain,
+            seats: Arc::default(),
             want: Mutex::default(),
             changed: Condvar::new(),
             known: Mutex::new(Known {
@@ -122,6 +138,7 @@ impl Hub {
                 arrived: false,
                 news: Instant::now(),
                 let_through: false,
+                direct: true,
             }),
             links: Links::default(),
             aside: aside::Watch::default(),
@@ -191,6 +208,7 @@ impl Hub {
             known.since = Stamp::now();
             known.reason.clear();
             known.end = welcome.end.map(End::from);
+            known.direct = welcome.chain.len() <= 1;
             known.heard = Some(Instant::now());
             known.news = Instant::now();
         }
@@ -366,6 +384,12 @@ impl Hub {
     /// The worker may go on with what it holds; what it finds then is not asked about once more here.
     pub fn let_through(&self) -> Result<(), ControlError> {
         let mut known = lock(&self.known);
+        if !known.direct {
+            return Err(ControlError::Refused(
+                "the source holds: it is released there, or at the mirror that follows it directly"
+                    .into(),
+            ));
+        }
         known.let_through = true;
         let handles = known.handles.clone();
         drop(known);
@@ -413,6 +437,32 @@ impl Hub {
         lock(&self.known).report.clone()
     }
 
+    /// The primary's clock, and where its log ends, as far as we know.
+    pub fn primary_clock(&self) -> (u64, Option<End>) {
+        let known = lock(&self.known);
+        (known.there(now_ns()), known.end)
+    }
+
+    /// What those who follow us are told: the primary's report, and whether anything comes from there.
+    pub fn passed_on(&self) -> Report {
+        let paused = self.with(|want| want.paused);
+        let known = lock(&self.known);
+        let since_ns = known.there(known.since.ms.max(0) as u64 * 1_000_000);
+        let cut = |why: String| Some(Cut { since_ns, why });
+        let mut report = known.report.clone();
+        report.cut = if paused {
+            cut("the mirror there is paused".into())
+        } else if !known.connected {
+            let reason = &known.reason;
+            cut(format!(
+                "the mirror there is not connected to its source: {reason}"
+            ))
+        } else {
+            report.cut.take()
+        };
+        report
+    }
+
     /// The end of the worker's log, as last heard.
     pub fn known_end(&self) -> Option<Position> {
         lock(&self.known).end.map(|end| end.position)
@@ -454,7 +504,8 @@ impl Hub {
         let sequence = |position: Option<Position>| position.map_or(0, |at| at.sequence);
         let behind =
             sequence(end.map(|end| end.position)).saturating_sub(sequence(applied.applied));
-        if behind == 0 && known.connected {
+        let comes = known.connected && report.cut.is_none();
+        if behind == 0 && comes {
             known.caught_up = Instant::now();
         }
         let seconds = match applied.waiting_since_ns {
@@ -463,15 +514,19 @@ impl Hub {
                 (there - i128::from(since)).max(0) as f64 / 1e9
             }
             // On its way, or nobody knows: since when all was well.
-            _ if behind > 0 || !known.connected => known.caught_up.elapsed().as_secs_f64(),
+            _ if behind > 0 || !comes => known.caught_up.elapsed().as_secs_f64(),
             _ => 0.0,
         };
         let unread = report.behind_since_ns.map_or(0.0, |since| {
             let there = i128::from(now_ns()) + i128::from(known.offset_ns);
             (there - i128::from(since)).max(0) as f64 / 1e9
         });
+        let cut = report.cut.as_ref().map_or(0.0, |cut| {
+            let there = i128::from(now_ns()) + i128::from(known.offset_ns);
+            (there - i128::from(cut.since_ns)).max(0) as f64 / 1e9
+        });
         status.lag = Lag {
-            seconds: unread.max(seconds),
+            seconds: unread.max(seconds).max(cut),
             records: behind,
             bytes: 0,
         };
@@ -518,10 +573,11 @@ impl Hub {
         status.space = space(&handles.dst);
         status.aside = self.aside.known();
         status.rolling = applied.rolling;
+        status.replicas = self.seats.replicas();
         let scanning = report.scan.is_some();
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         let held = applied.hold.is_some() || report.hold.is_some();
-        if known.arrived && known.connected && behind == 0 && !scanning && well && !held {
+        if known.arrived && comes && behind == 0 && !scanning && well && !held {
             status.equal_at = Some(status.now);
         }
         status.state = if let Some(hold) = applied.hold.as_ref().or(report.hold.as_ref()) {
@@ -537,6 +593,14 @@ impl Hub {
             }
         } else if !known.connected {
             State::Starting
+        } else if let Some(cut) = &report.cut {
+            let here = cut
+                .since_ns
+                .saturating_add_signed(known.offset_ns.saturating_neg());
+            State::Disconnected {
+                since: Stamp::from_ns(here),
+                reason: cut.why.clone(),
+            }
         } else if !known.arrived {
             State::Seeding {
                 files: applied.counts.created + applied.counts.adopted,

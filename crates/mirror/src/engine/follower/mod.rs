@@ -10,6 +10,7 @@ mod dial;
 mod dry_run;
 mod hub;
 mod receive;
+mod serving;
 mod ssh;
 mod verify;
 mod wire;
@@ -34,6 +35,7 @@ use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::reserve;
 use super::seed;
+use super::serving::Chain;
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
@@ -42,10 +44,11 @@ use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use begin::{Asked, Begin};
-use contents::{Memory, WireContents};
+use contents::{Fetching, Memory, WireContents};
 use dial::Dialer;
 use hub::{Handles, Hub};
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
+use serving::{Door, Live, Serving};
 use ssh::Far;
 use wire::Covered;
 
@@ -125,11 +128,17 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
             options.dst.as_os_str(),
         ))),
     );
-    let hub = Arc::new(Hub::new(options.stop.clone(), ui.clone(), status));
+    let chain = Chain::open(&options.state_dir).map_err(|e| {
+        let dir = show(&options.state_dir);
+        RunError::Failed(anyhow::anyhow!("cannot read who we are in {dir}: {e}"))
+    })?;
+    let hub = Arc::new(Hub::new(options.stop.clone(), ui.clone(), status, chain));
+    let serving = Serving::new(hub.clone(), &options);
     Follower {
         options,
         ui,
         hub,
+        serving,
         far,
         lock: Some(lock),
         released: released
@@ -150,6 +159,8 @@ struct Follower {
     options: MirrorOptions,
     ui: Arc<dyn Ui>,
     hub: Arc<Hub>,
+    /// For those who follow us.
+    serving: Arc<Serving>,
     far: Far,
     lock: Option<StateLock>,
     /// A mass change was let through while no process ran.
@@ -170,6 +181,7 @@ impl Follower {
     fn run(&mut self) -> Result<RunEnd, RunError> {
         reserve::give_up(&self.options.state_dir);
         let mut control = self.serve()?;
+        let mut door = self.let_in();
         let mut wait = Duration::from_millis(200);
         let stopped = RunEnd {
             stopped: true,
@@ -240,7 +252,7 @@ impl Follower {
                 End::CopyLost(hold) => {
                     self.ui.event(Event::Held(hold.clone()));
                     // Lock, socket and status lie there too: all is let go.
-                    drop(control);
+                    drop((control, door));
                     self.lock = None;
                     if self.options.once || self.wait_for_copy() {
                         return Ok(RunEnd {
@@ -250,6 +262,7 @@ impl Follower {
                         });
                     }
                     control = self.serve()?;
+                    door = self.let_in();
                     self.ui.event(Event::Released);
                 }
                 End::Restart(reason) if self.restarts >= RESTARTS_MAX && self.options.once => {
@@ -308,6 +321,11 @@ impl Follower {
 
     fn serve(&self) -> Result<Handle, RunError> {
         serve_told(&self.options.state_dir, self.hub.clone(), &*self.ui)
+    }
+
+    /// Nobody follows what ends in a moment.
+    fn let_in(&self) -> Option<Door> {
+        (!self.options.once).then(|| self.serving.open()).flatten()
     }
 
     fn finish(&self, state: State) {
@@ -449,6 +467,7 @@ impl Follower {
         let ever = log.is_some() || self.ever || self.options.patient;
         self.ever = true;
         let memory = Arc::new(Memory::default());
+        let fetching = Arc::new(Fetching::default());
         let stopping = Arc::new(AtomicBool::new(false));
         let (begun, has_begun) = bounded(1);
         let (seeded, came_whole) = bounded(1);
@@ -490,6 +509,7 @@ impl Follower {
             confine,
             log: &log,
             memory,
+            fetching,
             stopping: stopping.clone(),
             ended,
             has_begun,
@@ -509,6 +529,7 @@ impl Follower {
         let begin = session.begin.take();
         drop(session.waiting.take());
         drop(session);
+        self.serving.set(None);
         // Nothing may wait for the link or for apply any more.
         stopping.store(true, Ordering::Release);
         self.hub.links.set(None);
@@ -650,6 +671,7 @@ struct Session<'a> {
     confine: Arc<Confine>,
     log: &'a Mutex<Option<Log>>,
     memory: Arc<Memory>,
+    fetching: Arc<Fetching>,
     stopping: Arc<AtomicBool>,
     ended: Channel<Ended>,
     has_begun: Channel<()>,
@@ -822,6 +844,7 @@ impl Session<'_> {
         let contents = WireContents {
             store: None,
             memory: self.memory.clone(),
+            fetching: self.fetching.clone(),
             hub: self.follower.hub.clone(),
             stopping: self.stopping.clone(),
         };
@@ -911,10 +934,12 @@ impl Session<'_> {
         let contents = Arc::new(WireContents {
             store: Some(reader.content()),
             memory: self.memory.clone(),
+            fetching: self.fetching.clone(),
             hub: self.follower.hub.clone(),
             stopping: self.stopping.clone(),
         });
         let tail = reader.tail();
+        let served = reader.clone();
         let apply = ApplyLoop::start(ApplySetup {
             applier,
             reader,
@@ -943,13 +968,25 @@ impl Session<'_> {
             dst: self.place.dst.clone(),
             adopted: Arc::new(AtomicBool::new(self.adoption.is_none())),
         });
+        self.follower.serving.set(Some(Live {
+            reader: served,
+            orders: apply.orders.clone(),
+            applied: apply.applied.clone(),
+            memory: self.memory.clone(),
+            fetching: self.fetching.clone(),
+            state: self.place.state.clone(),
+        }));
         Ok(apply)
     }
 
     fn prune(&self, needed: Position) {
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let follows = self
+            .follower
+            .serving
+            .needed(&self.place.state.join("log"), needed);
         if let Some(log) = log.as_mut()
-            && let Err(error) = log.prune(needed, &CaptureOptions::default().prune)
+            && let Err(error) = log.prune(needed.min(follows), &CaptureOptions::default().prune)
         {
             self.follower.ui.event(Event::Notice(format!(
                 "old records could not be dropped: {}",

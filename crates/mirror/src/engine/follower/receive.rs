@@ -238,7 +238,8 @@ impl Receiver {
         incoming: &mut Incoming,
         pulse: &Pulse,
     ) -> Result<Arc<Link>, Broken> {
-        outgoing.send(hello(&self.options, &self.far))?;
+        let own = self.hub.chain.own();
+        outgoing.send(hello(&self.options, &self.far, &own))?;
         let welcome = loop {
             match incoming.next_message()? {
                 Message::Welcome(welcome) => break welcome,
@@ -266,6 +267,7 @@ impl Receiver {
                 ),
             ))));
         }
+        self.join_chain(&welcome)?;
         let begin = self.begin_log(&welcome)?;
         let link = Arc::new(Link::new(outgoing.clone()));
         if let Some(after) = begin {
@@ -280,6 +282,32 @@ impl Receiver {
             link.follow(log.end(), self.options.bwlimit)?;
         }
         Ok(link)
+    }
+
+    /// We are the next in the chain of whoever serves us, unless we are in it already.
+    fn join_chain(&self, welcome: &say::Welcome) -> Result<(), Broken> {
+        let said: Vec<&[u8]> = welcome.chain.iter().map(|id| id.as_slice()).collect();
+        match self.hub.chain.heard(&said) {
+            Ok(false) => {}
+            // Who follows us learns of it by coming again.
+            Ok(true) => self
+                .hub
+                .seats
+                .hang_up("the way to the source is another one now"),
+            Err(error) => {
+                let (host, path) = (&self.far.host, &self.far.path);
+                let line = format!(
+                    "cannot follow {}:{}: {error}",
+                    escape(host.as_bytes()),
+                    escape(path)
+                );
+                if self.hub.was_connected() && !self.options.once {
+                    return Err(Broken::Refused(Cause::Failed, line));
+                }
+                return Err(Broken::Ended(Ended::Fatal(RunError::Usage(line))));
+            }
+        }
+        Ok(())
     }
 
     /// A word that was given while no process ran here. True: it was passed on.
@@ -583,7 +611,7 @@ pub fn answer_max(options: &MirrorOptions) -> Duration {
 }
 
 /// What we are and want.
-pub fn hello(options: &MirrorOptions, far: &Far) -> say::Hello {
+pub fn hello(options: &MirrorOptions, far: &Far, replica: &[u8]) -> say::Hello {
     say::Hello {
         protocol: PROTOCOL,
         protocol_min: PROTOCOL_MIN,
@@ -604,6 +632,7 @@ pub fn hello(options: &MirrorOptions, far: &Far) -> say::Hello {
             .iter()
             .map(|path| path.as_os_str().as_bytes().to_vec().into())
             .collect(),
+        replica: replica.to_vec(),
     }
 }
 

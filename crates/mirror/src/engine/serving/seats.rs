@@ -11,8 +11,8 @@ use super::keep::Keep;
 use super::socket;
 use crate::engine::status::{Replica, Stamp};
 use crate::link::conn::{Closer, Incoming, Outgoing};
-use crate::link::message::Bye;
-use crate::link::serve::{FollowerState, Served, serve};
+use crate::link::message::{Bye, Cause};
+use crate::link::serve::{FollowerState, Served, refuse, serve};
 
 /// Connections at once, to one tree.
 pub const FOLLOWERS_MAX: usize = 64;
@@ -77,6 +77,11 @@ impl Seats {
         }
     }
 
+    /// After [`Seats::end`]: there will be some again.
+    pub fn begin(&self) {
+        self.over.store(false, Ordering::Release);
+    }
+
     /// No more connections: the listener's thread ends, and those that are there within moments.
     pub fn end(&self, reason: &str) {
         self.over.store(true, Ordering::Release);
@@ -109,10 +114,7 @@ impl Seats {
     }
 
     fn seat(self: &Arc<Seats>, served: &Arc<dyn Served>, stream: UnixStream, number: u64) {
-        if !socket::is_ours(&stream)
-            || stream.set_nonblocking(false).is_err()
-            || lock(&self.taken).len() >= FOLLOWERS_MAX
-        {
+        if !socket::is_ours(&stream) || stream.set_nonblocking(false).is_err() {
             return;
         }
         let (Ok(writer), Ok(ender)) = (stream.try_clone(), stream.try_clone()) else {
@@ -122,6 +124,11 @@ impl Seats {
             let _ = ender.shutdown(Shutdown::Both);
         });
         let outgoing = Arc::new(Outgoing::new(writer, closer));
+        if lock(&self.taken).len() >= FOLLOWERS_MAX {
+            let reason = format!("{FOLLOWERS_MAX} follow it already, and more may not");
+            let _ = refuse(&outgoing, Cause::Failed, reason);
+            return;
+        }
         let state = Arc::new(Mutex::new(FollowerState::default()));
         let seat = Seat {
             state: state.clone(),

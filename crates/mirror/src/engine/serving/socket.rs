@@ -1,17 +1,29 @@
-//! The local socket between `mirrord stdio` and the daemon, however long the path of the state directory.
+//! The local socket through which followers reach whoever serves a tree, however long the path of the state directory.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use crate::sys::tree;
 use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
 
 const SOCKET: &str = "serve.sock";
 
 fn dir(state_dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = open(state_dir, flags, Mode::empty())?;
+    Ok(below(open(state_dir, flags, Mode::empty())?, state_dir))
+}
+
+/// Likewise, in a view of its own: a socket that is bound keeps its mount from being unmounted.
+fn private_dir(state_dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
+    match tree::private_clone(state_dir) {
+        Ok(dir) => Ok(below(dir, state_dir)),
+        Err(_) => dir(state_dir),
+    }
+}
+
+fn below(dir: OwnedFd, state_dir: &Path) -> (OwnedFd, PathBuf) {
     // A socket's path may have only 107 bytes.
     let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
     let path = if short.exists() {
@@ -19,12 +31,12 @@ fn dir(state_dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     } else {
         state_dir.to_path_buf()
     };
-    Ok((dir, path.join(SOCKET)))
+    (dir, path.join(SOCKET))
 }
 
 /// The caller holds the state's lock: a socket found there is a dead process's.
 pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
-    let (dir, path) = dir(state_dir)?;
+    let (dir, path) = private_dir(state_dir)?;
     match unlinkat(&dir, SOCKET, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(e.into()),

@@ -1,7 +1,6 @@
 //! A running session of capture as the link serves it: its files read again by object, the tree verified, reports.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,13 +15,12 @@ use super::super::seed;
 use super::super::session::Session;
 use super::super::status::{Counters, DetectorStatus, PathText};
 use super::super::verify::{self, SourceOf};
-use crate::capture::read::hasher;
 use crate::capture::state::{Order, Shared};
 use crate::capture::tree::SourceTree;
 use crate::index::Index;
-use crate::link::message::PIECE_BYTES;
 use crate::link::report::{Report, ScanReport};
 use crate::link::serve::{Compared, Found, Open, ReadBack};
+use crate::link::stream::{Streamed, stream};
 use crate::log::End;
 
 /// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
@@ -43,6 +41,7 @@ impl Live {
     pub fn new(session: &Session, path: Vec<u8>, not_mirrored: Vec<PathText>) -> Live {
         Live {
             open: Open {
+                program: concat!("mirrord ", env!("CARGO_PKG_VERSION")),
                 tree: session.tree_id,
                 path,
                 detector: session.detector.to_string(),
@@ -91,40 +90,11 @@ impl Live {
             Ok(None) => return self.changed(object, digest),
             Err(reason) => return ReadBack::Failed(reason),
         };
-        let ranges = if content.data.is_empty() {
-            vec![(0, content.bytes)]
-        } else {
-            content.data.clone()
-        };
-        let mut hash = hasher(content.bytes, &content.data);
-        let mut buffer = vec![0u8; PIECE_BYTES];
-        for (start, length) in ranges {
-            let mut done = 0;
-            while done < length {
-                let want = usize::try_from(length - done)
-                    .unwrap_or(PIECE_BYTES)
-                    .min(PIECE_BYTES);
-                let Some(piece) = buffer.get_mut(..want) else {
-                    return ReadBack::Failed("a piece too large".into());
-                };
-                let n = match file.read_at(piece, start + done) {
-                    Ok(0) => return self.changed(object, digest),
-                    Ok(n) => n,
-                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                    Err(e) => return ReadBack::Failed(format!("cannot read it again: {e}")),
-                };
-                let piece = piece.get(..n).unwrap_or_default();
-                hash.update(piece);
-                if !each(piece) {
-                    return ReadBack::Stopped;
-                }
-                done += n as u64;
-            }
-        }
-        if *hash.finalize().as_bytes() == digest.0 {
-            ReadBack::Complete
-        } else {
-            self.changed(object, digest)
+        match stream(&file, &content, each) {
+            Streamed::Complete => ReadBack::Complete,
+            Streamed::Different => self.changed(object, digest),
+            Streamed::Failed(reason) => ReadBack::Failed(format!("cannot read it again: {reason}")),
+            Streamed::Stopped => ReadBack::Stopped,
         }
     }
 

@@ -24,7 +24,7 @@ use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
 use super::super::options::Detector;
 use super::super::serving::keep::{self, Keep};
-use super::super::serving::{Seats, socket};
+use super::super::serving::{Chain, Seats, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Positions, Role, Stamp, State, Status};
 use super::StdioOptions;
@@ -144,7 +144,12 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     };
     let listener =
         socket::listen(&config.state_dir).map_err(|e| failed("the socket for followers", e))?;
-    let host = Arc::new(Host::new(config.clone(), options.stop.clone(), filter));
+    let chain = Chain::open(&config.state_dir).map_err(|e| failed("its id", e))?;
+    chain
+        .heard(&[] as &[&[u8]])
+        .map_err(|e| failed("its id", std::io::Error::other(e)))?;
+    let stop = options.stop.clone();
+    let host = Arc::new(Host::new(config.clone(), stop, filter, chain));
     let control = control::serve(&config.state_dir, host.clone())
         .map_err(|e| failed("the control socket", e))?;
     let accepting = {
@@ -214,6 +219,8 @@ struct Host {
     want: Mutex<Want>,
     wanted: Condvar,
     seats: Arc<Seats>,
+    /// A primary begins its chain.
+    chain: Chain,
     /// Whom the log is kept for.
     keep: Mutex<Keep>,
     began: Status,
@@ -228,7 +235,7 @@ enum End {
 }
 
 impl Host {
-    fn new(config: Config, stop: Stop, filter: Filter) -> Host {
+    fn new(config: Config, stop: Stop, filter: Filter, chain: Chain) -> Host {
         let began = Status::new(Role::Primary, show(&config.tree), None);
         Host {
             config,
@@ -239,6 +246,7 @@ impl Host {
             want: Mutex::default(),
             wanted: Condvar::new(),
             seats: Arc::default(),
+            chain,
             keep: Mutex::default(),
             began,
         }
@@ -595,6 +603,10 @@ impl Served for Host {
             (None, Some((cause, reason))) => Ready::Never(*cause, reason.clone()),
             (None, None) => Ready::NotYet,
         }
+    }
+
+    fn chain(&self) -> &Chain {
+        &self.chain
     }
 
     fn cache(&self) -> &Arc<ContentCache> {

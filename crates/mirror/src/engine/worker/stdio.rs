@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::super::event::RunError;
+use super::super::options::default_state_dir;
 use super::super::serving::socket;
 use super::super::session::show;
 use super::daemon::{self, Config};
@@ -138,6 +139,22 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
     if let Some(asked) = asked_of_ssh() {
         allowed(&tree, &asked)?;
     }
+    if let Some(state_dir) = mirror_of(&tree) {
+        return match socket::connect(&state_dir) {
+            Ok(Some(stream)) => Ok(stream),
+            Ok(None) => Err(RunError::Failed(anyhow::anyhow!(
+                "{} is a mirror, and its fs_mirror does not run: start it there, and it is followed through it",
+                show(&tree)
+            ))
+            .into()),
+            Err(e) => Err(RunError::Failed(anyhow::anyhow!(
+                "cannot reach the mirror {} through {}: {e}",
+                show(&tree),
+                show(&state_dir)
+            ))
+            .into()),
+        };
+    }
     let cross: Vec<PathBuf> = hello
         .cross
         .iter()
@@ -216,6 +233,17 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The state directory of a tree that is the copy of a mirror: nothing is captured there, it is served as it came.
+fn mirror_of(tree: &Path) -> Option<PathBuf> {
+    let state_dir = default_state_dir(tree);
+    // Of another user it can't be looked into, and is one all the same.
+    let is_one = match std::fs::metadata(state_dir.join("config.toml")) {
+        Ok(config) => config.is_file(),
+        Err(e) => e.kind() == io::ErrorKind::PermissionDenied,
+    };
+    is_one.then_some(state_dir)
 }
 
 /// The tree this login serves, canonical.

@@ -47,6 +47,7 @@ fn message() -> impl Strategy<Value = Message> {
                 detector: String::new(),
                 name,
                 cross: Vec::new(),
+                replica: Vec::new(),
             }
             .into()
         ),
@@ -62,6 +63,7 @@ fn message() -> impl Strategy<Value = Message> {
                 first: None,
                 end,
                 host: "h".into(),
+                chain: vec![vec![1; 16].into()],
             }
             .into()
         }),

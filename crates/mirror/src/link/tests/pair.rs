@@ -10,6 +10,7 @@ use mirror_core::{At, Change, Content, Digest, Kind, Meta, Name, ObjectId, State
 
 use crate::capture::state::{Barrier, Order};
 use crate::disk::RealDisk;
+use crate::engine::serving::Chain;
 use crate::link::cache::ContentCache;
 use crate::link::conn::{Closer, Incoming, LinkError, Outgoing};
 use crate::link::message::{self as say, Cause, Message};
@@ -25,6 +26,7 @@ struct Fake {
     cache: Arc<ContentCache>,
     files: Mutex<HashMap<ObjectId, Vec<u8>>>,
     reads: Mutex<u64>,
+    chain: Chain,
     dir: tempfile::TempDir,
 }
 
@@ -33,8 +35,10 @@ impl Fake {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
         let log = Log::create(disk, LogOptions::default(), TREE, [1; 16], 1).unwrap();
+        let chain = Chain::open(dir.path()).unwrap();
         let fake = Fake {
             log: Mutex::new(log),
+            chain,
             cache: Arc::default(),
             files: Mutex::default(),
             reads: Mutex::default(),
@@ -88,12 +92,16 @@ impl Served for Fake {
     fn notice(&self, _: String) {}
     fn ready(&self) -> Ready {
         Ready::Open(Box::new(Open {
+            program: "made up",
             tree: TREE,
             path: b"/made/up".to_vec(),
             detector: "scan".into(),
             why: "made up".into(),
             reader: self.log.lock().unwrap().reader(),
         }))
+    }
+    fn chain(&self) -> &Chain {
+        &self.chain
     }
     fn cache(&self) -> &Arc<ContentCache> {
         &self.cache
@@ -199,6 +207,7 @@ impl Hand {
                 detector: String::new(),
                 name: "hand".into(),
                 cross: Vec::new(),
+                replica: Vec::new(),
             })
             .unwrap();
         match self.hear() {
@@ -430,6 +439,7 @@ fn versions_and_roles_that_do_not_fit_are_refused_in_words() {
                 detector: String::new(),
                 name: String::new(),
                 cross: Vec::new(),
+                replica: Vec::new(),
             })
             .unwrap();
         match hand.hear() {
