@@ -23,8 +23,8 @@ pub enum FrameError {
     NoFrame(Vec<u8>),
     #[error("the other side speaks frames of version {0}, newer than this program")]
     Newer(u8),
-    #[error("a frame of {0} bytes came, and {BODY_BYTES_MAX} is the limit")]
-    TooLong(u32),
+    #[error("a frame of {came} bytes came, and {max} is the limit")]
+    TooLong { came: u32, max: usize },
     #[error("a frame came damaged")]
     Damaged,
 }
@@ -58,6 +58,15 @@ pub fn put(kind: u8, must_understand: bool, body: &[u8], out: &mut Vec<u8>) {
 
 /// Reads one frame; its body replaces what is in `body`.
 pub fn read(from: &mut impl Read, body: &mut Vec<u8>) -> Result<Head, FrameError> {
+    read_up_to(from, body, BODY_BYTES_MAX)
+}
+
+/// Likewise, when a body of more than `max` bytes can't be meant.
+pub fn read_up_to(
+    from: &mut impl Read,
+    body: &mut Vec<u8>,
+    max: usize,
+) -> Result<Head, FrameError> {
     let mut header = [0u8; HEADER_BYTES];
     let got = fill(from, &mut header)?;
     if got == 0 {
@@ -75,8 +84,8 @@ pub fn read(from: &mut impl Read, body: &mut Vec<u8>) -> Result<Head, FrameError
     }
     let flags = u16::from_le_bytes([header[6], header[7]]);
     let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-    if length as usize > BODY_BYTES_MAX {
-        return Err(FrameError::TooLong(length));
+    if length as usize > max {
+        return Err(FrameError::TooLong { came: length, max });
     }
     body.clear();
     body.resize(length as usize, 0);

@@ -393,6 +393,53 @@ pub struct VerifyDone {
     pub error: String,
 }
 
+/// To a door, in place of `Hello`: trust the key of this connection, for I know a token's secret.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Pair {
+    /// Which token.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub token: [u8; 16],
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub proof: [u8; 32],
+    /// What the one who asks would like to be called: its host.
+    #[n(2)]
+    pub name: String,
+    #[n(3)]
+    pub program: String,
+}
+
+/// From a door: done.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Paired {
+    /// The door knows the secret, too.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub proof: [u8; 32],
+    /// The trees that may be followed; `*`: all.
+    #[n(1)]
+    pub trees: Vec<String>,
+    /// What the one who asked is called there.
+    #[n(2)]
+    pub name: String,
+    #[n(3)]
+    pub program: String,
+    #[n(4)]
+    pub host: String,
+}
+
+/// To a door, in place of `Hello`: which trees may I follow?
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct List {
+    #[n(0)]
+    pub program: String,
+}
+
+/// From a door: these.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Names {
+    #[n(0)]
+    pub trees: Vec<String>,
+}
+
 /// Both: this is the end of the connection.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Bye {
@@ -468,6 +515,10 @@ messages! {
     20 true Bye
     21 true Seed
     22 true SeedEnd
+    23 true Pair
+    24 true Paired
+    25 true List
+    26 true Names
 }
 
 impl Message {
@@ -490,8 +541,17 @@ impl Message {
         from: &mut impl std::io::Read,
         body: &mut Vec<u8>,
     ) -> Result<Message, MessageError> {
+        Message::read_up_to(from, body, BODY_BYTES_MAX)
+    }
+
+    /// Likewise, when a body of more than `max` bytes can't be meant.
+    pub fn read_up_to(
+        from: &mut impl std::io::Read,
+        body: &mut Vec<u8>,
+        max: usize,
+    ) -> Result<Message, MessageError> {
         loop {
-            let head = frame::read(from, body)?;
+            let head = frame::read_up_to(from, body, max)?;
             if let Some(message) = Message::decode(head, body)? {
                 return Ok(message);
             }

@@ -3,8 +3,11 @@
 //! Bytes: `docs/FORMAT.md`, chapter "Wire"; who is which process and why: `docs/decisions/0007-the-service.md`. Over it goes
 //! the protocol of [`crate::link`], as over ssh. Nothing here looks at a tree.
 
+pub mod dial;
 mod files;
 pub mod keys;
+pub mod stream;
+pub mod tls;
 pub mod trust;
 
 use std::fmt;
