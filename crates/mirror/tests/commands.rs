@@ -334,11 +334,7 @@ fn what_can_not_be_is_refused_with_one_line() {
             2,
             "--cross nothing is not a directory below SRC",
         ),
-        (
-            "mirror mirror://h/www @/new",
-            2,
-            "mirror:// sources are not built yet",
-        ),
+        ("mirror mirror://h @/new", 2, "mirror:// names no tree"),
         ("mirror host: @/new", 2, "host: names no directory"),
         (
             "mirror @/other @/dst",

@@ -23,8 +23,13 @@ use clap::Parser;
 use args::{Command, FsMirror, Mirrord};
 use exit::{CliError, Exit};
 
+use crate::net::door;
+
 /// `fs_mirror`, from its arguments to its exit code.
 pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
+    if door::asked() {
+        return be_a_door("fs_mirror");
+    }
     let command = match FsMirror::try_parse_from(args) {
         Ok(parsed) => parsed.command,
         Err(e) => return not_understood(&e),
@@ -48,10 +53,22 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
 
 /// `mirrord`, from its arguments to its exit code.
 pub fn mirrord(args: impl IntoIterator<Item = OsString>) -> Exit {
+    if door::asked() {
+        return be_a_door("mirrord");
+    }
     match Mirrord::try_parse_from(args) {
         Ok(parsed) => ended("mirrord", worker::run(parsed.command)),
         Err(e) => not_understood(&e),
     }
+}
+
+/// This process was started by a service, to talk to the network for it.
+fn be_a_door(program: &str) -> Exit {
+    let done = door::run().map(|()| Exit::Done);
+    ended(
+        program,
+        done.map_err(|line| CliError::failed(format!("door: {line}"))),
+    )
 }
 
 fn ended(program: &str, result: Result<Exit, CliError>) -> Exit {

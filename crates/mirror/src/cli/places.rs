@@ -82,10 +82,7 @@ fn check_in(
 ) -> Result<Places, PlaceError> {
     let source = match source {
         SourceSpec::Local(path) => SourceSpec::Local(check_source(path)?),
-        SourceSpec::Service { .. } => {
-            return unfit("mirror:// sources are not built yet: use [user@]host:/path over ssh");
-        }
-        ssh @ SourceSpec::Ssh { .. } => ssh.clone(),
+        far @ (SourceSpec::Ssh { .. } | SourceSpec::Service { .. }) => far.clone(),
     };
     let (typed_dst, dst_holds) = check_dst(dst)?;
     let state_dir = match state {

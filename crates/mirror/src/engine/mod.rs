@@ -36,9 +36,8 @@ pub use stopped::verify;
 pub fn run_mirror(options: MirrorOptions, ui: std::sync::Arc<dyn Ui>) -> Result<RunEnd, RunError> {
     match &options.source {
         options::SourceSpec::Local(_) => local::run(options, ui),
-        options::SourceSpec::Ssh { .. } => follower::run(options, ui),
-        options::SourceSpec::Service { .. } => Err(RunError::Usage(
-            "mirror:// sources are not built yet: use [user@]host:/path over ssh".into(),
-        )),
+        options::SourceSpec::Ssh { .. } | options::SourceSpec::Service { .. } => {
+            follower::run(options, ui)
+        }
     }
 }

@@ -4,15 +4,19 @@
 //! the protocol of [`crate::link`], as over ssh. Nothing here looks at a tree.
 
 pub mod dial;
+pub mod door;
 mod files;
 pub mod keys;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod trust;
 
 use std::fmt;
 use std::path::PathBuf;
 
+pub use door::{Door, DoorError, DoorSetup, Limits, Trees};
 pub use files::NetFileError;
 pub use keys::{Fingerprint, KeyPair};
 pub use trust::{Known, Trusted};

@@ -200,6 +200,12 @@ impl Session {
         self.shared.socket.set_write_timeout(None)
     }
 
+    /// Either half may wait until then.
+    pub fn until(&mut self, deadline: Instant) {
+        self.reader.until = Some(deadline);
+        self.writer.until = Some(deadline);
+    }
+
     /// Bytes that only the two ends of this very connection know.
     pub fn exported(&self) -> Result<[u8; 32], rustls::Error> {
         lock(&self.shared.connection).export_keying_material([0u8; 32], EXPORTER, None)

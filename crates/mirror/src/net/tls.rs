@@ -59,7 +59,7 @@ fn check_signature(
 }
 
 fn no_tls12<T>() -> Result<T, Error> {
-    Err(PeerMisbehaved::SelectedUnofferedCertificateType.into())
+    Err(Error::General("TLS 1.2 is not spoken here".into()))
 }
 
 /// Which key the other side showed, for whoever has to say why it was not taken.

@@ -17,6 +17,7 @@ pub mod inotify;
 pub mod lease;
 pub mod mounts;
 pub mod open;
+pub mod pass;
 pub mod polite;
 mod raw;
 pub mod signal;

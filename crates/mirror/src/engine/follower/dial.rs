@@ -5,7 +5,7 @@ use std::io;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::ssh::{Far, Peer};
+use super::far::{Far, Peer};
 
 type Answer = Result<Peer, String>;
 

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use mirror_core::model::apply_group;
 use mirror_core::{Digest, Kind, Name, Object, ObjectId, Position, Record, codec, escape};
 
+use super::far::{Far, Peer};
 use super::receive::{RECORDS_BYTES_MAX, TYPING, handshake_max, hello, timeout_ms};
-use super::ssh::{Far, Peer};
 use crate::engine::applying::chain;
 use crate::engine::event::{Event, RunEnd, RunError, Ui};
 use crate::engine::options::{MirrorOptions, Owners};
@@ -36,7 +36,7 @@ pub fn run(options: &MirrorOptions, far: &Far, ui: &dyn Ui) -> Result<RunEnd, Ru
         Index::open(&scratch.0.join("index"), index::Options::default()).map_err(failed)?;
     let mut peer = far.connect().map_err(RunError::Unreachable)?;
     let Some(incoming) = peer.incoming.take() else {
-        return Err(RunError::Unreachable("ssh gave no stream".into()));
+        return Err(RunError::Unreachable("there is no stream".into()));
     };
     let done = fetch(options, far, &peer, incoming, &mut rows);
     let unlisted = match done {
@@ -49,8 +49,7 @@ pub fn run(options: &MirrorOptions, far: &Far, ui: &dyn Ui) -> Result<RunEnd, Ru
             });
         }
         Err(Stopped::Link(error)) => {
-            let (ended, said) = peer.end();
-            return Err(RunError::Unreachable(far.why(&error, ended, &said)));
+            return Err(RunError::Unreachable(far.why(&error, &mut peer)));
         }
     };
     drop(peer);
@@ -115,6 +114,7 @@ fn fetch(
         }))
     })
     .map_err(|_| LinkError::Closed)?;
+    peer.limit(&pulse);
     if far.terminal {
         pulse.agree(TYPING);
         pulse.handshake(Some(TYPING));

@@ -1,4 +1,4 @@
-//! The follower: records and contents come over the system's ssh, into a log of our own, and are applied to the copy.
+//! The follower: records and contents come over ssh or from a service, into a log of our own, and are applied to the copy.
 //!
 //! As in a mirror on one host the outer loop owns lock and socket, and opens and closes sessions: the copy, its log,
 //! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
@@ -8,6 +8,7 @@ mod begin;
 mod contents;
 mod dial;
 mod dry_run;
+mod far;
 mod hub;
 mod receive;
 mod serving;
@@ -46,10 +47,10 @@ use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use begin::{Asked, Begin};
 use contents::{Fetching, Memory, WireContents};
 use dial::Dialer;
+use far::Far;
 use hub::{Handles, Hub};
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
 use serving::{Door, Live, Serving};
-use ssh::Far;
 use wire::Covered;
 
 /// How often old records of our own log are dropped.
@@ -104,7 +105,7 @@ enum End {
 /// Runs a mirror of a tree on another host until it is done (`once`), stopped, or can't go on.
 pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunError> {
     let Some(far) = Far::new(&options) else {
-        return Err(RunError::Usage("this is not a source over ssh".into()));
+        return Err(RunError::Usage("this source is on this host".into()));
     };
     if options.dry_run {
         return dry_run::run(&options, &far, &*ui);

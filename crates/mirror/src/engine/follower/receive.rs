@@ -14,8 +14,8 @@ use mirror_core::{Content, ContentRef, Digest, escape};
 use super::arriving::{Arriving, Full, room};
 use super::contents::Memory;
 use super::dial::Dialer;
+use super::far::{Far, Peer};
 use super::hub::Hub;
-use super::ssh::Far;
 use super::wire::Link;
 use crate::disk::Disk;
 use crate::engine::applying::chain;
@@ -161,7 +161,7 @@ impl Receiver {
             // Whoever stops us may have missed this connection.
             peer.outgoing.close();
         }
-        let broken = self.talk(&peer.outgoing, incoming);
+        let broken = self.talk(&peer, incoming);
         self.hub.set_outgoing(None);
         let host = escape(self.far.host.as_bytes());
         match broken {
@@ -184,11 +184,10 @@ impl Receiver {
                 if self.stopped() {
                     return Err(None);
                 }
-                let (ended, said) = peer.end();
                 let reason = if self.hub.is_connected() {
                     format!("the link to {host} broke: {error}")
                 } else {
-                    self.far.why(&error, ended, &said)
+                    self.far.why(&error, &mut peer)
                 };
                 // Whoever breaks the protocol does so again.
                 if self.options.once
@@ -203,7 +202,8 @@ impl Receiver {
         }
     }
 
-    fn talk(&mut self, outgoing: &Arc<Outgoing>, mut incoming: Incoming) -> Broken {
+    fn talk(&mut self, peer: &Peer, mut incoming: Incoming) -> Broken {
+        let outgoing = &peer.outgoing;
         let beat = || {
             Some(Message::from(say::Heartbeat {
                 time_ns: now_ns(),
@@ -214,6 +214,7 @@ impl Receiver {
             Ok(pulse) => pulse,
             Err(_) => return Broken::Link(LinkError::Closed),
         };
+        peer.limit(&pulse);
         if self.far.terminal {
             // Somebody may be typing a password.
             pulse.agree(TYPING);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use mirror_core::escape;
 
-use crate::engine::options::{MirrorOptions, SourceSpec};
+use crate::engine::options::MirrorOptions;
 use crate::link::LinkError;
 use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::frame::FrameError;
@@ -24,43 +24,40 @@ const LINE_BYTES_MAX: u64 = 2000;
 /// How long an ssh whose stream ended may take to say why.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The far end of a mirror over ssh.
+/// How to get to a worker over ssh.
 #[derive(Debug, Clone)]
-pub struct Far {
+pub struct Ssh {
     user: Option<String>,
-    pub host: String,
+    host: String,
     port: Option<u16>,
-    pub path: Vec<u8>,
+    path: Vec<u8>,
     /// What runs there.
     command: String,
     /// Somebody can be asked for a password or a host key.
-    pub terminal: bool,
+    terminal: bool,
     timeout: Option<Duration>,
 }
 
-impl Far {
-    pub fn new(options: &MirrorOptions) -> Option<Far> {
-        let SourceSpec::Ssh {
+impl Ssh {
+    pub fn new(
+        options: &MirrorOptions,
+        user: Option<String>,
+        host: &str,
+        port: Option<u16>,
+        path: &[u8],
+    ) -> Ssh {
+        Ssh {
             user,
-            host,
+            host: host.into(),
             port,
-            path,
-        } = options.source.clone()
-        else {
-            return None;
-        };
-        Some(Far {
-            user,
-            host,
-            port,
-            path,
+            path: path.into(),
             command: options
                 .remote_command
                 .clone()
                 .unwrap_or_else(|| "mirrord".into()),
             terminal: options.output.terminal,
             timeout: options.timeout,
-        })
+        }
     }
 
     /// Program and arguments. `FS_MIRROR_SSH` replaces the program, as words.
@@ -100,7 +97,7 @@ impl Far {
         OsString::from_vec(line)
     }
 
-    pub fn connect(&self) -> Result<Peer, String> {
+    pub fn connect(&self) -> Result<(Running, Incoming), String> {
         let mut command = self.command();
         let program = command.get_program().to_string_lossy().into_owned();
         let cannot = |what: &str, e: std::io::Error| match e.kind() {
@@ -132,12 +129,12 @@ impl Far {
         let closer: Closer = Arc::new(move || {
             let _ = ender.shutdown(Shutdown::Both);
         });
-        Ok(Peer {
+        let running = Running {
             outgoing: Arc::new(Outgoing::new(writer, closer)),
-            incoming: Some(Incoming::new(ours)),
             child,
             said,
-        })
+        };
+        Ok((running, Incoming::new(ours)))
     }
 
     /// One line on why there is no connection, and what to do.
@@ -210,15 +207,13 @@ impl Far {
 }
 
 /// A running ssh. It is ended when this is dropped.
-pub struct Peer {
+pub struct Running {
     pub outgoing: Arc<Outgoing>,
-    /// Taken by whoever reads.
-    pub incoming: Option<Incoming>,
     child: Child,
     said: Arc<Mutex<Vec<String>>>,
 }
 
-impl Peer {
+impl Running {
     /// How it ended, if it does within moments, and its last words.
     pub fn end(&mut self) -> (Option<ExitStatus>, Vec<String>) {
         self.outgoing.close();
@@ -229,7 +224,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for Running {
     fn drop(&mut self) {
         self.outgoing.close();
         if wait(&mut self.child, Duration::from_millis(500)).is_none() {
@@ -298,19 +293,13 @@ fn quote(word: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::options::SourceSpec;
 
-    fn far(path: &[u8]) -> Far {
-        let mut options = MirrorOptions::new(
-            SourceSpec::Ssh {
-                user: Some("u".into()),
-                host: "h".into(),
-                port: Some(2222),
-                path: path.to_vec(),
-            },
-            "/d".into(),
-        );
+    fn far(path: &[u8]) -> Ssh {
+        let mut options =
+            MirrorOptions::new(SourceSpec::Local("/not/looked/at".into()), "/d".into());
         options.remote_command = Some("sudo -n mirrord".into());
-        Far::new(&options).unwrap()
+        Ssh::new(&options, Some("u".into()), "h", Some(2222), path)
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! The far end of a mirror: over the system's ssh, or a service over TLS. What is spoken is the same.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mirror_core::escape;
+
+use super::receive::handshake_max;
+use super::ssh::{Running, Ssh};
+use crate::engine::applying::chain;
+use crate::engine::options::{MirrorOptions, SourceSpec};
+use crate::link::LinkError;
+use crate::link::conn::{Incoming, Outgoing, Pulse};
+use crate::net::{self, Program, dial};
+
+#[derive(Debug, Clone)]
+pub struct Far {
+    pub host: String,
+    /// The tree as it was typed: a path, or a service's name for it.
+    pub path: Vec<u8>,
+    /// Somebody can be asked for a password or a host key.
+    pub terminal: bool,
+    way: Way,
+}
+
+#[derive(Debug, Clone)]
+enum Way {
+    Ssh(Ssh),
+    Service {
+        port: Option<u16>,
+        /// For connecting and greeting together.
+        at_most: Duration,
+    },
+}
+
+/// A connection. It is ended when this is dropped.
+pub struct Peer {
+    pub outgoing: Arc<Outgoing>,
+    /// Taken by whoever reads.
+    pub incoming: Option<Incoming>,
+    ssh: Option<Running>,
+    /// Until when both must have greeted, where that began before there was a connection.
+    due: Option<Instant>,
+}
+
+impl Far {
+    /// `None`: the source is on this host.
+    pub fn new(options: &MirrorOptions) -> Option<Far> {
+        Some(match options.source.clone() {
+            SourceSpec::Local(_) => return None,
+            SourceSpec::Ssh {
+                user,
+                host,
+                port,
+                path,
+            } => Far {
+                way: Way::Ssh(Ssh::new(options, user, &host, port, &path)),
+                host,
+                path,
+                terminal: options.output.terminal,
+            },
+            SourceSpec::Service { host, port, name } => Far {
+                host,
+                path: name.into_bytes(),
+                terminal: false,
+                way: Way::Service {
+                    port,
+                    at_most: handshake_max(options),
+                },
+            },
+        })
+    }
+
+    pub fn connect(&self) -> Result<Peer, String> {
+        match &self.way {
+            Way::Ssh(ssh) => {
+                let (running, incoming) = ssh.connect()?;
+                Ok(Peer {
+                    outgoing: running.outgoing.clone(),
+                    incoming: Some(incoming),
+                    ssh: Some(running),
+                    due: None,
+                })
+            }
+            Way::Service { port, at_most } => {
+                let due = Instant::now() + *at_most;
+                let config_dir = net::config_dir(Program::FsMirror)?;
+                let dialed =
+                    dial::dial(&self.host, *port, &config_dir, *at_most).map_err(|e| chain(&e))?;
+                Ok(Peer {
+                    outgoing: Arc::new(Outgoing::new(dialed.writer, dialed.closer)),
+                    incoming: Some(Incoming::new(dialed.reader)),
+                    ssh: None,
+                    due: Some(due),
+                })
+            }
+        }
+    }
+
+    /// One line on why there is no connection any more, and what to do.
+    pub fn why(&self, error: &LinkError, peer: &mut Peer) -> String {
+        peer.outgoing.close();
+        match (&self.way, &mut peer.ssh) {
+            (Way::Ssh(ssh), Some(running)) => {
+                let (ended, said) = running.end();
+                ssh.why(error, ended, &said)
+            }
+            _ => format!("{}: {}", escape(self.host.as_bytes()), chain(error)),
+        }
+    }
+}
+
+impl Peer {
+    /// The greeting may take what is left of the time.
+    pub fn limit(&self, pulse: &Pulse) {
+        if let Some(due) = self.due {
+            pulse.handshake(Some(due.saturating_duration_since(Instant::now())));
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.outgoing.close();
+    }
+}

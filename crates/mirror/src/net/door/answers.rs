@@ -1,0 +1,354 @@
+//! What the supervisor answers its door: who may follow what, and the connections it gave out.
+//!
+//! The door is believed in nothing it could gain by: limits are counted here, and a connection of a key that is not trusted
+//! any more is ended at our end of it.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use mirror_core::escape;
+
+use super::ask::{self, Ask, Told};
+use super::{DoorSetup, Trees, lock};
+use crate::engine::applying::chain;
+use crate::link::message::Cause;
+use crate::net::files::NetFileError;
+use crate::net::keys::Fingerprint;
+use crate::net::trust::{self, Trusted};
+
+/// Connections to one tree that are being made; a tree that does not answer holds up no other.
+const OPENING_PER_TREE_MAX: usize = 16;
+/// How often a change of `trusted.toml` is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Lines of the door's doing in the log: so many at once, then one each so often.
+const LINES_MAX: u32 = 60;
+const LINE_EVERY: Duration = Duration::from_secs(2);
+const TEXT_BYTES_MAX: usize = 300;
+
+pub struct Answers {
+    setup: DoorSetup,
+    trees: Arc<dyn Trees>,
+    trust: Mutex<Trust>,
+    given: Mutex<HashMap<u64, Given>>,
+    lines: Mutex<Lines>,
+}
+
+struct Trust {
+    trusted: Arc<Trusted>,
+    /// Of the file it was read from.
+    stamp: Option<Stamp>,
+    looked: Instant,
+}
+
+/// What a file that was changed does not keep.
+type Stamp = (u64, u64, i64, i64, i64, i64);
+
+/// A connection that was asked for.
+struct Given {
+    key: Fingerprint,
+    tree: String,
+    name: String,
+    from: String,
+    /// `None`: it is being made.
+    stream: Option<UnixStream>,
+}
+
+/// A budget of lines.
+struct Lines {
+    left: u32,
+    filled: Instant,
+    dropped: u64,
+}
+
+impl Answers {
+    pub fn new(setup: &DoorSetup, trees: Arc<dyn Trees>) -> Result<Answers, NetFileError> {
+        let stamp = stamp(setup);
+        let trusted = Arc::new(Trusted::load(&setup.config_dir)?);
+        Ok(Answers {
+            setup: setup.clone(),
+            trees,
+            trust: Mutex::new(Trust {
+                trusted,
+                stamp,
+                looked: Instant::now(),
+            }),
+            given: Mutex::default(),
+            lines: Mutex::new(Lines {
+                left: LINES_MAX,
+                filled: Instant::now(),
+                dropped: 0,
+            }),
+        })
+    }
+
+    /// A line that strangers can cause.
+    fn say(&self, line: &str) {
+        let mut lines = lock(&self.lines);
+        let more = lines.filled.elapsed().as_secs() / LINE_EVERY.as_secs();
+        if more > 0 {
+            let more = u32::try_from(more).unwrap_or(LINES_MAX);
+            lines.left = lines.left.saturating_add(more).min(LINES_MAX);
+            lines.filled = Instant::now();
+        }
+        if lines.left == 0 {
+            lines.dropped += 1;
+            return;
+        }
+        lines.left -= 1;
+        let dropped = std::mem::take(&mut lines.dropped);
+        drop(lines);
+        if dropped > 0 {
+            (self.setup.log)(&format!("door: {dropped} lines more were left out"));
+        }
+        (self.setup.log)(&format!("door: {line}"));
+    }
+
+    /// Reads `trusted.toml` again if it was changed, and ends what is not allowed any more. A file that can't be read
+    /// changes nothing, and is said.
+    pub fn look_at_trust(&self, at_once: bool) {
+        {
+            let mut trust = lock(&self.trust);
+            if !at_once && trust.looked.elapsed() < LOOK_EVERY {
+                return;
+            }
+            trust.looked = Instant::now();
+            let stamp = stamp(&self.setup);
+            if stamp == trust.stamp {
+                return;
+            }
+            trust.stamp = stamp;
+            match Trusted::load(&self.setup.config_dir) {
+                Ok(trusted) => trust.trusted = Arc::new(trusted),
+                Err(e) => {
+                    let line = format!("{}: who was trusted before still is", chain(&e));
+                    (self.setup.log)(&line);
+                    return;
+                }
+            }
+        }
+        let trusted = self.trusted();
+        for given in lock(&self.given).values() {
+            if trusted.may(&given.key, &given.tree).is_none()
+                && let Some(stream) = &given.stream
+            {
+                let _ = stream.shutdown(Shutdown::Both);
+                let Given { name, tree, .. } = given;
+                let tree = escape(tree.as_bytes());
+                (self.setup.log)(&format!(
+                    "door: {name} may not follow {tree} any more: its connection is ended"
+                ));
+            }
+        }
+    }
+
+    fn trusted(&self) -> Arc<Trusted> {
+        lock(&self.trust).trusted.clone()
+    }
+
+    /// The door's process is gone, and with it all that it was given.
+    pub fn forget_all(&self) {
+        for (_, given) in lock(&self.given).drain() {
+            if let Some(stream) = given.stream {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    pub fn answer(self: &Arc<Answers>, question: Ask, link: &Arc<OwnedFd>) {
+        let told = match question {
+            Ask::Follow {
+                id,
+                key,
+                tree,
+                from,
+            } => match self.follow(id, Fingerprint(key), tree, from, link) {
+                Ok(()) => return,
+                Err((cause, reason)) => Told::Refused {
+                    id,
+                    cause: cause.code(),
+                    reason,
+                },
+            },
+            Ask::List { id, key } => self.list(id, Fingerprint(key)),
+            Ask::Closed { id } => {
+                if let Some(given) = lock(&self.given).remove(&id) {
+                    let Given { name, tree, .. } = given;
+                    self.say(&format!(
+                        "{name} follows {} no more",
+                        escape(tree.as_bytes())
+                    ));
+                }
+                return;
+            }
+            Ask::Log { text } => {
+                let text: String = text.chars().take(TEXT_BYTES_MAX).collect();
+                self.say(&escape(text.as_bytes()));
+                return;
+            }
+        };
+        tell(link, &told, None);
+    }
+
+    fn list(&self, id: u64, key: Fingerprint) -> Told {
+        self.look_at_trust(true);
+        let trusted = self.trusted();
+        let mut trees = self.trees.names();
+        trees.retain(|tree| trusted.may(&key, tree).is_some());
+        match trusted.peer(&key) {
+            Some(_) => Told::Names { id, trees },
+            None => Told::Refused {
+                id,
+                cause: Cause::Forbidden.code(),
+                reason: format!(
+                    "this host does not know the key {key}: `{} pair --tree NAME` here lets it in",
+                    self.setup.program
+                ),
+            },
+        }
+    }
+
+    fn follow(
+        self: &Arc<Answers>,
+        id: u64,
+        key: Fingerprint,
+        tree: String,
+        from: String,
+        link: &Arc<OwnedFd>,
+    ) -> Result<(), (Cause, String)> {
+        self.look_at_trust(true);
+        let shown = escape(tree.as_bytes());
+        let trusted = self.trusted();
+        // The same words for a tree that is there and one that is not.
+        let Some(name) = trusted.may(&key, &tree).map(str::to_owned) else {
+            self.say(&format!(
+                "{key} ({from}) asked for {shown}, which it may not follow"
+            ));
+            let program = self.setup.program;
+            let quoted = quoted(&tree);
+            return Err((
+                Cause::Forbidden,
+                format!(
+                    "the key {key} may not follow {shown} here: `{program} trust {key} --tree {quoted}` there allows it"
+                ),
+            ));
+        };
+        {
+            let mut given = lock(&self.given);
+            let limits = &self.setup.limits;
+            let of_key = given.values().filter(|one| one.key == key).count();
+            if of_key >= limits.per_key {
+                let why =
+                    format!("{of_key} connections of {name} are open already, which is the limit");
+                return Err((Cause::Failed, why));
+            }
+            if given.len() >= limits.all {
+                let why = format!(
+                    "{} connections are open here already, which is the limit",
+                    given.len()
+                );
+                return Err((Cause::Failed, why));
+            }
+            if given.contains_key(&id) {
+                return Err((Cause::Failed, "this was asked before".into()));
+            }
+            let opening = |one: &&Given| one.tree == tree && one.stream.is_none();
+            if given.values().filter(opening).count() >= OPENING_PER_TREE_MAX {
+                let why = format!("{shown} does not answer, and others wait for it already");
+                return Err((Cause::Failed, why));
+            }
+            let one = Given {
+                key,
+                tree: tree.clone(),
+                name: name.clone(),
+                from,
+                stream: None,
+            };
+            given.insert(id, one);
+        }
+        tell(link, &Told::Wait { id }, None);
+        let (answers, to) = (self.clone(), link.clone());
+        let opening = std::thread::Builder::new()
+            .name("open".into())
+            .spawn(move || {
+                if let Err((cause, reason)) = answers.open(id, &tree, name, &to) {
+                    lock(&answers.given).remove(&id);
+                    let cause = cause.code();
+                    tell(&to, &Told::Refused { id, cause, reason }, None);
+                }
+            });
+        opening.map(|_| ()).map_err(|e| {
+            lock(&self.given).remove(&id);
+            (Cause::Failed, format!("cannot start a thread: {e}"))
+        })
+    }
+
+    /// A connection to the tree, given to the door.
+    fn open(
+        &self,
+        id: u64,
+        tree: &str,
+        name: String,
+        link: &Arc<OwnedFd>,
+    ) -> Result<(), (Cause, String)> {
+        let stream = self.trees.open(tree)?;
+        let ours = stream
+            .try_clone()
+            .map_err(|e| (Cause::Failed, format!("no descriptor is left: {e}")))?;
+        let (from, key) = match lock(&self.given).get_mut(&id) {
+            Some(given) => {
+                given.stream = Some(ours);
+                (given.from.clone(), given.key)
+            }
+            // The door's process, or its peer, is gone.
+            None => return Ok(()),
+        };
+        // It may have been taken away while the tree was opened.
+        if self.trusted().may(&key, tree).is_none() {
+            let why = format!("{name} may not follow this any more");
+            return Err((Cause::Forbidden, why));
+        }
+        self.say(&format!(
+            "{name} ({from}) follows {}",
+            escape(tree.as_bytes())
+        ));
+        tell(link, &Told::Opened { id, name }, Some(&stream));
+        Ok(())
+    }
+}
+
+/// A door that does not listen is found out by whoever reads from it.
+fn tell(link: &Arc<OwnedFd>, told: &Told, stream: Option<&UnixStream>) {
+    let fds: Vec<_> = stream.iter().map(|stream| stream.as_fd()).collect();
+    if ask::send(link, told, &fds).is_err() {
+        let _ = rustix::net::shutdown(link, rustix::net::Shutdown::Both);
+    }
+}
+
+fn stamp(setup: &DoorSetup) -> Option<Stamp> {
+    let meta = std::fs::metadata(Trusted::path(&setup.config_dir)).ok()?;
+    Some((
+        meta.ino(),
+        meta.len(),
+        meta.mtime(),
+        meta.mtime_nsec(),
+        meta.ctime(),
+        meta.ctime_nsec(),
+    ))
+}
+
+/// As a word for a shell.
+fn quoted(tree: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if trust::check_tree(tree).is_err() {
+        return "NAME".into();
+    }
+    if tree.chars().all(plain) && !tree.starts_with('-') {
+        return tree.into();
+    }
+    format!("'{}'", tree.replace('\'', r"'\''"))
+}

@@ -1,0 +1,419 @@
+//! The door: a process of its own between strangers and trees, here with a supervisor that is the test.
+
+mod ssh_support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use mirror::link::message::{self as say, Cause, Message};
+use mirror::link::{Incoming, LinkError, Outgoing};
+use mirror::net::dial::{Dialed, dial};
+use mirror::net::door::{Door, DoorError, DoorSetup, Trees};
+use mirror::net::trust::{Address, Trees as Which};
+use mirror::net::{Fingerprint, KeyPair, Known, NetFileError, Program, Trusted};
+use ssh_support::{Bed, FS_MIRROR, LONG, MIRRORD, ended, kill9, stop};
+use testkit::proc::{wait_equal, wait_until};
+
+/// Gives the test the other end of each connection to a tree; of the tree `real` one to its daemon.
+struct Test {
+    names: Vec<String>,
+    opened: Sender<UnixStream>,
+    real: Option<PathBuf>,
+}
+
+impl Trees for Test {
+    fn names(&self) -> Vec<String> {
+        self.names.clone()
+    }
+    fn open(&self, tree: &str) -> Result<UnixStream, (Cause, String)> {
+        if !self.names.iter().any(|name| name == tree) {
+            return Err((Cause::Usage, format!("there is no tree {tree} here")));
+        }
+        if let Some(state) = &self.real {
+            let path = state.join("serve.sock");
+            return UnixStream::connect(path).map_err(|e| (Cause::Failed, e.to_string()));
+        }
+        let (near, far) = UnixStream::pair().unwrap();
+        self.opened.send(far).unwrap();
+        Ok(near)
+    }
+}
+
+struct Room {
+    held: tempfile::TempDir,
+    door: Option<Door>,
+    at: SocketAddr,
+    opened: Receiver<UnixStream>,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Room {
+    fn new(change: impl FnOnce(&mut DoorSetup)) -> Room {
+        Room::of(None, change)
+    }
+
+    fn of(real: Option<PathBuf>, change: impl FnOnce(&mut DoorSetup)) -> Room {
+        let held = tempfile::tempdir().unwrap();
+        let (opened, receiver) = unbounded();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let mut setup = DoorSetup::new(Program::Mirrord, listen, held.path().join("door"));
+        setup.executable = MIRRORD.into();
+        let log = lines.clone();
+        setup.log = Arc::new(move |line| log.lock().unwrap().push(line.to_owned()));
+        change(&mut setup);
+        let trees = Test {
+            names: vec!["blog".into(), "shop".into()],
+            opened,
+            real,
+        };
+        let door = Door::open(setup, Arc::new(trees)).unwrap();
+        let at = door.addresses()[0];
+        Room {
+            held,
+            door: Some(door),
+            at,
+            opened: receiver,
+            lines,
+        }
+    }
+
+    fn config(&self, who: &str) -> PathBuf {
+        self.held.path().join(who)
+    }
+
+    /// `who` knows the door, which trusts it with these trees.
+    fn introduce(&self, who: &str, trees: &[&str]) -> Fingerprint {
+        let config = self.config(who);
+        let key = KeyPair::load_or_make(&config).unwrap().fingerprint();
+        let door = self.door.as_ref().unwrap().fingerprint();
+        let address = Address::new("127.0.0.1", Some(self.at.port()));
+        Known::set(&config, &address, door).unwrap();
+        if !trees.is_empty() {
+            self.trust(|t| t.add(key, Which::named(trees.iter().copied()), Some(who)));
+        }
+        key
+    }
+
+    /// Changes the file; the door looks before it answers.
+    fn trust<T>(&self, change: impl FnOnce(&mut Trusted) -> Result<T, String>) {
+        Trusted::edit(&self.config("door"), |trusted| {
+            change(trusted).map_err(|why| NetFileError::Unsafe {
+                path: "".into(),
+                why,
+            })
+        })
+        .unwrap();
+    }
+
+    fn dial(&self, who: &str) -> Dialed {
+        dial("127.0.0.1", Some(self.at.port()), &self.config(who), LONG).unwrap()
+    }
+
+    /// Says the first message; what is answered.
+    fn ask(&self, who: &str, message: impl Into<Message>) -> Result<Message, LinkError> {
+        let dialed = self.dial(who);
+        let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+        outgoing.send(message)?;
+        Incoming::new(dialed.reader).next_message()
+    }
+
+    fn lines_with(&self, what: &str) -> usize {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter(|line| line.contains(what)).count()
+    }
+}
+
+#[track_caller]
+fn until(what: &str, is_so: impl FnMut() -> bool) {
+    wait_until(what, LONG, is_so).unwrap();
+}
+
+fn hello(tree: &str) -> say::Hello {
+    say::Hello {
+        protocol: 1,
+        protocol_min: 1,
+        features: 0,
+        role: "follower".into(),
+        program: "test".into(),
+        tree: tree.into(),
+        timeout_ms: 0,
+        ignore: Vec::new(),
+        detector: String::new(),
+        name: "host:/dst".into(),
+        cross: Vec::new(),
+        replica: Vec::new(),
+    }
+}
+
+/// What whoever serves a tree hears first.
+fn heard(stream: &UnixStream) -> say::Hello {
+    let mut stream = stream;
+    match Message::read(&mut stream, &mut Vec::new()).unwrap() {
+        Message::Hello(hello) => hello,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn reason(answer: Result<Message, LinkError>) -> (Cause, String) {
+    match answer {
+        Ok(Message::Refused(no)) => (Cause::of(no.cause), no.reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn who_is_trusted_reaches_the_tree_and_nobody_else_does() {
+    let room = Room::new(|_| ());
+    room.introduce("ann", &["blog"]);
+    let bob = room.introduce("bob", &[]);
+    // A name that nobody can pose with.
+    let mut dialed = room.dial("ann");
+    let mut first = Vec::new();
+    Message::from(hello("blog")).encode(&mut first).unwrap();
+    dialed.writer.write_all(&first).unwrap();
+    dialed.writer.write_all(b"and more").unwrap();
+    let mut tree = room.opened.recv_timeout(LONG).unwrap();
+    let said = heard(&tree);
+    assert_eq!(
+        (said.name.as_str(), said.tree),
+        ("ann: host:/dst", b"blog".to_vec())
+    );
+    let mut more = [0; 8];
+    tree.read_exact(&mut more).unwrap();
+    assert_eq!(&more, b"and more");
+    tree.write_all(b"an answer").unwrap();
+    drop(tree);
+    let mut answer = Vec::new();
+    dialed.reader.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer, b"an answer");
+    // The same words for a tree that is there and one that is not.
+    let (cause, there) = reason(room.ask("bob", hello("blog")));
+    let (_, nowhere) = reason(room.ask("bob", hello("none")));
+    assert_eq!(cause, Cause::Forbidden);
+    assert_eq!(there.replace("blog", "none"), nowhere);
+    assert!(
+        there.contains(&format!("`mirrord trust {bob} --tree blog`")),
+        "{there}"
+    );
+    assert_eq!(reason(room.ask("ann", hello("shop"))).0, Cause::Forbidden);
+    match room.ask("ann", say::List { program: "".into() }).unwrap() {
+        Message::Names(names) => assert_eq!(names.trees, ["blog"]),
+        other => panic!("{other:?}"),
+    }
+    let list = room.ask("bob", say::List { program: "".into() });
+    assert_eq!(reason(list).0, Cause::Forbidden);
+    let first = room.ask("ann", say::Cancel { id: 1 });
+    assert!(reason(first).1.contains("can't be the first"));
+    // Trust that is given while it runs holds, and what is taken away ends what there is.
+    room.trust(|t| t.add(bob, Which::named(["shop"]), None));
+    let mut bob_dialed = room.dial("bob");
+    let mut first = Vec::new();
+    Message::from(hello("shop")).encode(&mut first).unwrap();
+    bob_dialed.writer.write_all(&first).unwrap();
+    let tree = room.opened.recv_timeout(LONG).unwrap();
+    heard(&tree);
+    room.trust(|t| t.remove(&bob.to_string(), None));
+    let mut rest = Vec::new();
+    let _ = bob_dialed.reader.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    assert_eq!((&tree).read(&mut [0]).unwrap(), 0);
+    assert_eq!(reason(room.ask("bob", hello("shop"))).0, Cause::Forbidden);
+    // A file that can't be read trusts whom it trusted.
+    std::fs::write(Trusted::path(&room.config("door")), "[[key]]\n").unwrap();
+    until("it is told", || room.lines_with("still is") == 1);
+    let dialed = room.dial("ann");
+    let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+    outgoing.send(hello("blog")).unwrap();
+    heard(&room.opened.recv_timeout(LONG).unwrap());
+}
+
+#[test]
+fn strangers_keep_nobody_away() {
+    let room = Room::new(|_| ());
+    room.introduce("ann", &["blog"]);
+    // Enough descriptors for this test.
+    mirror::sys::descriptors::max();
+    let mut stalled = Vec::new();
+    for i in 0..1000 {
+        let Ok(mut socket) = TcpStream::connect(room.at) else {
+            break;
+        };
+        if i % 3 == 0 {
+            let _ = socket.write_all(b"GET / HTTP/1.1\r\n\r\n");
+        }
+        stalled.push(socket);
+    }
+    assert!(stalled.len() > 400, "{}", stalled.len());
+    let dialed = room.dial("ann");
+    let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+    outgoing.send(hello("blog")).unwrap();
+    heard(&room.opened.recv_timeout(LONG).unwrap());
+    // All of that is a line or two.
+    assert!(room.lines_with("is no follower") <= 2);
+    drop(stalled);
+}
+
+#[test]
+fn there_is_an_end_to_everything() {
+    let room = Room::new(|setup| {
+        setup.limits.per_key = 2;
+        setup.limits.handshake_ms = 700;
+        setup.limits.first_frame_bytes = 2000;
+    });
+    room.introduce("ann", &["blog"]);
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let dialed = room.dial("ann");
+        let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+        outgoing.send(hello("blog")).unwrap();
+        let tree = room.opened.recv_timeout(LONG).unwrap();
+        heard(&tree);
+        open.push((outgoing, tree, dialed.reader));
+    }
+    let (cause, why) = reason(room.ask("ann", hello("blog")));
+    assert!(
+        cause == Cause::Failed && why.contains("2 connections of ann"),
+        "{why}"
+    );
+    // One that goes makes room.
+    drop(open.pop());
+    until("there is room", || {
+        let dialed = room.dial("ann");
+        let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+        outgoing.send(hello("blog")).unwrap();
+        room.opened.recv_timeout(Duration::from_millis(500)).is_ok()
+    });
+    // Who says nothing in time, or too much at first.
+    let began = Instant::now();
+    let mut dialed = room.dial("ann");
+    assert!(dialed.reader.read(&mut [0]).is_err());
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let mut long = hello("blog");
+    long.ignore = vec!["x".repeat(3000)];
+    assert!(room.ask("ann", long).is_err());
+    // What follows is under no such clock.
+    std::thread::sleep(Duration::from_millis(800));
+    let (outgoing, tree, _) = &open[0];
+    outgoing.send(say::Cancel { id: 7 }).unwrap();
+    let mut from = tree;
+    let message = Message::read(&mut from, &mut Vec::new()).unwrap();
+    assert_eq!(message, Message::Cancel(say::Cancel { id: 7 }));
+}
+
+#[test]
+fn a_door_that_dies_is_opened_again_and_a_closed_one_is_gone() {
+    let mut room = Room::new(|_| ());
+    room.introduce("ann", &["blog"]);
+    let pid = room.door.as_ref().unwrap().pid().unwrap();
+    let follows = || {
+        let dialed = room.dial("ann");
+        let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+        outgoing.send(hello("blog")).unwrap();
+        (
+            room.opened.recv_timeout(LONG).unwrap(),
+            dialed.reader,
+            outgoing,
+        )
+    };
+    let (tree, mut reader, _outgoing) = follows();
+    heard(&tree);
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(field("CapEff"), "0000000000000000");
+    assert_eq!(field("NoNewPrivs"), "1");
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(field("Uid"), "65534");
+        assert!(
+            status.lines().any(|line| line.trim_end() == "Groups:"),
+            "{status}"
+        );
+    }
+    kill9(pid);
+    assert!(reader.read(&mut [0]).is_err());
+    // What it had was the door's alone; the next one takes who comes.
+    until("another runs", || {
+        let now = room.door.as_ref().unwrap().pid();
+        now.is_some() && now != Some(pid)
+    });
+    assert_eq!(room.lines_with("starting it again"), 1);
+    heard(&follows().0);
+    let pid = room.door.as_ref().unwrap().pid().unwrap();
+    drop(room.door.take());
+    assert!(TcpStream::connect(room.at).is_err());
+    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let open = |at: SocketAddr| {
+        let mut setup = DoorSetup::new(Program::Mirrord, vec![at], dir.path().join("c"));
+        setup.executable = MIRRORD.into();
+        let trees = Test {
+            names: Vec::new(),
+            opened: unbounded().0,
+            real: None,
+        };
+        Door::open(setup, Arc::new(trees)).err().unwrap()
+    };
+    let error = open(at);
+    assert!(
+        matches!(error, DoorError::InUse(_))
+            && error.to_string().starts_with(&format!("{at} is in use")),
+        "{error}"
+    );
+    let error = open("192.0.2.1:1".parse().unwrap());
+    assert!(matches!(error, DoorError::NoAddress(_)), "{error}");
+}
+
+#[test]
+fn a_tree_is_mirrored_over_tls() {
+    let bed = Bed::new();
+    bed.populate(200, 7);
+    // A worker's daemon, started as ssh would.
+    let (code, told) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{told}");
+    let states = mirror::engine::worker::state_dirs(Some(&bed.states())).unwrap();
+    let room = Room::of(Some(states[0].clone()), |_| ());
+    room.introduce("ann", &["blog"]);
+    let source = |tree: &str| format!("mirror://127.0.0.1:{}/{tree}", room.at.port());
+    let mirror = |tree: &str, more: &[&str]| {
+        let mut command = Command::new(FS_MIRROR);
+        command
+            .args(["mirror", &source(tree)])
+            .arg(bed.path(tree))
+            .args(more)
+            .env("FS_MIRROR_CONFIG_DIR", room.config("ann"));
+        testkit::proc::Program::start(&mut command).unwrap()
+    };
+    let (code, told) = ended(mirror("shop", &["--once"]));
+    assert!(
+        code == 6 && told.contains("may not follow shop"),
+        "{code} {told}"
+    );
+    let (code, told) = ended(mirror("blog", &["--once", "--dry-run"]));
+    assert_eq!(code, 0, "{told}");
+    let running = mirror("blog", &[]);
+    let dst = bed.path("blog");
+    wait_equal(&bed.src(), &dst, &Default::default(), LONG).unwrap();
+    std::fs::create_dir(bed.src().join("new")).unwrap();
+    std::fs::write(bed.src().join("new/file"), vec![7; 3 << 20]).unwrap();
+    wait_equal(&bed.src(), &dst, &Default::default(), LONG).unwrap();
+    assert_eq!(
+        room.lines_with("ann (127.0.0.1"),
+        1 + room.lines_with("follows blog no more")
+    );
+    stop(running);
+}
