@@ -4,6 +4,7 @@
 //! systemd, [`rate`] knows how fast one may send at which time of day, [`settings`] reads TOML with all its mistakes; they serve both
 //! programs.
 
+pub mod backup;
 pub mod children;
 pub mod notify;
 pub mod rate;

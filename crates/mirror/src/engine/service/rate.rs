@@ -59,6 +59,21 @@ impl Rates {
         self.at(u16::try_from(minute).unwrap_or(0))
     }
 
+    /// As [`Rates::read`] reads it.
+    pub fn to_toml(&self) -> String {
+        let rate = |rate: Option<u64>| rate.map_or("none".into(), parse::show_rate);
+        if self.windows.is_empty() {
+            return format!("\"{}\"", rate(self.otherwise));
+        }
+        let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+        let windows = self.windows.iter().map(|w| {
+            let (from, to) = (clock(w.from), clock(w.to));
+            let rate = rate(w.bytes_per_s);
+            format!("{{ from = \"{from}\", to = \"{to}\", rate = \"{rate}\" }}")
+        });
+        format!("[{}]", windows.collect::<Vec<_>>().join(", "))
+    }
+
     /// The value of a `bwlimit` key.
     pub fn read(node: &Node, problems: &mut Problems) -> Option<Rates> {
         let Value::List(list) = &node.value else {

@@ -62,6 +62,11 @@ impl Problems {
             self.list.push(Problem { place, why });
         }
     }
+    /// And these.
+    pub fn extend(&mut self, others: Problems) {
+        let room = PROBLEMS_MAX.saturating_sub(self.list.len());
+        self.list.extend(others.list.into_iter().take(room));
+    }
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
@@ -258,6 +263,10 @@ impl Table {
     /// The value of a key, which is thereby known.
     pub fn take(&mut self, key: &str) -> Option<Node> {
         self.keys.remove(key).map(|(_, node)| node)
+    }
+
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
     }
 
     /// A text, made into something by `parse`.
