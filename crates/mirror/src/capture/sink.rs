@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mirror_core::{Content, Meta, Name, ObjectId};
 
 use crate::apply::{StagedDir, StagedFile, Staging, Token};
+use crate::engine::options::Speed;
 
 pub trait Sink: Send + Sync {
     /// A directory whose files are about to be read. `None`: nobody wants it.
@@ -137,20 +138,23 @@ pub struct Limited {
 
 /// Whoever spends more than there is, waits.
 pub struct Bucket {
-    bytes_per_s: u64,
+    speed: Speed,
     free_at: std::sync::Mutex<std::time::Instant>,
 }
 
 impl Bucket {
-    pub fn new(bytes_per_s: u64) -> Bucket {
+    pub fn new(speed: Speed) -> Bucket {
         Bucket {
-            bytes_per_s: bytes_per_s.max(1),
+            speed,
             free_at: std::sync::Mutex::new(std::time::Instant::now()),
         }
     }
     pub fn spend(&self, bytes: usize) {
+        let Some(bytes_per_s) = self.speed.get() else {
+            return;
+        };
         let now = std::time::Instant::now();
-        let cost = std::time::Duration::from_secs_f64(bytes as f64 / self.bytes_per_s as f64);
+        let cost = std::time::Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
         let wait = {
             let mut free_at = self
                 .free_at
@@ -165,10 +169,10 @@ impl Bucket {
 }
 
 impl Limited {
-    pub fn new(inner: Arc<dyn Sink>, bytes_per_s: u64) -> Limited {
+    pub fn new(inner: Arc<dyn Sink>, speed: Speed) -> Limited {
         Limited {
             inner,
-            bucket: Arc::new(Bucket::new(bytes_per_s)),
+            bucket: Arc::new(Bucket::new(speed)),
         }
     }
 }

@@ -28,7 +28,18 @@ pub struct FsMirror {
 pub enum Command {
     /// Mirror SRC in DST: copy it, then follow every change until stopped
     Mirror(MirrorArgs),
-    /// Say how a mirror is
+    /// Follow many trees, as /etc/fs_mirror/fs_mirror.toml and conf.d/*.toml beside it say: the backup daemon
+    Serve(ServeArgs),
+    /// One tree of the daemon
+    #[command(hide = true)]
+    ServeTree(ServeTreeArgs),
+    /// Let the daemon follow one tree more
+    Add(Box<AddArgs>),
+    /// Let the daemon follow a tree no more; the copy stays
+    Remove(RemoveArgs),
+    /// Name the trees that the daemon follows
+    List(ListArgs),
+    /// Say how a mirror, or the daemon's trees, are
     Status(StatusArgs),
     /// One line and exit code 0, 1, 2 or 3 for Nagios-like monitors
     Check(CheckArgs),
@@ -44,7 +55,7 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Tell how much was moved aside to adopted/, or remove it
     Adopted(AdoptedArgs),
-    /// Check or show a mirror's settings
+    /// Check or show a mirror's settings, or the daemon's
     #[command(subcommand)]
     Config(ConfigCommand),
 }
@@ -69,6 +80,134 @@ pub struct Which {
     /// The mirror: its DST or its state directory [default: the one around the current directory]
     #[arg(short = 'm', long = "mirror", value_name = "DST")]
     pub mirror: Option<PathBuf>,
+}
+
+/// All trees of the daemon instead of one mirror.
+#[derive(Debug, Clone, Args, Default)]
+pub struct Service {
+    /// All trees of the daemon [default: when there is no mirror around the current directory]
+    #[arg(long, conflicts_with = "mirror")]
+    pub all: bool,
+    /// The daemon's configuration
+    #[arg(
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        conflicts_with = "mirror"
+    )]
+    pub config: Option<PathBuf>,
+}
+
+/// Where the daemon's configuration is.
+#[derive(Debug, Clone, Args, Default)]
+pub struct ConfigFile {
+    /// The configuration; conf.d/*.toml beside it belong to it [default: /etc/fs_mirror/fs_mirror.toml as root, else in the
+    /// user's configuration directory]
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = SERVE_HELP)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    /// Errors only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+const SERVE_HELP: &str = "\
+SIGHUP reads the configuration again; trees that did not change are not touched. SIGTERM ends it within 5 s. It follows; \
+each tree has a process, a state and limits of its own. Exit codes: 0 stopped; 1 failed; 2 the configuration is wrong \
+(everything that is, a line each); 5 it runs already.";
+
+#[derive(Debug, Args)]
+pub struct ServeTreeArgs {
+    pub name: String,
+    #[arg(long, value_name = "FILE")]
+    pub settings: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// What it is called
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// What to follow: mirror://host[:port]/NAME, [user@]host:/path, ssh://... or /path
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+    /// The directory that becomes the copy; it holds nothing else
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    /// Leave out what matches this gitignore pattern (again for more)
+    #[arg(long, value_name = "PATTERN")]
+    pub ignore: Vec<String>,
+    /// Mirror this mount point below SRC too (again for more)
+    #[arg(long, value_name = "PATH")]
+    pub cross: Vec<PathBuf>,
+    /// Owners, set-id bits, devices and capabilities: set in the copy, or only recorded [default: record]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub owners: Option<Owners>,
+    /// When very much goes at once: hold (ask) or follow [default: hold]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub on_mass_change: Option<OnMassChange>,
+    /// Where the tree's state is, on DST's file system [default: DST.fs_mirror]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// How changes are noticed [default: auto, the best that works]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub detector: Option<DetectorChoice>,
+    /// At most so many bytes per second, as 500K or 10M
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub bwlimit: Option<Rate>,
+    /// A link that says nothing for so long is dead
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub timeout: Option<Duration>,
+    /// Look at all of the copy within so long, again and again; 0: never [default: 24h]
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub verify_every: Option<Duration>,
+    /// What to run at the far end of ssh instead of mirrord
+    #[arg(long, value_name = "COMMAND")]
+    pub remote_command: Option<String>,
+    /// The copy holds no more than so many bytes
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub bytes_max: Option<u64>,
+    /// Nor more files and directories than this
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub inodes_max: Option<u64>,
+    /// At most so many changes a second
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ops_max: Option<u64>,
+    /// So much of DST's file system stays free
+    #[arg(long, value_name = "SIZE", value_parser = parse::size)]
+    pub min_free: Option<u64>,
+    /// CPU niceness of the tree's process
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, value_parser = clap::value_parser!(i8).range(-20..=19))]
+    pub nice: Option<i8>,
+    #[command(flatten)]
+    pub file: ConfigFile,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct RemoveArgs {
+    /// What it is called
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    #[command(flatten)]
+    pub file: ConfigFile,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub file: ConfigFile,
+    #[command(flatten)]
+    pub say: Say,
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +336,8 @@ pub struct StatusArgs {
     #[command(flatten)]
     pub which: Which,
     #[command(flatten)]
+    pub service: Service,
+    #[command(flatten)]
     pub say: Say,
 }
 
@@ -205,6 +346,8 @@ pub struct StatusArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub which: Which,
+    #[command(flatten)]
+    pub service: Service,
     #[command(flatten)]
     pub limits: CheckLimits,
     #[command(flatten)]
@@ -297,7 +440,17 @@ pub enum ConfigCommand {
     /// Is config.toml good? With PATH: which ignore line decides about it
     Check(ConfigCheckArgs),
     /// Show the settings
-    Show(PlainArgs),
+    Show(ConfigShowArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigShowArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub service: Service,
+    #[command(flatten)]
+    pub say: Say,
 }
 
 #[derive(Debug, Args)]
@@ -306,6 +459,8 @@ pub struct ConfigCheckArgs {
     pub path: Option<PathBuf>,
     #[command(flatten)]
     pub which: Which,
+    #[command(flatten)]
+    pub service: Service,
     #[command(flatten)]
     pub say: Say,
 }

@@ -18,7 +18,7 @@ use toml::Spanned;
 use crate::cli::parse;
 use crate::cli::places::show;
 use crate::engine::applying::VERIFY_EVERY;
-use crate::engine::options::{Detector, MirrorOptions, OnMassChange, Owners, SourceSpec};
+use crate::engine::options::{Detector, MirrorOptions, OnMassChange, Owners, SourceSpec, Speed};
 use crate::filter::Filter;
 
 const FORMAT: i64 = 1;
@@ -110,7 +110,7 @@ impl Config {
             on_mass_change: usual.on_mass_change,
             history: usual.history,
             detector: usual.detector,
-            bwlimit: usual.bwlimit,
+            bwlimit: usual.bwlimit.get(),
             timeout: usual.timeout,
             verify_every: usual.verify_every,
             remote_command: usual.remote_command,
@@ -127,7 +127,7 @@ impl Config {
             on_mass_change: self.on_mass_change,
             history: self.history,
             detector: self.detector,
-            bwlimit: self.bwlimit,
+            bwlimit: Speed::new(self.bwlimit),
             timeout: self.timeout,
             verify_every: self.verify_every,
             remote_command: self.remote_command,

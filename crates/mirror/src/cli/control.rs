@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use crate::cli::args::{CheckArgs, PlainArgs, ReleaseArgs, Say, StatusArgs, VerifyArgs, WaitArgs};
 use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::find::{Found, find};
+use crate::cli::serve_backup::{self, Asked};
 use crate::cli::show::{self, Health};
-use crate::cli::ui;
+use crate::cli::{trees, ui};
 use crate::engine::aside;
 use crate::engine::control::{
     Client, ClientError, HEARTBEAT_MAX, PersistError, StateLock, Stop, VerifyLine, VerifyOptions,
@@ -84,7 +85,10 @@ fn last(state_dir: &Path) -> Result<Option<Box<Status>>, CliError> {
 }
 
 pub fn status(args: &StatusArgs) -> Result<Exit, CliError> {
-    let found = find(args.which.mirror.as_deref())?;
+    let found = match serve_backup::asked_for(&args.which, &args.service)? {
+        Asked::Mirror(found) => found,
+        Asked::Service(file) => return trees::status(&file, args.say),
+    };
     let mut seen = look(&found.state_dir)?;
     if let Seen::Stopped {
         last: Some(last), ..
@@ -133,7 +137,11 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
 }
 
 pub fn check(args: &CheckArgs) -> Exit {
-    let seen = find(args.which.mirror.as_deref()).and_then(|found| look(&found.state_dir));
+    let seen = match serve_backup::asked_for(&args.which, &args.service) {
+        Ok(Asked::Service(file)) => return trees::check(&file, args.limits.max_lag, args.say),
+        Ok(Asked::Mirror(found)) => look(&found.state_dir),
+        Err(e) => Err(e),
+    };
     let (health, line) = judge(seen, args.limits.max_lag);
     ui::say(&check_line(health, &line, args.say));
     exit_of(health)

@@ -48,10 +48,10 @@ pub fn run(args: MirrorArgs) -> Result<Exit, CliError> {
     Ok(exit::of_run(&end, once))
 }
 
-struct Prepared {
-    options: MirrorOptions,
+pub struct Prepared {
+    pub options: MirrorOptions,
     /// Settings that were saved, and the like.
-    notices: Vec<String>,
+    pub notices: Vec<String>,
     /// What this run made before anything was mirrored.
     made: Option<Made>,
 }
@@ -87,7 +87,8 @@ impl Made {
     }
 }
 
-fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
+/// From what was asked for to what the engine runs: places looked at, settings saved, lock taken.
+pub fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> {
     let source = parse::source(&args.source)?;
     // Which mounts are crossed decides whether DST is inside SRC; those saved are looked at once the state is known.
     let cross = cross_of(args, &source)?;

@@ -10,9 +10,12 @@ pub mod mirror;
 pub mod parse;
 pub mod places;
 pub mod screen;
+pub mod serve_backup;
+pub mod serve_tree;
 pub mod settings;
 pub mod show;
 pub mod text;
+pub mod trees;
 pub mod ui;
 pub mod worker;
 
@@ -38,6 +41,11 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
         "fs_mirror",
         match command {
             Command::Mirror(args) => mirror::run(args),
+            Command::Serve(args) => serve_backup::run(&args),
+            Command::ServeTree(args) => serve_tree::run(&args),
+            Command::Add(args) => trees::add(&args),
+            Command::Remove(args) => trees::remove(&args),
+            Command::List(args) => trees::list(&args),
             Command::Status(args) => control::status(&args),
             Command::Check(args) => Ok(control::check(&args)),
             Command::Wait(args) => control::wait(&args),

@@ -6,13 +6,14 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::json;
 
-use crate::cli::args::{ConfigCheckArgs, ConfigCommand, PlainArgs};
+use crate::cli::args::{ConfigCheckArgs, ConfigCommand, ConfigShowArgs};
 use crate::cli::config::Config;
 use crate::cli::exit::{CliError, Exit};
-use crate::cli::find::find;
 use crate::cli::places::show;
-use crate::cli::ui;
+use crate::cli::serve_backup::{self, Asked};
+use crate::cli::{parse, trees, ui};
 use crate::engine::options::SourceSpec;
+use crate::engine::service::backup::load::load;
 use crate::filter::Filter;
 
 pub fn run(command: &ConfigCommand) -> Result<Exit, CliError> {
@@ -22,8 +23,11 @@ pub fn run(command: &ConfigCommand) -> Result<Exit, CliError> {
     }
 }
 
-fn shown(args: &PlainArgs) -> Result<Exit, CliError> {
-    let found = find(args.which.mirror.as_deref())?;
+fn shown(args: &ConfigShowArgs) -> Result<Exit, CliError> {
+    let found = match serve_backup::asked_for(&args.which, &args.service)? {
+        Asked::Mirror(found) => found,
+        Asked::Service(file) => return trees::show_config(&file, args.say),
+    };
     let config = found.config()?;
     if args.say.json {
         // The file's own text, read as TOML, is the one list of settings.
@@ -40,7 +44,10 @@ fn shown(args: &PlainArgs) -> Result<Exit, CliError> {
 }
 
 fn check(args: &ConfigCheckArgs) -> Result<Exit, CliError> {
-    let found = find(args.which.mirror.as_deref())?;
+    let found = match serve_backup::asked_for(&args.which, &args.service)? {
+        Asked::Mirror(found) => found,
+        Asked::Service(file) => return check_service(&file, args),
+    };
     let config = found.config()?;
     let Some(path) = &args.path else {
         let file = show(&Config::path(&found.state_dir));
@@ -62,6 +69,34 @@ fn check(args: &ConfigCheckArgs) -> Result<Exit, CliError> {
     let is_dir = is_dir(path, &inner, &config);
     ui::say(&decision(&config, &inner, is_dir, args.say.json)?);
     Ok(Exit::Done)
+}
+
+/// Of the service, or of the tree that a path lies in.
+fn check_service(file: &Path, args: &ConfigCheckArgs) -> Result<Exit, CliError> {
+    let Some(path) = &args.path else {
+        return trees::check_config(file, args.say);
+    };
+    let here = env::current_dir().unwrap_or_default();
+    for placed in load(file).trees.into_values() {
+        let tree = placed.tree;
+        let mut config = Config::new(parse::source(&tree.source)?, tree.dst);
+        config.ignore = tree.ignore;
+        let whole = here.join(path);
+        let inside = |root: &Path| tidy(&whole).is_some_and(|path| path.starts_with(root));
+        let local = matches!(&config.source, SourceSpec::Local(source) if inside(source));
+        if (inside(&config.dst) || local)
+            && let Some(inner) = below_root(path, &config, &here)
+        {
+            let is_dir = is_dir(path, &inner, &config);
+            ui::say(&decision(&config, &inner, is_dir, args.say.json)?);
+            return Ok(Exit::Done);
+        }
+    }
+    Err(CliError::usage(format!(
+        "{} is in no tree of {}",
+        show(path),
+        show(file)
+    )))
 }
 
 /// Which line decides about a path of the tree, in words or as JSON.

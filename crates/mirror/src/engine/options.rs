@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mirror_core::escape;
@@ -38,8 +39,8 @@ pub struct MirrorOptions {
     pub history: bool,
     /// `None`: the best that works here.
     pub detector: Option<Detector>,
-    /// Bytes per second.
-    pub bwlimit: Option<u64>,
+    /// May change meanwhile.
+    pub bwlimit: Speed,
     /// A link that says nothing for so long is dead.
     pub timeout: Option<Duration>,
     /// How often all of the copy is looked at; `None`: never.
@@ -76,7 +77,7 @@ impl MirrorOptions {
             on_mass_change: OnMassChange::Hold,
             history: false,
             detector: None,
-            bwlimit: None,
+            bwlimit: Speed::default(),
             timeout: None,
             verify_every: Some(super::applying::VERIFY_EVERY),
             remote_command: None,
@@ -87,6 +88,25 @@ impl MirrorOptions {
             lock: None,
             stop: Stop::new(),
         }
+    }
+}
+
+/// Bytes per second at most; clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Speed(Arc<AtomicU64>);
+
+impl Speed {
+    pub fn new(limit: Option<u64>) -> Speed {
+        let speed = Speed::default();
+        speed.set(limit);
+        speed
+    }
+    /// `None`: no limit.
+    pub fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|limit| *limit > 0)
+    }
+    pub fn set(&self, limit: Option<u64>) {
+        self.0.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 }
 

@@ -152,7 +152,7 @@ fn fetch(
                 pulse.agree(silence(timeout_ms(options)));
                 out.send(say::Follow {
                     after: None,
-                    bwlimit: options.bwlimit.unwrap_or(0),
+                    bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
                 })?;
                 out.send(say::Barrier { id: 1 })?;
@@ -172,7 +172,7 @@ fn fetch(
                 (head, reached) = (end.head, Some(end.position));
                 out.send(say::Follow {
                     after: Some(say::At::from(end)),
-                    bwlimit: options.bwlimit.unwrap_or(0),
+                    bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
                 })?;
             }

@@ -524,6 +524,7 @@ impl Follower {
             letting: Letting::No,
             began: Instant::now(),
             rounds: 0,
+            speed: self.options.bwlimit.get(),
         };
         let end = session.run();
         let apply = session.apply.take();
@@ -690,6 +691,8 @@ struct Session<'a> {
     letting: Letting,
     began: Instant,
     rounds: u32,
+    /// What the worker was told to keep to.
+    speed: Option<u64>,
 }
 
 impl Session<'_> {
@@ -746,6 +749,11 @@ impl Session<'_> {
             if let Some(apply) = &self.apply {
                 let moved = apply.applied.lock().counts.moved_aside;
                 hub.aside.look(&self.place.state, moved);
+            }
+            if options.bwlimit.get() != self.speed {
+                self.speed = options.bwlimit.get();
+                // The worker hears of it when it is told where to go on.
+                hub.hang_up();
             }
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
@@ -919,7 +927,7 @@ impl Session<'_> {
             Err(error) => return Ok(Some(End::Retry(chain(&error)))),
         }
         if let Some(link) = hub.links.get() {
-            let _ = link.follow(Some(at), self.follower.options.bwlimit);
+            let _ = link.follow(Some(at), self.follower.options.bwlimit.get());
         }
         self.apply = Some(self.start_apply(applier)?);
         Ok(None)

@@ -272,7 +272,7 @@ impl Receiver {
         let begin = self.begin_log(&welcome)?;
         let link = Arc::new(Link::new(outgoing.clone()));
         if let Some(after) = begin {
-            link.follow(after, self.options.bwlimit)?;
+            link.follow(after, self.options.bwlimit.get())?;
         }
         self.ever = true;
         self.hub.connected(&link, &welcome, &self.far.host);
@@ -280,7 +280,7 @@ impl Receiver {
         if begin.is_none()
             && let Some(log) = &*lock(&self.log)
         {
-            link.follow(log.end(), self.options.bwlimit)?;
+            link.follow(log.end(), self.options.bwlimit.get())?;
         }
         Ok(link)
     }

@@ -445,9 +445,10 @@ impl Mirror {
             Arc::new(NoSink)
         } else {
             let staging: Arc<dyn Sink> = Arc::new(StagingSink::new(applier.staging(), stopping));
-            match self.options.bwlimit {
-                Some(limit) => Arc::new(Limited::new(staging, limit)),
-                None => staging,
+            // In a service a limit may come later.
+            match self.options.bwlimit.get().is_some() || self.options.patient {
+                true => Arc::new(Limited::new(staging, self.options.bwlimit.clone())),
+                false => staging,
             }
         };
         let released = self.outer.take_released();

@@ -59,6 +59,11 @@ impl Rates {
         self.at(u16::try_from(minute).unwrap_or(0))
     }
 
+    /// The rate, if it is always the same.
+    pub fn fixed_rate(&self) -> Option<u64> {
+        self.otherwise.filter(|_| self.windows.is_empty())
+    }
+
     /// As [`Rates::read`] reads it.
     pub fn to_toml(&self) -> String {
         let rate = |rate: Option<u64>| rate.map_or("none".into(), parse::show_rate);

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::{General, TREES_MAX, Tree};
-use crate::engine::service::settings::{Place, Problem, Problems, read};
+use crate::engine::service::settings::{Place, Problem, Problems, parse, read};
 use crate::engine::session::show;
 
 /// What was found, and what is wrong with it.
@@ -63,6 +64,11 @@ pub fn files(file: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Reads all of it. Nothing but looking.
 pub fn load(file: &Path) -> Loaded {
+    load_with(file, None)
+}
+
+/// Likewise, as it would be with one file more, or another one of its name.
+pub fn load_with(file: &Path, more: Option<(&Path, &str)>) -> Loaded {
     let mut loaded = Loaded::default();
     let mut problems = Problems::default();
     let files = match files(file) {
@@ -74,9 +80,21 @@ pub fn load(file: &Path) -> Loaded {
             vec![file.to_path_buf()]
         }
     };
+    let mut files = files;
+    if let Some((path, _)) = more
+        && !files.iter().any(|file| file == path)
+    {
+        files.push(path.to_path_buf());
+    }
     let mut order = Vec::new();
     for path in files {
-        let Some(mut table) = read(&path, &mut problems) else {
+        let table = match more {
+            Some((name, text)) if name == path => {
+                parse(Arc::new(path.clone()), text, &mut problems)
+            }
+            _ => read(&path, &mut problems),
+        };
+        let Some(mut table) = table else {
             loaded.bad_files.insert(path);
             continue;
         };
@@ -200,4 +218,19 @@ fn canonical(path: &Path) -> PathBuf {
         }
     }
     path.to_path_buf()
+}
+
+/// One tree's settings, from a file that the service wrote for its process.
+pub fn one(file: &Path, name: &str) -> Result<Tree, String> {
+    let mut problems = Problems::default();
+    let tables = read(file, &mut problems).map(|mut table| table.tables("tree", &mut problems));
+    let found = tables
+        .into_iter()
+        .flatten()
+        .find(|(found, _)| found == name);
+    let tree = found.and_then(|(_, table)| Tree::read(name, table, &mut problems));
+    tree.ok_or_else(|| match problems.sorted().first() {
+        Some(problem) => problem.to_string(),
+        None => format!("{} does not name tree {name}", show(file)),
+    })
 }

@@ -1,0 +1,427 @@
+//! The trees of the service: added, removed, listed, and how they are.
+
+use std::fs::{self, DirBuilder};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirror_core::escape;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::cli::args::{AddArgs, ListArgs, RemoveArgs, Say};
+use crate::cli::control::{Seen, check_line, exit_of, judge, look, show_seen};
+use crate::cli::exit::{CliError, Exit};
+use crate::cli::places::{self, PlaceError, show};
+use crate::cli::serve_backup::{file, must_be_there, state_dir};
+use crate::cli::show::Health;
+use crate::cli::text::counted;
+use crate::cli::{parse, ui};
+use crate::engine::control::StateLock;
+use crate::engine::service::backup::config::{Tree, file_of, name};
+use crate::engine::service::backup::load::{Loaded, conf_d, load, load_with};
+use crate::engine::service::backup::watch::Service;
+use crate::engine::service::rate::Rates;
+
+pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
+    let config = file(args.file.config.as_deref())?;
+    let tree = tree(args)?;
+    let path = file_of(&conf_d(&config), &tree.name);
+    if fs::symlink_metadata(&path).is_ok() {
+        return Err(CliError::usage(format!(
+            "{} is there already: `fs_mirror remove {}` first, or edit it",
+            show(&path),
+            tree.name
+        )));
+    }
+    let text = format!(
+        "# Written by `fs_mirror add`; edit it as you like, then reload the service.\n{tree}"
+    );
+    let loaded = load_with(&config, Some((&path, &text)));
+    if !loaded
+        .trees
+        .get(&tree.name)
+        .is_some_and(|placed| placed.tree == tree)
+    {
+        let own = |place: &crate::engine::service::settings::Place| *place.file == path;
+        let mine = loaded
+            .problems
+            .iter()
+            .find(|p| p.place.as_ref().is_some_and(own));
+        let why = mine
+            .or(loaded.problems.first())
+            .map_or("it can't be read back".into(), |p| p.why.clone());
+        return Err(CliError::usage(why));
+    }
+    match places::check(
+        &parse::source(&tree.source)?,
+        &tree.dst,
+        tree.state.as_deref(),
+        &tree.cross,
+    ) {
+        Ok(_) => {}
+        Err(e @ PlaceError::SourceGone { .. }) => return Err(e.into()),
+        Err(e) => return Err(e.into()),
+    }
+    write_new(&path, &text)
+        .map_err(|e| CliError::failed(format!("cannot write {}: {e}", show(&path))))?;
+    let told = reload(&loaded, &config);
+    if args.say.json {
+        ui::say(
+            &json!({"added": tree.name, "file": show(&path), "reloaded": told.is_some()})
+                .to_string(),
+        );
+    } else if !args.say.quiet {
+        ui::say(&format!(
+            "added {} in {}{}",
+            tree.name,
+            show(&path),
+            follows(told)
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn follows(told: Option<i32>) -> String {
+    match told {
+        Some(pid) => format!("; the running service (process {pid}) was told"),
+        None => "; no service runs with this configuration: `fs_mirror serve`".into(),
+    }
+}
+
+fn tree(args: &AddArgs) -> Result<Tree, CliError> {
+    let name = name(&args.name).map_err(CliError::usage)?;
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path);
+        path.map(|path| path.components().collect::<PathBuf>())
+            .map_err(|e| CliError::usage(e.to_string()))
+    };
+    let source = match parse::source(&args.source)? {
+        crate::engine::options::SourceSpec::Local(path) => absolute(&path)?.into_os_string(),
+        _ => args.source.clone(),
+    };
+    let mut tree = Tree::new(&name, source, absolute(&args.dst)?);
+    tree.state = args.state.as_deref().map(absolute).transpose()?;
+    tree.ignore = args.ignore.clone();
+    tree.cross = args.cross.clone();
+    tree.owners = args.owners.unwrap_or(tree.owners);
+    tree.on_mass_change = args.on_mass_change.unwrap_or(tree.on_mass_change);
+    tree.detector = args.detector.and_then(|d| d.detector());
+    tree.bwlimit = Rates::fixed(args.bwlimit.and_then(|rate| rate.0));
+    tree.timeout = args.timeout.filter(|t| !t.is_zero());
+    if let Some(every) = args.verify_every {
+        tree.verify_every = (!every.is_zero()).then_some(every);
+    }
+    tree.remote_command = args.remote_command.clone();
+    tree.limits.bytes_max = args.bytes_max;
+    tree.limits.inodes_max = args.inodes_max;
+    tree.limits.ops_max = args.ops_max;
+    tree.limits.min_free = args.min_free;
+    tree.polite.nice = args.nice;
+    Ok(tree)
+}
+
+/// A new file, whole or not at all.
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    // Hidden ones are not read.
+    let new = dir.join(format!(
+        ".{}.new",
+        path.file_name().unwrap_or_default().display()
+    ));
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o644)
+        .open(&new)?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())?;
+    fs::rename(&new, path)?;
+    fs::File::open(dir)?.sync_all()
+}
+
+/// Tells the running service, if there is one; its process.
+fn reload(loaded: &Loaded, config: &Path) -> Option<i32> {
+    let state = state_dir(&loaded.general).ok()?;
+    // Another configuration may use the same state.
+    let service = Service::read(&state)?;
+    let pid = StateLock::holder(&state).ok()??.pid?;
+    let pid = i32::try_from(pid)
+        .ok()
+        .filter(|pid| service.pid as i32 == *pid)?;
+    if service.config != show(config) {
+        return None;
+    }
+    kill_process(Pid::from_raw(pid)?, Signal::HUP).ok()?;
+    Some(pid)
+}
+
+pub fn remove(args: &RemoveArgs) -> Result<Exit, CliError> {
+    let config = file(args.file.config.as_deref())?;
+    must_be_there(&config, false)?;
+    let path = file_of(&conf_d(&config), &args.name);
+    let loaded = load(&config);
+    let Some(placed) = loaded.trees.get(&args.name) else {
+        if loaded.bad_trees.contains(&args.name) {
+            return Err(CliError::usage(format!(
+                "tree {} has mistakes: `fs_mirror config check -c {}` names them; put them right, or take it out by hand",
+                args.name,
+                show(&config)
+            )));
+        }
+        return Err(CliError::usage(format!(
+            "there is no tree {} in {}: `fs_mirror list` names them",
+            escape(args.name.as_bytes()),
+            show(&config)
+        )));
+    };
+    let alone = loaded
+        .trees
+        .values()
+        .filter(|other| other.place.file == placed.place.file)
+        .count()
+        == 1;
+    if *placed.place.file != path || !alone {
+        return Err(CliError::usage(format!(
+            "tree {} stands in {}, among other things: take it out there, and reload the service",
+            args.name, placed.place
+        )));
+    }
+    fs::remove_file(&path)
+        .map_err(|e| CliError::failed(format!("cannot remove {}: {e}", show(&path))))?;
+    let told = reload(&loaded, &config);
+    let (dst, state) = (show(&placed.tree.dst), show(&placed.tree.state_dir()));
+    if args.say.json {
+        ui::say(&json!({"removed": args.name, "dst": dst, "state_dir": state, "reloaded": told.is_some()}).to_string());
+    } else if !args.say.quiet {
+        let told = told.map_or(String::new(), |pid| {
+            format!("; the running service (process {pid}) was told")
+        });
+        ui::say(&format!(
+            "removed {}{told}; the copy {dst} and its state {state} stay",
+            args.name
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+/// What can't be used is told; true: something can't.
+fn complain(loaded: &Loaded) -> bool {
+    for problem in &loaded.problems {
+        ui::complain(&problem.to_string());
+    }
+    !loaded.problems.is_empty()
+}
+
+pub fn list(args: &ListArgs) -> Result<Exit, CliError> {
+    let config = file(args.file.config.as_deref())?;
+    must_be_there(&config, args.file.config.is_some())?;
+    let loaded = load(&config);
+    for placed in loaded.trees.values() {
+        let tree = &placed.tree;
+        let (source, dst) = (escape(tree.source.as_bytes()), show(&tree.dst));
+        if args.say.json {
+            let (state, file) = (show(&tree.state_dir()), show(&placed.place.file));
+            ui::say(
+                &json!({"name": tree.name, "source": source, "dst": dst, "state_dir": state, "file": file,
+                    "line": placed.place.line})
+                .to_string(),
+            );
+        } else {
+            ui::say(&format!("{}: {dst} <- {source}", tree.name));
+        }
+    }
+    if loaded.trees.is_empty() && loaded.problems.is_empty() && !args.say.json {
+        ui::complain("no tree is followed yet: `fs_mirror add NAME SRC DST`");
+    }
+    Ok(if complain(&loaded) {
+        Exit::Usage
+    } else {
+        Exit::Done
+    })
+}
+
+pub fn check_config(config: &Path, say: Say) -> Result<Exit, CliError> {
+    let loaded = load(config);
+    if complain(&loaded) {
+        return Ok(Exit::Usage);
+    }
+    let count = counted(loaded.trees.len() as u64, "tree", "trees");
+    if say.json {
+        ui::say(
+            &json!({"file": show(config), "good": true, "trees": loaded.trees.len()}).to_string(),
+        );
+    } else if !say.quiet {
+        ui::say(&format!("{} is good: {count}", show(config)));
+    }
+    Ok(Exit::Done)
+}
+
+pub fn show_config(config: &Path, say: Say) -> Result<Exit, CliError> {
+    let loaded = load(config);
+    for placed in loaded.trees.values() {
+        let text = placed.tree.to_string();
+        if say.json {
+            let table: toml::Table = text.parse().map_err(|e| CliError::failed(format!("{e}")))?;
+            ui::say(&serde_json::to_value(table).unwrap_or_default().to_string());
+        } else {
+            ui::say(&format!("# {}\n{}", placed.place, text));
+        }
+    }
+    Ok(if complain(&loaded) {
+        Exit::Usage
+    } else {
+        Exit::Done
+    })
+}
+
+/// Each tree, with what the service says about its process.
+fn look_at_all(loaded: &Loaded) -> (Vec<(Tree, Result<Seen, CliError>)>, Option<Service>) {
+    let state = state_dir(&loaded.general).ok();
+    let runs = state
+        .as_deref()
+        .is_some_and(|state| matches!(StateLock::holder(state), Ok(Some(_))));
+    let service = state.as_deref().and_then(Service::read).filter(|_| runs);
+    let seen = loaded.trees.values().map(|placed| {
+        let tree = placed.tree.clone();
+        let mut seen = look(&tree.state_dir());
+        let process = service
+            .as_ref()
+            .and_then(|s| s.trees.iter().find(|p| p.name == tree.name));
+        if let Ok(Seen::Stopped { note, .. }) = &mut seen
+            && let Some(waits) = process.and_then(|process| process.waits.clone())
+        {
+            *note = Some(format!("its process ended: {waits}"));
+        }
+        (tree, seen)
+    });
+    (seen.collect(), service)
+}
+
+const NOT_RUNNING: &str = "the service is not running: `fs_mirror serve`";
+
+pub fn status(config: &Path, say: Say) -> Result<Exit, CliError> {
+    let loaded = load(config);
+    let (all, service) = look_at_all(&loaded);
+    if service.is_none() && !say.json {
+        ui::complain(NOT_RUNNING);
+    }
+    for (tree, seen) in all {
+        let state_dir = tree.state_dir();
+        match seen {
+            Ok(seen) if say.json => {
+                let text = show_seen(&seen, &state_dir, say);
+                let mut value: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+                if let Some(object) = value.as_object_mut() {
+                    object.insert("name".into(), tree.name.into());
+                }
+                ui::say(&value.to_string());
+            }
+            Ok(seen) if say.verbose => {
+                ui::say(&format!(
+                    "{}:\n{}",
+                    tree.name,
+                    show_seen(&seen, &state_dir, say).trim_end()
+                ));
+            }
+            Ok(seen) => {
+                let note = match &seen {
+                    Seen::Stopped {
+                        note: Some(note), ..
+                    } => Some(note.clone()),
+                    _ => None,
+                };
+                let (_, line) = judge(Ok(seen), Duration::MAX);
+                let line = line.split(" | ").next().unwrap_or_default().to_owned();
+                let line = note.unwrap_or(line);
+                ui::say(&format!(
+                    "{}: {} <- {}: {line}",
+                    tree.name,
+                    show(&tree.dst),
+                    escape(tree.source.as_bytes())
+                ));
+            }
+            Err(e) => ui::complain(&format!("{}: {}", tree.name, e.line)),
+        }
+    }
+    Ok(if complain(&loaded) {
+        Exit::Usage
+    } else {
+        Exit::Done
+    })
+}
+
+/// One line for all, then one a tree; the worst decides.
+pub fn check(config: &Path, max_lag: Duration, say: Say) -> Exit {
+    let loaded = load(config);
+    let (all, service) = look_at_all(&loaded);
+    let mut judged: Vec<(String, Health, String)> = Vec::new();
+    for (tree, seen) in all {
+        let note = match &seen {
+            Ok(Seen::Stopped {
+                note: Some(note), ..
+            }) => Some(note.clone()),
+            _ => None,
+        };
+        let (health, line) = judge(seen, max_lag);
+        judged.push((tree.name, health, note.unwrap_or(line)));
+    }
+    let count = |health: Health| judged.iter().filter(|(_, h, _)| *h == health).count();
+    let mut health = judged
+        .iter()
+        .map(|(_, health, _)| *health)
+        .max()
+        .unwrap_or(Health::Ok);
+    let (critical, warning) = (
+        count(Health::Critical) + count(Health::Unknown),
+        count(Health::Warning),
+    );
+    let mut line = format!(
+        "{}: {} ok, {warning} warning, {critical} critical",
+        counted(judged.len() as u64, "tree", "trees"),
+        count(Health::Ok)
+    );
+    let worst = judged
+        .iter()
+        .filter(|(_, h, _)| *h == health && health > Health::Ok);
+    let names: Vec<&str> = worst.map(|(name, ..)| name.as_str()).take(5).collect();
+    if !names.is_empty() {
+        line.push_str(&format!(" ({})", names.join(", ")));
+    }
+    if !loaded.problems.is_empty() {
+        health = health.max(Health::Warning);
+        let mistakes = counted(loaded.problems.len() as u64, "mistake", "mistakes");
+        line.push_str(&format!("; {mistakes} in the configuration"));
+    }
+    if service.is_none() {
+        health = Health::Critical;
+        line = format!("the service is not running; {line}");
+    } else if loaded.trees.is_empty() && loaded.problems.is_empty() {
+        line = "no tree is followed".into();
+    }
+    if say.json {
+        let trees: Vec<_> = judged
+            .iter()
+            .map(|(name, health, line)| json!({"name": name, "health": health.word().to_ascii_lowercase(), "line": line}))
+            .collect();
+        let word = health.word().to_ascii_lowercase();
+        ui::say(
+            &json!({"health": word, "code": health as u8, "line": line, "trees": trees})
+                .to_string(),
+        );
+    } else {
+        ui::say(&check_line(health, &line, say));
+        for (name, health, line) in &judged {
+            ui::say(&format!(
+                "{} {name}: {}",
+                health.word(),
+                line.split(" | ").next().unwrap_or_default()
+            ));
+        }
+    }
+    exit_of(health)
+}

@@ -1,0 +1,309 @@
+//! The service's own process: it starts a process a tree, hands each its settings, follows the configuration when it is
+//! told to, and tells how all of them are. It opens no tree and no connection.
+//!
+//! A tree's process reads its settings from a file of ours, so that a configuration that is being edited, or is broken,
+//! never reaches it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::DirBuilder;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal as Kill, kill_process};
+
+use super::config::{General, Tree};
+use super::load::{Loaded, Placed, load};
+use super::replace;
+use super::teller::{Now, Telling};
+use crate::engine::control::StateLock;
+use crate::engine::service::children::{Children, Happened, Spec};
+use crate::engine::service::notify::Notify;
+use crate::engine::session::show;
+use crate::engine::status::Stamp;
+use crate::sys::signal::{Signal, Signals};
+
+/// All in all five seconds from SIGTERM to the end.
+const STOP_WITHIN: Duration = Duration::from_secs(4);
+/// Who ran for so long and ends has something new to say.
+const STEADY: Duration = Duration::from_secs(60);
+/// Lines of a tree's process that are remembered, so that one that fails again and again says it once.
+const LINES_MAX: usize = 100;
+
+pub struct Setup {
+    pub file: PathBuf,
+    pub loaded: Loaded,
+    /// The service's own state, ours alone.
+    pub state: PathBuf,
+    pub lock: StateLock,
+    pub signals: Signals,
+    pub quiet: bool,
+}
+
+/// What a tree's process said, and how it was started last.
+#[derive(Default)]
+struct Said {
+    lines: BTreeSet<String>,
+    before: BTreeSet<String>,
+    how: Option<String>,
+    /// What it said last.
+    last: Option<String>,
+    started: Option<(Instant, Stamp)>,
+}
+
+struct Supervisor {
+    file: PathBuf,
+    state: PathBuf,
+    quiet: bool,
+    children: Children,
+    general: General,
+    trees: BTreeMap<String, Placed>,
+    problems: Vec<String>,
+    said: HashMap<String, Said>,
+}
+
+/// One line for the log.
+pub fn log(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Where a tree's process finds its settings.
+fn settings_file(state: &Path, name: &str) -> PathBuf {
+    state.join("trees").join(format!("{name}.toml"))
+}
+
+/// Runs until it is told to stop.
+pub fn run(setup: Setup) -> Result<(), String> {
+    let trees = setup.state.join("trees");
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(&trees)
+        .map_err(|e| format!("cannot make {}: {e}", show(&trees)))?;
+    let mut service = Supervisor {
+        file: setup.file,
+        state: setup.state.clone(),
+        quiet: setup.quiet,
+        children: Children::new(STOP_WITHIN),
+        general: setup.loaded.general,
+        trees: setup.loaded.trees,
+        problems: Vec::new(),
+        said: HashMap::new(),
+    };
+    let now = Arc::new(Mutex::new(service.now()));
+    let telling = Telling::start(setup.state, now.clone(), setup.quiet)
+        .map_err(|e| format!("cannot start a thread: {e}"))?;
+    service.want();
+    let mut notify = Notify::new();
+    let count = service.trees.len();
+    if !service.quiet {
+        log(&format!(
+            "serving {}",
+            crate::cli::text::counted(count as u64, "tree", "trees")
+        ));
+    }
+    notify.ready(&format!("{count} trees"));
+    loop {
+        notify.alive();
+        let at_most = Duration::from_millis(500);
+        service.children.wait(&[setup.signals.as_fd()], at_most);
+        for (name, happened) in service.children.tick() {
+            service.happened(&name, happened);
+        }
+        let mut stop = false;
+        while let Ok(Some(signal)) = setup.signals.take() {
+            match signal {
+                Signal::Stop => stop = true,
+                Signal::Reload => {
+                    notify.reloading();
+                    service.reload();
+                    notify.ready(&format!("{} trees", service.trees.len()));
+                }
+            }
+        }
+        if stop {
+            break;
+        }
+        *now.lock().unwrap_or_else(PoisonError::into_inner) = service.now();
+    }
+    notify.stopping();
+    if !service.quiet {
+        log("stopping");
+    }
+    let Supervisor {
+        children, quiet, ..
+    } = &mut service;
+    children.stop_all(&mut |name, happened| match happened {
+        Happened::Stopped { killed: false, .. } => {}
+        Happened::Said(_) if *quiet => {}
+        other => log(&format!("{name}: {other}")),
+    });
+    telling.stop();
+    drop(setup.lock);
+    Ok(())
+}
+
+impl Supervisor {
+    fn now(&self) -> Now {
+        let trees = self.trees.values().map(|placed| {
+            let name = &placed.tree.name;
+            let said = self.said.get(name);
+            let since = said.and_then(|said| said.started);
+            let since = since.map_or_else(Stamp::now, |(_, at)| at);
+            let mut view = self.children.view(name);
+            // Why it ended says more than how.
+            if let Some(waits) = view.as_mut().and_then(|view| view.waits.as_mut())
+                && let Some(last) = said.and_then(|said| said.last.as_deref())
+            {
+                let last = last.strip_prefix("fs_mirror: ").unwrap_or(last);
+                *waits = format!("{waits}: {last}");
+            }
+            (placed.tree.clone(), view, since)
+        });
+        Now {
+            general: self.general.clone(),
+            trees: trees.collect(),
+            problems: self.problems.clone(),
+            config: self.file.clone(),
+        }
+    }
+
+    /// These trees, and no others, with settings where their processes look for them.
+    fn want(&mut self) {
+        let mut specs = Vec::new();
+        for placed in self.trees.values() {
+            let tree = &placed.tree;
+            let file = settings_file(&self.state, &tree.name);
+            if let Err(e) = replace(&file, tree.to_string().as_bytes(), 0o600) {
+                log(&format!("{}: cannot write {}: {e}", tree.name, show(&file)));
+                continue;
+            }
+            specs.push(self.spec(tree));
+        }
+        self.children.want(specs);
+    }
+
+    fn spec(&self, tree: &Tree) -> Spec {
+        let file = settings_file(&self.state, &tree.name);
+        Spec {
+            args: vec![
+                "serve-tree".into(),
+                (&tree.name).into(),
+                "--settings".into(),
+                file.into(),
+            ],
+            settings: tree.fixed().to_string(),
+            polite: tree.polite,
+            ..Spec::new(tree.name.clone(), "fs_mirror")
+        }
+    }
+
+    fn happened(&mut self, name: &str, happened: Happened) {
+        let said = self.said.entry(name.to_owned()).or_default();
+        let line = happened.to_string();
+        let worth = match &happened {
+            Happened::Started { .. } => {
+                let first = said.started.is_none();
+                said.started = Some((Instant::now(), Stamp::now()));
+                said.last = None;
+                said.before = std::mem::take(&mut said.lines);
+                first || said.how.is_none()
+            }
+            Happened::Said(line) => {
+                said.last = Some(line.clone());
+                if said.lines.len() < LINES_MAX {
+                    said.lines.insert(line.clone());
+                }
+                !said.before.contains(line)
+            }
+            Happened::Ended { how, .. } | Happened::NotStarted { why: how, .. } => {
+                let steady = said.started.is_some_and(|(at, _)| at.elapsed() >= STEADY);
+                let new = steady || said.how.as_deref() != Some(how);
+                said.how = Some(how.clone());
+                if steady {
+                    said.lines.clear();
+                }
+                new
+            }
+            Happened::Stopped { killed, .. } => {
+                said.lines.clear();
+                said.how = None;
+                *killed || !self.trees.contains_key(name)
+            }
+        };
+        if worth && !self.quiet {
+            log(&format!("{name}: {line}"));
+        }
+        if !self.trees.contains_key(name) && self.children.view(name).is_none() {
+            self.said.remove(name);
+        }
+    }
+
+    /// Takes over what is right of the configuration; what is wrong stays as it was.
+    fn reload(&mut self) {
+        let loaded = load(&self.file);
+        self.problems = loaded.problems.iter().map(ToString::to_string).collect();
+        for problem in &self.problems {
+            log(problem);
+        }
+        if !loaded.general_is_bad && loaded.bad_files.is_empty() {
+            if self.general.listen != loaded.general.listen
+                || self.general.state != loaded.general.state
+            {
+                log("listen and state are taken over when the service is started again");
+            }
+            self.general = loaded.general;
+        }
+        let mut after = loaded.trees;
+        for (name, placed) in &self.trees {
+            let unknown =
+                loaded.bad_trees.contains(name) || loaded.bad_files.contains(&*placed.place.file);
+            if unknown && !after.contains_key(name) {
+                log(&format!("{name}: goes on with its settings of before"));
+                after.insert(name.clone(), placed.clone());
+            }
+        }
+        let before = std::mem::replace(&mut self.trees, after);
+        let mut live = Vec::new();
+        let (mut added, mut changed) = (0, 0);
+        for (name, placed) in &self.trees {
+            match before.get(name) {
+                None => added += 1,
+                Some(old) if old.tree == placed.tree => {}
+                Some(old) => {
+                    changed += 1;
+                    if old.tree.fixed() == placed.tree.fixed() {
+                        live.push(name.clone());
+                    }
+                }
+            }
+        }
+        let removed: Vec<&String> = before
+            .keys()
+            .filter(|name| !self.trees.contains_key(*name))
+            .collect();
+        for name in &removed {
+            let dst = before.get(*name).map(|placed| show(&placed.tree.dst));
+            log(&format!(
+                "{name}: followed no more; {} stays",
+                dst.unwrap_or_default()
+            ));
+        }
+        log(&format!(
+            "configuration read again: {added} added, {changed} changed, {} removed, {} wrong",
+            removed.len(),
+            self.problems.len()
+        ));
+        self.want();
+        for name in live {
+            let pid = self.children.view(&name).and_then(|view| view.pid);
+            // Not waited for yet, so the number is still its own.
+            if let Some(pid) = pid.and_then(|pid| Pid::from_raw(pid as i32)) {
+                let _ = kill_process(pid, Kill::HUP);
+            }
+        }
+    }
+}
