@@ -117,6 +117,8 @@ fn mirror_args(tree: &Tree) -> MirrorArgs {
         once: false,
         dry_run: false,
         adopt: false,
+        // Who edits the configuration means it.
+        repoint: true,
         yes: false,
         ignore: or_none(&tree.ignore),
         cross,
