@@ -4,11 +4,14 @@ mod ssh_support;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ssh_support::*;
 use testkit::proc::Program;
+use testkit::rng::Rng;
+use testkit::workload;
 
 /// Hosts `a` (the source), `b`, `c` ... on this machine.
 struct Chain {
@@ -29,8 +32,30 @@ impl Chain {
     }
 
     fn follow(&self, from: &str, to: &str, more: &[&str]) -> Program {
+        // Each has an ssh of its own, whose pid becomes the far end's.
+        let ssh = self.bed.path(&format!("ssh.{to}"));
+        let text = format!(
+            "#!/bin/sh\necho $$ > {}.pid\nexec {} \"$@\"\n",
+            ssh.display(),
+            self.bed.ssh
+        );
+        fs::write(&ssh, text).unwrap();
+        fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
         let source = format!("{from}:{}", self.tree(from).display());
-        self.bed.mirror_from(&source, &self.tree(to), more)
+        let mut command = Command::new(FS_MIRROR);
+        command.args(["mirror", &source]).arg(self.tree(to));
+        command.args(more).args(["--remote-command", MIRRORD]);
+        self.bed.env(&mut command);
+        command.env("FS_MIRROR_SSH", ssh);
+        Program::start(&mut command).unwrap()
+    }
+
+    /// Ends the link that this host follows by, if there is one.
+    fn cut(&self, host: &str) {
+        let pid = fs::read_to_string(self.bed.path(&format!("ssh.{host}.pid")));
+        if let Some(pid) = pid.ok().and_then(|pid| pid.trim().parse().ok()) {
+            kill9(pid);
+        }
     }
 
     fn follow_once(&self, from: &str, to: &str, more: &[&str]) -> (i32, String) {
@@ -188,4 +213,138 @@ fn another_upstream_goes_on_from_the_position() {
     let said = stop(c);
     assert!(!said.contains("compared again"), "{said}");
     stop(b);
+}
+
+/// Hosts and whom they follow.
+struct Running<'a> {
+    chain: &'a Chain,
+    hosts: [Host; 3],
+}
+
+struct Host {
+    name: &'static str,
+    upstream: &'static str,
+    program: Option<Program>,
+}
+
+impl Running<'_> {
+    fn start(&mut self, n: usize, more: &[&str]) {
+        let host = &mut self.hosts[n];
+        let more: Vec<&str> = ["--on-mass-change", "follow"]
+            .iter()
+            .chain(more)
+            .copied()
+            .collect();
+        host.program = Some(self.chain.follow(host.upstream, host.name, &more));
+    }
+
+    fn kill(&mut self, n: usize) {
+        if let Some(mut program) = self.hosts[n].program.take() {
+            program.kill().unwrap();
+        }
+    }
+
+    /// One thing that goes wrong, or is done by a person.
+    fn happens(&mut self, rng: &mut Rng) -> String {
+        let n = rng.below(3) as usize;
+        let name = self.hosts[n].name;
+        match rng.below(6) {
+            0 => {
+                self.chain.cut(name);
+                format!("the link of {name} is cut")
+            }
+            1 => {
+                self.kill(n);
+                format!("{name} is killed")
+            }
+            2 => {
+                self.kill(n);
+                self.start(n, &[]);
+                format!("{name} is killed and started")
+            }
+            3 => {
+                for daemon in self.chain.bed.daemons() {
+                    kill9(daemon);
+                }
+                "the capture is killed".into()
+            }
+            4 => {
+                let all: [&[&str]; 3] = [&["a"], &["a", "b"], &["a", "b", "c"]];
+                self.hosts[n].upstream = rng.pick::<&str>(all[n]);
+                self.kill(n);
+                self.start(n, &["--repoint"]);
+                format!("{name} follows {}", self.hosts[n].upstream)
+            }
+            _ => {
+                if self.hosts[n].program.is_none() {
+                    self.start(n, &[]);
+                }
+                format!("{name} runs")
+            }
+        }
+    }
+}
+
+fn campaign(seed: u64) {
+    let chain = Chain::new();
+    let mut rng = Rng::new(seed);
+    let src = chain.bed.src();
+    chain.bed.populate(40, seed);
+    let host = |name, upstream| Host {
+        name,
+        upstream,
+        program: None,
+    };
+    let mut running = Running {
+        chain: &chain,
+        hosts: [host("b", "a"), host("c", "b"), host("d", "c")],
+    };
+    for n in 0..3 {
+        running.start(n, &[]);
+        let program = running.hosts[n].program.as_mut().unwrap();
+        program.wait_stderr("equal: ", LONG).unwrap();
+    }
+    let mut done = Vec::new();
+    for step in 0..8 {
+        let params = workload::Params {
+            seed: seed * 1000 + step,
+            ops: rng.range(5, 60),
+            existing: true,
+            mappings: false,
+            ..workload::Params::default()
+        };
+        workload::run(&src, &params).unwrap();
+        let size = rng.below(3 << 20) as usize;
+        fs::write(src.join("large"), vec![step as u8; size]).unwrap();
+        done.push(running.happens(&mut rng));
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(400)));
+    }
+    println!("seed {seed}: {}", done.join(", "));
+    for n in 0..3 {
+        if running.hosts[n].program.is_none() {
+            running.start(n, &[]);
+        }
+    }
+    for host in &mut running.hosts {
+        let program = host.program.as_mut().unwrap();
+        assert!(program.ended().unwrap().is_none(), "{}", program.stderr());
+    }
+    for name in ["b", "c", "d"] {
+        chain.wait_idle(name);
+        chain.equal(name);
+    }
+    for host in &mut running.hosts {
+        let said = stop(host.program.take().unwrap());
+        assert!(!said.contains("compared again"), "{said}");
+    }
+}
+
+/// `CHAIN_SEEDS=FIRST..LAST` for more than the few.
+#[test]
+fn a_chain_of_four_converges_whatever_happens() {
+    let seeds = std::env::var("CHAIN_SEEDS").unwrap_or_else(|_| "1..3".into());
+    let (first, last) = seeds.split_once("..").unwrap();
+    for seed in first.parse().unwrap()..last.parse().unwrap() {
+        campaign(seed);
+    }
 }
