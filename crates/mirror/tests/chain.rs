@@ -81,6 +81,10 @@ impl Chain {
 
     #[track_caller]
     fn wait_idle(&self, host: &str) {
+        self.bed.wait("it runs", || {
+            let (code, said) = self.command(host, &["status"]);
+            code == 0 && !said.contains("not running")
+        });
         let (code, said) = self.command(host, &["wait", "--idle", "--timeout", "60s"]);
         assert_eq!(code, 0, "{host}: {said}");
     }
@@ -315,7 +319,7 @@ fn campaign(seed: u64) {
         };
         workload::run(&src, &params).unwrap();
         let size = rng.below(3 << 20) as usize;
-        fs::write(src.join("large"), vec![step as u8; size]).unwrap();
+        fs::write(src.join(format!("large {step}")), vec![step as u8; size]).unwrap();
         done.push(running.happens(&mut rng));
         std::thread::sleep(std::time::Duration::from_millis(rng.below(400)));
     }

@@ -1,17 +1,23 @@
-//! Contents that capture has just read, kept for a moment so that serving them reads no file again.
+//! What several followers are sent is read and made once: contents that capture has just read, large ones on their way
+//! ([`Spool`]), and batches of the log ([`Batches`]).
 //!
-//! A scan hands every small file it reads to the sink; a sender that comes along soon finds it here by its digest. What
-//! does not fit, or is not fetched in time, is forgotten and read again.
+//! Capture hands the files it reads to the sink: small ones stay in memory for a moment, and a sender that comes along soon
+//! finds them here by their digest. Large ones go to the spool, if more than one follower is there. What does not fit, or is not
+//! fetched in time, is forgotten and read again.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mirror_core::{Content, Digest, Meta, Name, ObjectId};
 
+use super::batches::Batches;
 use super::message::SMALL_BYTES_MAX;
+use super::serve::ReadBack;
+use super::spool::{Followed, Put, Spool};
 use crate::capture::sink::{Sink, SinkDir, SinkFile};
 
 /// All contents together.
@@ -25,6 +31,8 @@ pub struct ContentCache {
     taken: Condvar,
     /// Followers that are sending; without any nothing is kept.
     readers: AtomicUsize,
+    spool: Option<Arc<Spool>>,
+    batches: Arc<Batches>,
 }
 
 #[derive(Default)]
@@ -46,6 +54,53 @@ impl State {
 }
 
 impl ContentCache {
+    /// With a spool in this directory.
+    pub fn in_dir(dir: &Path) -> ContentCache {
+        ContentCache {
+            spool: Some(Arc::new(Spool::new(dir))),
+            ..ContentCache::default()
+        }
+    }
+
+    /// More than one follower is sent the same.
+    pub fn several(&self) -> bool {
+        self.readers.load(Ordering::SeqCst) > 1
+    }
+
+    pub fn batches(&self) -> &Arc<Batches> {
+        &self.batches
+    }
+
+    /// A content that `produce` can say, as often as it is asked: once for all that ask at about the same time.
+    pub fn read(
+        &self,
+        digest: Digest,
+        produce: impl Fn(&mut dyn FnMut(&[u8]) -> bool) -> ReadBack + Clone + Send + 'static,
+        each: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> ReadBack {
+        let once = produce.clone();
+        let mut skip = match &self.spool {
+            Some(spool) => match spool.read(digest, self.several(), once, each) {
+                Followed::End(end) => return end,
+                Followed::Alone(from) => from,
+            },
+            None => 0,
+        };
+        produce(&mut |piece| {
+            let known = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
+            skip -= known as u64;
+            each(piece.get(known..).unwrap_or_default())
+        })
+    }
+
+    /// What is not of use any more goes.
+    pub fn sweep(&self) {
+        self.batches.sweep();
+        if let Some(spool) = &self.spool {
+            spool.sweep();
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,12 +185,30 @@ impl CacheReader {
     pub fn take(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         self.cache.take(digest)
     }
+
+    /// What was read for one of several, for the others.
+    pub fn read(&self, digest: Digest, bytes: &[u8]) {
+        if self.cache.several() {
+            self.cache.put(digest, bytes);
+        }
+    }
+
+    pub fn cache(&self) -> &ContentCache {
+        &self.cache
+    }
 }
 
 impl Drop for CacheReader {
     fn drop(&mut self) {
-        if self.cache.readers.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let left = self.cache.readers.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left == 0 {
             *self.cache.lock() = State::default();
+        }
+        if left < 2 {
+            self.cache.batches.clear();
+            if let Some(spool) = &self.cache.spool {
+                spool.clear();
+            }
         }
         self.cache.taken.notify_all();
     }
@@ -151,9 +224,16 @@ impl Sink for CacheSink {
         }
         Some((0, Box::new(CacheDir(self.0.clone()))))
     }
-    /// Large files are read again when they are sent.
     fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
-        None
+        if self.0.readers.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let file = CacheFile {
+            cache: self.0.clone(),
+            small: Vec::new(),
+            large: None,
+        };
+        Some((0, Box::new(file)))
     }
     fn bind(&self, _: u64, _: ObjectId) {}
     fn forget(&self, _: u64) {}
@@ -176,6 +256,42 @@ impl SinkDir for CacheDir {
         Err(io::ErrorKind::Unsupported.into())
     }
     fn finish(self: Box<Self>) {}
+}
+
+/// A file that is read by itself. Its bytes come in order, without holes.
+struct CacheFile {
+    cache: Arc<ContentCache>,
+    small: Vec<u8>,
+    large: Option<Put>,
+}
+
+impl SinkFile for CacheFile {
+    fn write_at(&mut self, bytes: &[u8], _: u64) -> io::Result<()> {
+        if let Some(large) = &mut self.large {
+            return large.write(bytes);
+        }
+        if (self.small.len() + bytes.len()) as u64 <= SMALL_BYTES_MAX {
+            self.small.extend_from_slice(bytes);
+            return Ok(());
+        }
+        // For one alone it is no better than to read the file again.
+        let spool = self.cache.spool.as_ref().filter(|_| self.cache.several());
+        let mut large = spool
+            .and_then(Spool::put)
+            .ok_or(io::ErrorKind::Unsupported)?;
+        large.write(&std::mem::take(&mut self.small))?;
+        large.write(bytes)?;
+        self.large = Some(large);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, content: &Content, _: &Meta) -> io::Result<()> {
+        match self.large {
+            Some(large) => large.finish(content.digest),
+            None => self.cache.put(content.digest, &self.small),
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

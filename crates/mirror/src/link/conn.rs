@@ -86,8 +86,13 @@ impl Outgoing {
     pub fn send_bulk(&self, message: impl Into<Message>) -> Result<(), LinkError> {
         let mut bytes = Vec::new();
         message.into().encode(&mut bytes)?;
+        self.send_encoded(&bytes)
+    }
+
+    /// Likewise what [`Message::encode`] made.
+    pub fn send_encoded(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let wait = self.bucket.take(bytes.len(), Instant::now());
-        self.write(&bytes)?;
+        self.write(bytes)?;
         let until = Instant::now() + wait;
         while let Some(left) = until.checked_duration_since(Instant::now())
             && !left.is_zero()

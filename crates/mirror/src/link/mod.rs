@@ -3,6 +3,7 @@
 //! Bytes: `docs/FORMAT.md`, chapter "Wire". Nothing here knows how the stream came to be (ssh, a local socket, later
 //! TLS), and nothing the other side sends can make it panic or take more memory than its limits say.
 
+pub mod batches;
 pub mod bucket;
 pub mod cache;
 pub mod conn;
@@ -10,6 +11,7 @@ pub mod frame;
 pub mod message;
 pub mod report;
 pub mod serve;
+pub mod spool;
 pub mod stream;
 #[cfg(test)]
 mod tests;

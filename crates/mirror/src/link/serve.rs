@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use mirror_core::{Digest, ObjectId, Position, Record};
 
+use super::batches::{After, Got, Made};
 use super::cache::{CacheReader, ContentCache};
 use super::conn::{Incoming, LinkError, Outgoing, Pulse, silence};
 use super::message::{
@@ -566,16 +567,17 @@ impl<'a> Connection<'a> {
         cache: &CacheReader,
     ) -> Result<(), LinkError> {
         while !self.outgoing.is_closed() {
-            let mut batch = Batch::default();
-            let gathered = self.gather(&reader, &mut cursor, cache, &mut batch);
-            if let Some(end) = batch.end {
-                last = Some(end);
-                self.send_batch(batch)?;
-            }
-            match gathered {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(e) => return Err(LinkError::Nonsense(crate::cli::exit::chain(&e))),
+            let failed = |e: LogError| LinkError::Nonsense(crate::cli::exit::chain(&e));
+            let durable = reader.tail().durable().map(|end| end.position);
+            while cursor.position() < durable {
+                let made = self
+                    .next_batch(&reader, &mut cursor, cache)
+                    .map_err(failed)?;
+                let Some(made) = made else { break };
+                for frame in &made.frames {
+                    self.outgoing.send_encoded(frame)?;
+                }
+                last = Some(made.end);
             }
             let deadline = Instant::now() + NAP;
             match reader.tail().wait_past(cursor.position(), deadline) {
@@ -594,22 +596,59 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// False: there is nothing more now.
+    /// What comes next, gathered by whoever of those that stand here comes first. `None`: nothing does now.
+    fn next_batch(
+        &self,
+        reader: &LogReader,
+        cursor: &mut Cursor,
+        cache: &CacheReader,
+    ) -> Result<Option<Arc<Made>>, LogError> {
+        let alone = !cache.cache().several() || self.records_only.load(Ordering::Relaxed);
+        let claim = if alone {
+            None
+        } else {
+            let after = After::new(reader.tree(), cursor.end());
+            match cache.cache().batches().get(after, NAP) {
+                Got::Made(made) => {
+                    cursor.go_to(&made.mark)?;
+                    return Ok(Some(made));
+                }
+                Got::Claimed(claim) => Some(claim),
+                Got::Busy => None,
+            }
+        };
+        let mut batch = Batch::default();
+        self.gather(reader, cursor, cache, &mut batch)?;
+        let Some(end) = batch.end else {
+            return Ok(None);
+        };
+        let made = Arc::new(Made {
+            frames: batch.finish(),
+            end,
+            mark: cursor.mark(),
+        });
+        if let Some(claim) = claim {
+            claim.done(made.clone());
+        }
+        Ok(Some(made))
+    }
+
+    /// Whole groups, until there are enough or no more now.
     fn gather(
         &self,
         reader: &LogReader,
         cursor: &mut Cursor,
         cache: &CacheReader,
         batch: &mut Batch,
-    ) -> Result<bool, LogError> {
+    ) -> Result<(), LogError> {
         let store = reader.content();
         let records_only = self.records_only.load(Ordering::Relaxed);
-        while batch.frames.len() < BATCH_BYTES
+        while batch.records.len() < BATCH_BYTES
             && batch.content_bytes < BATCH_CONTENT_BYTES
             && !self.outgoing.is_closed()
         {
             let Some(group) = cursor.next_group()? else {
-                return Ok(false);
+                return Ok(());
             };
             for record in &group.records {
                 let Some(content) = record.change.content() else {
@@ -626,18 +665,18 @@ impl<'a> Connection<'a> {
                     && let Ok(bytes) = store.get(place)
                 {
                     batch.sent.insert(content.digest);
-                    self.put(batch, true, content.digest, bytes)?;
+                    batch.put(true, content.digest, bytes);
                 } else if stored_bytes(content) <= SMALL_BYTES_MAX
                     && let Some(bytes) = self.small(record, content.digest, cache)
                 {
                     batch.sent.insert(content.digest);
-                    self.put(batch, false, content.digest, bytes)?;
+                    batch.put(false, content.digest, bytes);
                 }
             }
-            group.to_wire(&mut batch.frames);
+            group.to_wire(&mut batch.records);
             batch.end = Some(group.end);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A content that is not beside the log: what capture has just read, or the file itself. Without it the follower
@@ -646,50 +685,9 @@ impl<'a> Connection<'a> {
         if let Some(bytes) = cache.take(&digest) {
             return Some(bytes.to_vec());
         }
-        self.served.at_hand(record.change.object()?, digest)
-    }
-
-    fn put(
-        &self,
-        batch: &mut Batch,
-        kept: bool,
-        digest: Digest,
-        bytes: Vec<u8>,
-    ) -> Result<(), LogError> {
-        let (blocks, sum) = if kept {
-            (&mut batch.kept, &mut batch.kept_bytes)
-        } else {
-            (&mut batch.passing, &mut batch.passing_bytes)
-        };
-        *sum += bytes.len() + 48;
-        batch.content_bytes += bytes.len();
-        blocks.push(Block {
-            digest: digest.0,
-            bytes,
-        });
-        if *sum >= CONTENTS_BYTES {
-            *sum = 0;
-            let blocks = std::mem::take(blocks);
-            // A connection that broke is seen by the loop.
-            let _ = self.outgoing.send_bulk(say::Contents { kept, blocks });
-        }
-        Ok(())
-    }
-
-    fn send_batch(&self, batch: Batch) -> Result<(), LinkError> {
-        for (kept, blocks) in [(true, batch.kept), (false, batch.passing)] {
-            if !blocks.is_empty() {
-                self.outgoing.send_bulk(say::Contents { kept, blocks })?;
-            }
-        }
-        let pieces = batch.frames.len().div_ceil(PIECE_BYTES);
-        for (n, piece) in batch.frames.chunks(PIECE_BYTES).enumerate() {
-            self.outgoing.send_bulk(say::Records {
-                whole: n + 1 == pieces,
-                bytes: piece.to_vec(),
-            })?;
-        }
-        Ok(())
+        let bytes = self.served.at_hand(record.change.object()?, digest)?;
+        cache.read(digest, &bytes);
+        Some(bytes)
     }
 
     fn send_reports(&self) {
@@ -703,6 +701,7 @@ impl<'a> Connection<'a> {
                     return;
                 }
             }
+            self.served.cache().sweep();
             let until = Instant::now() + REPORT_EVERY;
             while Instant::now() < until && !self.outgoing.is_closed() {
                 std::thread::sleep(NAP.min(REPORT_EVERY));
@@ -840,8 +839,10 @@ pub fn stored_bytes(content: &mirror_core::Content) -> u64 {
 /// What goes out together.
 #[derive(Default)]
 struct Batch {
-    frames: Vec<u8>,
+    records: Vec<u8>,
     end: Option<End>,
+    /// Contents that are full messages, encoded.
+    frames: Vec<Vec<u8>>,
     kept: Vec<Block>,
     kept_bytes: usize,
     passing: Vec<Block>,
@@ -849,4 +850,56 @@ struct Batch {
     content_bytes: usize,
     /// Contents in this batch, so that equal ones travel once.
     sent: HashSet<Digest>,
+}
+
+impl Batch {
+    fn put(&mut self, kept: bool, digest: Digest, bytes: Vec<u8>) {
+        let (blocks, sum) = if kept {
+            (&mut self.kept, &mut self.kept_bytes)
+        } else {
+            (&mut self.passing, &mut self.passing_bytes)
+        };
+        *sum += bytes.len() + 48;
+        self.content_bytes += bytes.len();
+        blocks.push(Block {
+            digest: digest.0,
+            bytes,
+        });
+        if *sum >= CONTENTS_BYTES {
+            *sum = 0;
+            let blocks = std::mem::take(blocks);
+            self.message(say::Contents { kept, blocks });
+        }
+    }
+
+    /// What does not fit a message is left out, and asked for.
+    fn message(&mut self, message: impl Into<Message>) {
+        let mut frame = Vec::new();
+        if message.into().encode(&mut frame).is_ok() {
+            self.frames.push(frame);
+        }
+    }
+
+    /// Contents, then the records.
+    fn finish(mut self) -> Vec<Vec<u8>> {
+        for kept in [true, false] {
+            let blocks = std::mem::take(if kept {
+                &mut self.kept
+            } else {
+                &mut self.passing
+            });
+            if !blocks.is_empty() {
+                self.message(say::Contents { kept, blocks });
+            }
+        }
+        let records = std::mem::take(&mut self.records);
+        let pieces = records.len().div_ceil(PIECE_BYTES);
+        for (n, piece) in records.chunks(PIECE_BYTES).enumerate() {
+            self.message(say::Records {
+                whole: n + 1 == pieces,
+                bytes: piece.to_vec(),
+            });
+        }
+        self.frames
+    }
 }

@@ -195,6 +195,28 @@ impl LogReader {
     }
 }
 
+/// Where a [`Cursor`] stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    segment: Position,
+    place: Place,
+}
+
+#[cfg(test)]
+impl Default for Mark {
+    fn default() -> Mark {
+        let segment = Position {
+            epoch: 1,
+            sequence: 1,
+        };
+        let place = Place {
+            offset: 0,
+            end: None,
+        };
+        Mark { segment, place }
+    }
+}
+
 /// Reads whole groups, following segments and the durable end; verifies checksums and chain. After an error it stands
 /// where it stood.
 pub struct Cursor {
@@ -213,6 +235,24 @@ impl Cursor {
     /// The head after [`Cursor::position`].
     pub fn end(&self) -> Option<End> {
         self.place.end
+    }
+
+    /// Where it stands, for another cursor of the same log.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            segment: self.segment,
+            place: self.place,
+        }
+    }
+
+    /// Stands where another cursor of the same log stood.
+    pub fn go_to(&mut self, mark: &Mark) -> Result<(), LogError> {
+        if mark.segment != self.segment {
+            self.window = Window::new(recover::open(&*self.shared.disk, mark.segment)?);
+            self.segment = mark.segment;
+        }
+        self.place = mark.place;
+        Ok(())
     }
 
     /// The next durable group; `None`: nothing more yet.

@@ -28,7 +28,7 @@ mod window;
 mod writer;
 
 pub use content::{ContentError, ContentStore};
-pub use cursor::{Cursor, Group, LogReader};
+pub use cursor::{Cursor, Group, LogReader, Mark};
 pub use tail::{Tail, Waited};
 pub use writer::Log;
 

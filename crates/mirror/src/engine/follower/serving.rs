@@ -110,7 +110,7 @@ impl Serving {
             path: std::os::unix::ffi::OsStrExt::as_bytes(options.dst.as_os_str()).to_vec(),
             ignore: options.ignore.clone(),
             cross: options.cross.clone(),
-            cache: Arc::default(),
+            cache: Arc::new(ContentCache::in_dir(&options.state_dir)),
             keep: Mutex::new(keep),
             live: Mutex::default(),
             began: Instant::now(),
@@ -244,41 +244,6 @@ impl Serving {
         ReadBack::Failed(why)
     }
 
-    fn forward(
-        &self,
-        object: ObjectId,
-        digest: Digest,
-        each: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> ReadBack {
-        let down = || ReadBack::Failed("the mirror there is not connected to its source".into());
-        let Some(link) = self.hub.links.get() else {
-            return down();
-        };
-        let Ok((id, pieces)) = link.request(object, digest) else {
-            return down();
-        };
-        let mut until = Instant::now() + PIECE_WITHIN;
-        let end = loop {
-            match pieces.recv_timeout(NAP) {
-                Ok(PieceOf::Bytes(bytes)) if each(&bytes) => {
-                    until = Instant::now() + PIECE_WITHIN;
-                }
-                Ok(PieceOf::Bytes(_)) => break ReadBack::Stopped,
-                Ok(PieceOf::End(0, _)) => return ReadBack::Complete,
-                Ok(PieceOf::End(1, _)) => return ReadBack::Void,
-                Ok(PieceOf::End(_, reason)) => return ReadBack::Failed(reason),
-                Err(RecvTimeoutError::Disconnected) => return down(),
-                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
-                    break ReadBack::Failed("its source does not send it".into());
-                }
-                Err(RecvTimeoutError::Timeout) if each(&[]) => {}
-                Err(RecvTimeoutError::Timeout) => break ReadBack::Stopped,
-            }
-        };
-        link.cancel(id);
-        end
-    }
-
     // ---- barriers ----
 
     /// Upstream's answer. `None`: the link is down, or nobody waits any more.
@@ -309,6 +274,41 @@ impl Serving {
         }
         false
     }
+}
+
+fn forward(
+    hub: &Hub,
+    object: ObjectId,
+    digest: Digest,
+    each: &mut dyn FnMut(&[u8]) -> bool,
+) -> ReadBack {
+    let down = || ReadBack::Failed("the mirror there is not connected to its source".into());
+    let Some(link) = hub.links.get() else {
+        return down();
+    };
+    let Ok((id, pieces)) = link.request(object, digest) else {
+        return down();
+    };
+    let mut until = Instant::now() + PIECE_WITHIN;
+    let end = loop {
+        match pieces.recv_timeout(NAP) {
+            Ok(PieceOf::Bytes(bytes)) if each(&bytes) => {
+                until = Instant::now() + PIECE_WITHIN;
+            }
+            Ok(PieceOf::Bytes(_)) => break ReadBack::Stopped,
+            Ok(PieceOf::End(0, _)) => return ReadBack::Complete,
+            Ok(PieceOf::End(1, _)) => return ReadBack::Void,
+            Ok(PieceOf::End(_, reason)) => return ReadBack::Failed(reason),
+            Err(RecvTimeoutError::Disconnected) => return down(),
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                break ReadBack::Failed("its source does not send it".into());
+            }
+            Err(RecvTimeoutError::Timeout) if each(&[]) => {}
+            Err(RecvTimeoutError::Timeout) => break ReadBack::Stopped,
+        }
+    };
+    link.cancel(id);
+    end
 }
 
 fn open_in_copy(
@@ -483,7 +483,12 @@ impl Served for Serving {
         };
         match self.own(&live, object, digest, each) {
             Some(end) => end,
-            None => self.forward(object, digest, each),
+            None => {
+                let hub = self.hub.clone();
+                let read =
+                    move |each: &mut dyn FnMut(&[u8]) -> bool| forward(&hub, object, digest, each);
+                self.cache.read(digest, read, each)
+            }
         }
     }
 

@@ -237,11 +237,12 @@ enum End {
 impl Host {
     fn new(config: Config, stop: Stop, filter: Filter, chain: Chain) -> Host {
         let began = Status::new(Role::Primary, show(&config.tree), None);
+        let cache = Arc::new(ContentCache::in_dir(&config.state_dir));
         Host {
             config,
             stop,
             filter: Arc::new(filter),
-            cache: Arc::default(),
+            cache,
             now: Mutex::default(),
             want: Mutex::default(),
             wanted: Condvar::new(),
@@ -652,7 +653,14 @@ impl Served for Host {
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> ReadBack {
         match self.live() {
-            Some(live) => live.read_back(object, digest, each),
+            Some(live) => {
+                let shared = live.shared.clone();
+                let read = move |each: &mut dyn FnMut(&[u8]) -> bool| {
+                    let mut each = |piece: &[u8]| !shared.is_stopping() && each(piece);
+                    live.read_back(object, digest, &mut each)
+                };
+                self.cache.read(digest, read, each)
+            }
             None => ReadBack::Failed("the source is not being captured now".into()),
         }
     }

@@ -24,8 +24,8 @@ const TREE: [u8; 16] = [7; 16];
 struct Fake {
     log: Mutex<Log>,
     cache: Arc<ContentCache>,
-    files: Mutex<HashMap<ObjectId, Vec<u8>>>,
-    reads: Mutex<u64>,
+    files: Arc<Mutex<HashMap<ObjectId, Vec<u8>>>>,
+    reads: Arc<Mutex<u64>>,
     chain: Chain,
     dir: tempfile::TempDir,
 }
@@ -39,9 +39,9 @@ impl Fake {
         let fake = Fake {
             log: Mutex::new(log),
             chain,
-            cache: Arc::default(),
-            files: Mutex::default(),
-            reads: Mutex::default(),
+            cache: Arc::new(ContentCache::in_dir(dir.path())),
+            files: Arc::default(),
+            reads: Arc::default(),
             dir,
         };
         fake.log.lock().unwrap().flush().unwrap();
@@ -126,21 +126,25 @@ impl Served for Fake {
         digest: Digest,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> ReadBack {
-        *self.reads.lock().unwrap() += 1;
-        let bytes = self.files.lock().unwrap().get(&object).cloned();
-        let Some(bytes) = bytes else {
-            return ReadBack::Void;
-        };
-        for piece in bytes.chunks(1 << 16) {
-            if !each(piece) {
-                return ReadBack::Stopped;
+        let (files, reads) = (self.files.clone(), self.reads.clone());
+        let read = move |each: &mut dyn FnMut(&[u8]) -> bool| {
+            *reads.lock().unwrap() += 1;
+            let bytes = files.lock().unwrap().get(&object).cloned();
+            let Some(bytes) = bytes else {
+                return ReadBack::Void;
+            };
+            for piece in bytes.chunks(1 << 16) {
+                if !each(piece) {
+                    return ReadBack::Stopped;
+                }
             }
-        }
-        if *blake3::hash(&bytes).as_bytes() == digest.0 {
-            ReadBack::Complete
-        } else {
-            ReadBack::Void
-        }
+            if *blake3::hash(&bytes).as_bytes() == digest.0 {
+                ReadBack::Complete
+            } else {
+                ReadBack::Void
+            }
+        };
+        self.cache.read(digest, read, each)
     }
     fn verify(&self, _: bool, each: &mut dyn FnMut(Found) -> bool) -> Result<Compared, String> {
         each(Found {
@@ -564,4 +568,69 @@ fn nonsense_ends_the_connection_and_nothing_else() {
     let mut hand = Hand::connect(&fake);
     hand.hello(0);
     let _ = hand.ended();
+}
+
+#[test]
+fn twenty_are_sent_what_was_read_once_and_one_that_stops_holds_nobody_back() {
+    const READERS: usize = 20;
+    let fake = Fake::new();
+    fake.file("before", b"before", true, false);
+    // It says where it stands, and takes nothing more.
+    let mut stopped = Hand::connect(&fake);
+    stopped.hello(3_600_000);
+    stopped.follow(None);
+    let (live, over) = (
+        std::sync::Barrier::new(READERS + 1),
+        std::sync::Barrier::new(READERS + 1),
+    );
+    let wanted: Mutex<Option<(End, ObjectId, Digest)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                let (_dir, mut log) = own_log();
+                let mut hand = Hand::connect(&fake);
+                hand.hello(0);
+                hand.follow(None);
+                hand.take(&mut log, fake.end());
+                live.wait();
+                over.wait();
+                let (end, object, digest) = wanted.lock().unwrap().unwrap();
+                let contents = hand.take(&mut log, end);
+                assert_eq!(contents.len(), 101);
+                let asked = say::Request {
+                    id: 1,
+                    object: object.0,
+                    digest: digest.0,
+                };
+                hand.out.send(asked).unwrap();
+                let mut bytes = 0;
+                loop {
+                    match hand.hear() {
+                        Message::Piece(piece) => bytes += piece.bytes.len(),
+                        Message::PieceEnd(end) => break assert_eq!(end.end, 0),
+                        other => panic!("{other:?}"),
+                    }
+                }
+                assert_eq!(bytes, 10 << 20);
+                let _ = hand.ended();
+            });
+        }
+        live.wait();
+        fake.file("middle", &vec![1; 100 << 10], false, false);
+        let (object, digest) = fake.file("large", &vec![2; 10 << 20], false, false);
+        // More than a socket holds.
+        for n in 0..100u8 {
+            fake.file(&format!("kept {n}"), &vec![n; 60 << 10], true, false);
+        }
+        *wanted.lock().unwrap() = Some((fake.end(), object, digest));
+        over.wait();
+    });
+    assert_eq!(
+        *fake.reads.lock().unwrap(),
+        2,
+        "the middle one and the large one"
+    );
+    let left = fake.cache.several();
+    assert!(!left, "who is left is alone");
+    let _ = stopped.ended();
 }
