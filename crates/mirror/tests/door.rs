@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror::link::message::{self as say, Cause, Message};
 use mirror::link::{Incoming, LinkError, Outgoing};
-use mirror::net::dial::{Dialed, dial};
+use mirror::net::dial::{Dialed, dial, dial_key};
 use mirror::net::door::{Door, DoorError, DoorSetup, Trees};
+use mirror::net::pair::{Between, Side, Token};
+use mirror::net::stream::Session;
 use mirror::net::trust::{Address, Trees as Which};
 use mirror::net::{Fingerprint, KeyPair, Known, NetFileError, Program, Trusted};
 use ssh_support::{Bed, FS_MIRROR, LONG, MIRRORD, ended, kill9, stop};
@@ -416,4 +418,214 @@ fn a_tree_is_mirrored_over_tls() {
         1 + room.lines_with("follows blog no more")
     );
     stop(running);
+}
+
+/// A command of either program with the configuration of `who`.
+fn run(room: &Room, program: &str, who: &str, words: &[&str]) -> (i32, String) {
+    let output = Command::new(program)
+        .args(words)
+        .env("MIRRORD_CONFIG_DIR", room.config(who))
+        .env("FS_MIRROR_CONFIG_DIR", room.config(who))
+        .output()
+        .unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let code = output.status.code().unwrap_or(-1);
+    (code, String::from_utf8(said).unwrap())
+}
+
+fn token(room: &Room, more: &[&str]) -> String {
+    let words = [&["pair", "--tree", "blog", "--json"], more].concat();
+    let (code, said) = run(room, MIRRORD, "door", &words);
+    assert_eq!(code, 0, "{said}");
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["trees"][0], "blog");
+    said["token"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_token_makes_two_hosts_know_each_other() {
+    let room = Room::new(|_| ());
+    let host = format!("127.0.0.1:{}", room.at.port());
+    let join = |who: &str, token: &str| run(&room, FS_MIRROR, who, &["pair", &host, token]);
+    let token_of_ann = token(&room, &["--name", "ann"]);
+    let (code, said) = join("ann", &token_of_ann);
+    assert_eq!(code, 0, "{said}");
+    let next = format!("next: fs_mirror mirror mirror://{host}/blog DST");
+    assert!(
+        said.contains("calls this host ann") && said.contains(&next),
+        "{said}"
+    );
+    assert_eq!(room.lines_with("ann is paired and may follow blog"), 1);
+    let dialed = room.dial("ann");
+    let outgoing = Outgoing::new(dialed.writer, dialed.closer);
+    outgoing.send(hello("blog")).unwrap();
+    assert_eq!(
+        heard(&room.opened.recv_timeout(LONG).unwrap()).name,
+        "ann: host:/dst"
+    );
+    // Once, by whoever; and not for another tree.
+    for who in ["ann", "bob"] {
+        let (code, said) = join(who, &token_of_ann);
+        assert!(
+            code == 6 && said.contains("used already, by mk1:"),
+            "{said}"
+        );
+    }
+    assert_eq!(reason(room.ask("ann", hello("shop"))).0, Cause::Forbidden);
+    // Too late.
+    let late = token(&room, &[]);
+    let dir = room.config("door").join("pairing");
+    for file in std::fs::read_dir(&dir).unwrap().flatten() {
+        let path = file.path();
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.contains("\"ended\":null") {
+            let mut kept: serde_json::Value = serde_json::from_str(&text).unwrap();
+            kept["until_ms"] = (kept["until_ms"].as_i64().unwrap() - 600_001).into();
+            std::fs::write(&path, kept.to_string()).unwrap();
+        }
+    }
+    let (code, said) = join("bob", &late);
+    assert!(
+        code == 6 && said.contains("expired at") && said.contains("pair --tree"),
+        "{said}"
+    );
+    let (code, said) = join("bob", &late[..80]);
+    assert!(code == 2 && said.contains("no whole token"), "{said}");
+    // Of another service.
+    let other = Room::new(|_| ());
+    let (code, said) = join("bob", &token(&other, &[]));
+    assert!(
+        code == 6 && said.contains("is not who made this token"),
+        "{said}"
+    );
+    assert!(
+        !Known::path(&room.config("bob")).exists(),
+        "nothing was written down"
+    );
+    // What the commands say of all this.
+    let door = room.door.as_ref().unwrap().fingerprint().to_string();
+    let (_, said) = run(&room, MIRRORD, "door", &["key", "show"]);
+    assert_eq!(said.trim(), door);
+    let (_, said) = run(&room, MIRRORD, "door", &["trust"]);
+    assert!(
+        said.starts_with("ann  mk1:") && said.trim().ends_with("blog"),
+        "{said}"
+    );
+    let (code, said) = run(&room, MIRRORD, "door", &["trust", "--remove", "ann"]);
+    assert!(
+        code == 0 && said.contains("ann is not trusted any more"),
+        "{said}"
+    );
+    assert_eq!(reason(room.ask("ann", hello("blog"))).0, Cause::Forbidden);
+}
+
+#[test]
+fn a_proof_is_worth_nothing_elsewhere() {
+    let room = Room::new(|_| ());
+    room.introduce("eve", &[]);
+    let token: Token = token(&room, &[]).parse().unwrap();
+    let config = room.config("eve");
+    let key = KeyPair::load_or_make(&config).unwrap();
+    let address = Address::new("127.0.0.1", Some(room.at.port()));
+    let connect = || {
+        let until = Instant::now() + LONG;
+        let session = dial_key(&address, &key, token.key, until, LONG).unwrap();
+        let between = Between {
+            exported: session.exported().unwrap(),
+            dialing: key.fingerprint(),
+            listening: session.peer,
+        };
+        (session, token.proof_key().prove(Side::Dialing, &between))
+    };
+    let say = |mut session: Session, proof| {
+        let mut bytes = Vec::new();
+        let pair = say::Pair {
+            token: token.id(),
+            proof,
+            name: "eve".into(),
+            program: "test".into(),
+        };
+        Message::from(pair).encode(&mut bytes).unwrap();
+        session.writer.write_all(&bytes).unwrap();
+        Message::read(&mut session.reader, &mut Vec::new()).unwrap()
+    };
+    // A right one of another connection, four times.
+    for _ in 0..4 {
+        let (_recorded, proof) = connect();
+        let (session, _) = connect();
+        let (cause, why) = reason(Ok(say(session, proof)));
+        assert!(
+            cause == Cause::Forbidden && why.contains("of 5 that end"),
+            "{why}"
+        );
+    }
+    // The right one still holds: four are not five.
+    let (session, proof) = connect();
+    assert!(matches!(say(session, proof), Message::Paired(_)));
+    let (session, proof) = connect();
+    assert!(reason(Ok(say(session, proof))).1.contains("used already"));
+    assert_eq!(room.lines_with("eve is paired"), 1);
+}
+
+/// Hello as version 0.1.0 said it before anything was added to it, for the tree `blog`.
+const HELLO_1: &str = "46534d7701010100320000008063fe598b01010168666f6c6c6f7765726f66735f6d6972726f7220302e312e3044626c6f670080606b6261636b75703a2f64737480";
+
+#[test]
+fn other_versions_are_refused_in_words_or_understood() {
+    let bed = Bed::new();
+    bed.populate(3, 7);
+    let (code, told) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{told}");
+    let states = mirror::engine::worker::state_dirs(Some(&bed.states())).unwrap();
+    let room = Room::of(Some(states[0].clone()), |_| ());
+    room.introduce("ann", &["blog"]);
+    let bytes: Vec<u8> = (0..HELLO_1.len() / 2)
+        .map(|i| u8::from_str_radix(&HELLO_1[2 * i..2 * i + 2], 16).unwrap())
+        .collect();
+    let mut dialed = room.dial("ann");
+    dialed.writer.write_all(&bytes).unwrap();
+    let mut incoming = Incoming::new(dialed.reader);
+    let welcome = loop {
+        match incoming.next_message().unwrap() {
+            Message::Welcome(welcome) => break welcome,
+            Message::Heartbeat(_) | Message::Report(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(welcome.protocol, 1);
+    // A follower of the far future.
+    let mut future = hello("blog");
+    (future.protocol, future.protocol_min) = (99, 99);
+    let answer = loop {
+        match room.ask("ann", future.clone()) {
+            Ok(Message::Heartbeat(_) | Message::Report(_)) => {}
+            answer => break answer,
+        }
+    };
+    let (cause, why) = reason(answer);
+    assert!(cause == Cause::Usage && why.contains("99"), "{why}");
+    // And such a worker.
+    let room = Room::new(|_| ());
+    room.introduce("ann", &["blog"]);
+    let opened = room.opened.clone();
+    let answers = std::thread::spawn(move || {
+        let mut stream = opened.recv_timeout(LONG).unwrap();
+        heard(&stream);
+        let mut bytes = Vec::new();
+        let mut welcome = welcome;
+        welcome.protocol = 99;
+        Message::from(welcome).encode(&mut bytes).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let source = format!("mirror://127.0.0.1:{}/blog", room.at.port());
+    let dst = bed.path("far");
+    let words = ["mirror", &source, dst.to_str().unwrap(), "--once"];
+    let (code, said) = run(&room, FS_MIRROR, "ann", &words);
+    assert!(
+        code == 1 && said.contains("speaks protocol 99"),
+        "{code} {said}"
+    );
+    assert!(said.contains("install the same version"), "{said}");
+    answers.join().unwrap();
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mirror_core::Position;
 
+use crate::cli::keys::{KeyCommand, PairArgs, TrustArgs};
 use crate::cli::parse::{self, ParseError};
 use crate::engine::control::Against;
 use crate::engine::options::{Detector, OnMassChange, Owners};
@@ -58,6 +59,13 @@ pub enum Command {
     /// Check or show a mirror's settings, or the daemon's
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// This host's key
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Let a key follow trees from here, or no more; or list who may
+    Trust(TrustArgs),
+    /// Make this host and another one know each other's key
+    Pair(PairArgs),
 }
 
 /// How much is said, and in which form.
@@ -485,6 +493,13 @@ pub enum WorkerCommand {
     Pause(TreeArgs),
     /// Go on after a pause
     Resume(TreeArgs),
+    /// This host's key
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Let a key follow trees from here, or no more; or list who may
+    Trust(TrustArgs),
+    /// Make this host and another one know each other's key
+    Pair(PairArgs),
 }
 
 #[derive(Debug, Args)]
@@ -557,6 +572,12 @@ mod tests {
             "config check",
             "config check a/b/",
             "config show --json",
+            "key show",
+            "trust",
+            "trust mk1:x --tree blog --tree shop --name b",
+            "trust --remove b --json",
+            "pair worker1:99 mt1:x",
+            "pair --tree blog --host w.example:1 --name b1 -c /x.toml",
         ];
         for line in good {
             let words = std::iter::once("fs_mirror").chain(line.split(' '));
@@ -576,6 +597,10 @@ mod tests {
             "fly",
             "config",
             "verify --against me",
+            "pair",
+            "pair worker1",
+            "pair worker1 mt1:x --tree blog",
+            "trust --remove",
         ];
         for line in bad {
             let words =
@@ -595,6 +620,10 @@ mod tests {
             ("status /srv --json", true),
             ("check /srv --max-lag 1m", true),
             ("pause /srv", true),
+            ("pair --tree blog", true),
+            ("trust mk1:x --tree blog", true),
+            ("key show --json", true),
+            ("key", false),
             ("stdio", false),
             ("stdio --tree /srv extra", false),
         ] {

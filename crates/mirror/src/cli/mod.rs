@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod find;
+pub mod keys;
 pub mod mirror;
 pub mod parse;
 pub mod places;
@@ -26,7 +27,7 @@ use clap::Parser;
 use args::{Command, FsMirror, Mirrord};
 use exit::{CliError, Exit};
 
-use crate::net::door;
+use crate::net::{Program, door};
 
 /// `fs_mirror`, from its arguments to its exit code.
 pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
@@ -55,6 +56,9 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Verify(args) => control::verify(&args),
             Command::Adopted(args) => adopted::run(&args),
             Command::Config(command) => settings::run(&command),
+            Command::Key(command) => keys::key(Program::FsMirror, &command),
+            Command::Trust(args) => keys::trust(Program::FsMirror, &args),
+            Command::Pair(args) => keys::pair(Program::FsMirror, &args),
         },
     )
 }

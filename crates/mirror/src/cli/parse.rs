@@ -163,6 +163,19 @@ fn service_url(rest: &[u8]) -> Result<SourceSpec, ParseError> {
     })
 }
 
+/// `HOST`, `HOST:PORT`, `V6` or `[V6]:PORT`.
+pub fn host(text: &str) -> Result<(String, Option<u16>), ParseError> {
+    if text.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Ok((text.into(), None));
+    }
+    let (login, port) = host_and_port(text.as_bytes())?;
+    let (user, host) = user_and_host(login)?;
+    if user.is_some() {
+        return bad("a host takes no user: HOST or HOST:PORT");
+    }
+    Ok((host, port))
+}
+
 /// Takes `:port` off the end of an authority.
 fn host_and_port(authority: &[u8]) -> Result<(&[u8], Option<u16>), ParseError> {
     let after_brackets = authority

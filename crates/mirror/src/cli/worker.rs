@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::cli::args::{StdioArgs, TreeArgs, TreeCheckArgs, WorkerCommand};
 use crate::cli::control::{check_line, done, exit_of, judge, look, show_seen};
 use crate::cli::exit::{CliError, Exit};
+use crate::cli::keys;
 use crate::cli::places::show;
 use crate::cli::show::Health;
 use crate::cli::ui;
 use crate::engine::control::{Client, ClientError, Stop};
 use crate::engine::worker::{self, StdioOptions};
+use crate::net::Program;
 
 pub fn run(command: WorkerCommand) -> Result<Exit, CliError> {
     match command {
@@ -19,6 +21,9 @@ pub fn run(command: WorkerCommand) -> Result<Exit, CliError> {
         WorkerCommand::Check(args) => Ok(check(&args)),
         WorkerCommand::Pause(args) => order(&args, "paused", Client::pause),
         WorkerCommand::Resume(args) => order(&args, "resumed", Client::resume),
+        WorkerCommand::Key(command) => keys::key(Program::Mirrord, &command),
+        WorkerCommand::Trust(args) => keys::trust(Program::Mirrord, &args),
+        WorkerCommand::Pair(args) => keys::pair(Program::Mirrord, &args),
     }
 }
 

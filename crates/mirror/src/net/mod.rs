@@ -7,6 +7,7 @@ pub mod dial;
 pub mod door;
 mod files;
 pub mod keys;
+pub mod pair;
 pub mod stream;
 #[cfg(test)]
 mod tests;

@@ -16,10 +16,13 @@ use mirror_core::escape;
 use super::ask::{self, Ask, Told};
 use super::{DoorSetup, Trees, lock};
 use crate::engine::applying::chain;
+use crate::engine::status::Stamp;
 use crate::link::message::Cause;
+use crate::link::serve::hostname;
 use crate::net::files::NetFileError;
 use crate::net::keys::Fingerprint;
-use crate::net::trust::{self, Trusted};
+use crate::net::pair::{Between, Side, TokenError, Tokens};
+use crate::net::trust::{self, Trees as Which, Trusted};
 
 /// Connections to one tree that are being made; a tree that does not answer holds up no other.
 const OPENING_PER_TREE_MAX: usize = 16;
@@ -32,6 +35,8 @@ const TEXT_BYTES_MAX: usize = 300;
 
 pub struct Answers {
     setup: DoorSetup,
+    /// The key of this host.
+    own: Fingerprint,
     trees: Arc<dyn Trees>,
     trust: Mutex<Trust>,
     given: Mutex<HashMap<u64, Given>>,
@@ -41,12 +46,12 @@ pub struct Answers {
 struct Trust {
     trusted: Arc<Trusted>,
     /// Of the file it was read from.
-    stamp: Option<Stamp>,
+    stamp: Option<Version>,
     looked: Instant,
 }
 
 /// What a file that was changed does not keep.
-type Stamp = (u64, u64, i64, i64, i64, i64);
+type Version = (u64, u64, i64, i64, i64, i64);
 
 /// A connection that was asked for.
 struct Given {
@@ -66,11 +71,16 @@ struct Lines {
 }
 
 impl Answers {
-    pub fn new(setup: &DoorSetup, trees: Arc<dyn Trees>) -> Result<Answers, NetFileError> {
+    pub fn new(
+        setup: &DoorSetup,
+        own: Fingerprint,
+        trees: Arc<dyn Trees>,
+    ) -> Result<Answers, NetFileError> {
         let stamp = stamp(setup);
         let trusted = Arc::new(Trusted::load(&setup.config_dir)?);
         Ok(Answers {
             setup: setup.clone(),
+            own,
             trees,
             trust: Mutex::new(Trust {
                 trusted,
@@ -175,6 +185,39 @@ impl Answers {
                 },
             },
             Ask::List { id, key } => self.list(id, Fingerprint(key)),
+            Ask::Pair {
+                id,
+                key,
+                from,
+                token,
+                exported,
+                proof,
+                name,
+            } => {
+                let between = Between {
+                    exported,
+                    dialing: Fingerprint(key),
+                    listening: self.own,
+                };
+                let done = self.pair(id, &between, &token, proof, &name);
+                match done {
+                    Ok((told, line)) => {
+                        (self.setup.log)(&format!("door: {line} ({from})"));
+                        told
+                    }
+                    Err((cause, reason)) => {
+                        self.say(&format!(
+                            "{} ({from}) is not paired: {reason}",
+                            between.dialing
+                        ));
+                        Told::Refused {
+                            id,
+                            cause: cause.code(),
+                            reason,
+                        }
+                    }
+                }
+            }
             Ask::Closed { id } => {
                 if let Some(given) = lock(&self.given).remove(&id) {
                     let Given { name, tree, .. } = given;
@@ -210,6 +253,57 @@ impl Answers {
                 ),
             },
         }
+    }
+
+    /// Trusts whoever has a good token. What the log says of it.
+    fn pair(
+        &self,
+        id: u64,
+        between: &Between,
+        token: &[u8; 16],
+        proof: [u8; 32],
+        wanted: &str,
+    ) -> Result<(Told, String), (Cause, String)> {
+        let failed = |e: NetFileError| (Cause::Failed, chain(&e));
+        let tokens = Tokens::new(self.setup.program, &self.setup.config_dir);
+        let kept = tokens.redeem(token, between, proof, Stamp::now().ms);
+        let kept = kept.map_err(|e| match e {
+            TokenError::Files(e) => failed(e),
+            TokenError::Refused(why) => (Cause::Forbidden, why),
+        })?;
+        let key = between.dialing;
+        let trees = if kept.trees.iter().any(|tree| tree == "*") {
+            Which::All
+        } else {
+            Which::named(kept.trees.iter().cloned())
+        };
+        let name = Trusted::edit(&self.setup.config_dir, |trusted| {
+            let wanted = match (&kept.name, trusted.peer(&key)) {
+                (Some(name), _) => Some(trusted.free_name(&key, name)),
+                // It keeps the name it has.
+                (None, Some(_)) => None,
+                (None, None) => Some(trusted.free_name(&key, wanted)),
+            };
+            let added = trusted.add(key, trees, wanted.as_deref());
+            added.map_err(|why| NetFileError::Unsafe {
+                path: Trusted::path(&self.setup.config_dir),
+                why,
+            })
+        });
+        let name = name.map_err(failed)?;
+        self.look_at_trust(true);
+        let line = format!(
+            "{name} is paired and may follow {}; its key is {key}",
+            escape(kept.trees.join(", ").as_bytes())
+        );
+        let told = Told::Paired {
+            id,
+            proof: kept.proof_key.prove(Side::Listening, between),
+            trees: kept.trees,
+            name,
+            host: hostname(),
+        };
+        Ok((told, line))
     }
 
     fn follow(
@@ -329,7 +423,7 @@ fn tell(link: &Arc<OwnedFd>, told: &Told, stream: Option<&UnixStream>) {
     }
 }
 
-fn stamp(setup: &DoorSetup) -> Option<Stamp> {
+fn stamp(setup: &DoorSetup) -> Option<Version> {
     let meta = std::fs::metadata(Trusted::path(&setup.config_dir)).ok()?;
     Some((
         meta.ino(),

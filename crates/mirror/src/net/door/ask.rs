@@ -37,6 +37,13 @@ pub enum Told {
         id: u64,
         trees: Vec<String>,
     },
+    Paired {
+        id: u64,
+        proof: [u8; 32],
+        trees: Vec<String>,
+        name: String,
+        host: String,
+    },
 }
 
 impl Told {
@@ -47,7 +54,8 @@ impl Told {
             Told::Wait { id }
             | Told::Opened { id, .. }
             | Told::Refused { id, .. }
-            | Told::Names { id, .. } => Some(*id),
+            | Told::Names { id, .. }
+            | Told::Paired { id, .. } => Some(*id),
         }
     }
 }
@@ -64,6 +72,15 @@ pub enum Ask {
     List {
         id: u64,
         key: [u8; 32],
+    },
+    Pair {
+        id: u64,
+        key: [u8; 32],
+        from: String,
+        token: [u8; 16],
+        exported: [u8; 32],
+        proof: [u8; 32],
+        name: String,
     },
     /// What `Opened` brought is not used any more.
     Closed {

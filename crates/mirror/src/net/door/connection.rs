@@ -52,6 +52,42 @@ pub fn serve(child: &Arc<Child>, socket: TcpStream, from: SocketAddr, seat: Seat
             };
             last_words(session, message);
         }
+        Ok(Message::Pair(pair)) => {
+            let Ok(exported) = session.exported() else {
+                return stranger("nothing can be derived from its connection".into());
+            };
+            let id = child.new_id();
+            let question = Ask::Pair {
+                id,
+                key: session.peer.0,
+                from: from.to_string(),
+                token: pair.token,
+                exported,
+                proof: pair.proof,
+                name: pair.name.chars().take(NAME_CHARS_MAX).collect(),
+            };
+            let message = match answer(child, id, &question, until) {
+                Some((
+                    Told::Paired {
+                        proof,
+                        trees,
+                        name,
+                        host,
+                        ..
+                    },
+                    _,
+                )) => say::Paired {
+                    proof,
+                    trees,
+                    name,
+                    program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
+                    host,
+                }
+                .into(),
+                other => refused(other),
+            };
+            last_words(session, message);
+        }
         Ok(other) => {
             let reason = format!("a message of kind {} can't be the first one", other.kind());
             last_words(session, no(Cause::Usage, reason));

@@ -175,7 +175,7 @@ impl Door {
         }
         let key = KeyPair::load_or_make(&setup.config_dir)?;
         let fingerprint = key.fingerprint();
-        let answers = Arc::new(Answers::new(&setup, trees)?);
+        let answers = Arc::new(Answers::new(&setup, fingerprint, trees)?);
         let keeper = Arc::new(Keeper {
             setup,
             key,

@@ -1,17 +1,14 @@
 //! What the door's process gives up before it talks to strangers. Each thing a kernel or a container does not let it give up
 //! is said, and it goes on without.
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus,
-    Scope,
-};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    CapabilitySet, Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
+
+use crate::sys::confine::{self, Landlocked};
 
 /// Only this thread, and those it starts, are changed: to be called before there are others. What could not be done.
 pub fn shed(user: Option<(u32, u32)>, descriptors: u64) -> Vec<String> {
@@ -47,35 +44,14 @@ pub fn shed(user: Option<(u32, u32)>, descriptors: u64) -> Vec<String> {
             set_dumpable_behavior(DumpableBehavior::NotDumpable),
         );
     }
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    tried("drop all capabilities", set_capabilities(None, none));
-    tried("forbid new privileges", set_no_new_privs(true));
-    match fence() {
-        Ok(RulesetStatus::NotEnforced) => {
-            not.push(
-                "this kernel has no Landlock: paths are closed to the door by its user alone"
-                    .into(),
-            );
-        }
-        Ok(_) => {}
-        Err(e) => not.push(format!("cannot close all paths by Landlock: {e}")),
+    tried(
+        "drop all capabilities",
+        confine::keep_capabilities(CapabilitySet::empty()),
+    );
+    tried("forbid new privileges", confine::no_new_privileges());
+    tried("deny system calls", confine::deny_system_calls());
+    if let Landlocked::No(why) = confine::only_beneath(&[], &[]) {
+        not.push(format!("paths are closed to it by its user alone: {why}"));
     }
     not
-}
-
-/// No path, no new connection, nothing of other processes.
-fn fence() -> Result<RulesetStatus, landlock::RulesetError> {
-    let abi = ABI::V6;
-    let status = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(abi))?
-        .handle_access(AccessNet::from_all(abi))?
-        .scope(Scope::from_all(abi))?
-        .create()?
-        .restrict_self()?;
-    Ok(status.ruleset)
 }
