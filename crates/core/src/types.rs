@@ -48,7 +48,7 @@ pub fn escape(bytes: &[u8]) -> String {
     let mut out = String::new();
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if c.is_control() || c == '\\' || is_bidi(c) {
+            if c == '\\' || is_tricky(c) {
                 let mut buffer = [0u8; 4];
                 for byte in c.encode_utf8(&mut buffer).bytes() {
                     let _ = write!(out, "\\x{byte:02x}");
@@ -64,9 +64,10 @@ pub fn escape(bytes: &[u8]) -> String {
     out
 }
 
-/// Characters that reorder or hide the text around them on a terminal.
-fn is_bidi(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+/// Characters that a terminal obeys, or that reorder or hide the text around them.
+pub fn is_tricky(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The identity of an inode, given once by the primary and never used again: it is the position of the

@@ -72,6 +72,9 @@ pub(super) fn content(content: &Content) -> Result<(), CodecError> {
     if content.data.len() > DATA_RANGES_MAX {
         return Err(CodecError::TooLarge("number of data ranges"));
     }
+    if content.bytes > SIZE_MAX {
+        return Err(CodecError::TooLarge("file"));
+    }
     let mut end = 0;
     for &(offset, length) in &content.data {
         let ok = offset >= end

@@ -29,6 +29,8 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 65536;
 pub const SYMLINK_BYTES_MAX: usize = 4095;
 pub const EXE_BYTES_MAX: usize = 4096;
 pub const HANDLE_BYTES_MAX: usize = 128;
+/// Bytes of one file: what the kernel can say.
+pub const SIZE_MAX: u64 = i64::MAX as u64;
 /// Data ranges of one sparse file.
 pub const DATA_RANGES_MAX: usize = 1 << 20;
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use mirror_core::plan::Place;
 use mirror_core::{ObjectId, Position};
 
-use super::ApplyError;
+use super::{ApplyError, wipe};
 use crate::sys::stat::{Stat, fstat, statx};
 use crate::sys::{Errno, flags, open, target};
 
@@ -144,7 +144,7 @@ impl Area {
     }
 
     /// Moves (or `link_only` links) something to `adopted/`, where it goes by the name it was `called`. What was moved is told
-    /// at the end of the batch.
+    /// at the end of the batch. An immutable or append-only inode loses those flags; of its directory they are the caller's.
     pub fn move_aside(
         &mut self,
         position: Option<Position>,
@@ -154,9 +154,16 @@ impl Area {
         link_only: bool,
     ) -> Result<(), Errno> {
         let (to, shown) = self.adopt_dir(position, called)?;
-        match link_only {
-            true => target::link(dir, name, &to, called)?,
-            false => target::rename(dir, name, &to, called)?,
+        let moved = || match link_only {
+            true => target::link(dir, name, &to, called),
+            false => target::rename(dir, name, &to, called),
+        };
+        match moved() {
+            Err(Errno::PERM) => {
+                wipe::lift(dir, name, &statx(dir, name)?)?;
+                moved()?;
+            }
+            done => done?,
         }
         self.moved_aside.push(shown);
         Ok(())

@@ -33,6 +33,13 @@ pub struct Counts {
     pub moved_aside: u64,
 }
 
+impl Counts {
+    /// A record may name files of any size.
+    pub fn add_bytes(&mut self, bytes: u64) {
+        self.content_bytes = self.content_bytes.saturating_add(bytes);
+    }
+}
+
 /// Objects with something that was only recorded, by what it was.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Recorded {

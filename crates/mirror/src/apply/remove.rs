@@ -7,10 +7,11 @@ use mirror_core::{At, ObjectId, Rows};
 
 use super::Store;
 use super::batch::{Batch, StepError};
+use super::meta::LATE_FLAGS;
 use super::options::Trace;
 use super::wipe::{self, Judge, Verdict};
 use crate::sys::stat::statx;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, flags};
 
 impl<S: Store> Batch<'_, S> {
     /// A subtree that left the tree goes for good. Nothing that failed may be in it.
@@ -163,7 +164,13 @@ impl<S: Store> Judge for Removing<'_, '_, S> {
     fn judge(&mut self, dir: u64, fd: &OwnedFd, name: &[u8]) -> sys::Result<Verdict> {
         let aside = match self.known(dir, fd, name) {
             Ok(Some(id)) => return Ok(Verdict::Delete(id.0)),
-            Ok(None) => self.batch.move_aside(fd, name, name, false),
+            Ok(None) => match self.batch.move_aside(fd, name, name, false) {
+                // It goes itself.
+                Err(StepError::Fails { .. }) if flags::set_flags(fd, 0, LATE_FLAGS).is_ok() => {
+                    self.batch.move_aside(fd, name, name, false)
+                }
+                done => done,
+            },
             Err(e) => Err(e),
         };
         match aside {

@@ -4,9 +4,11 @@ use std::time::Instant;
 
 use mirror_core::ObjectId;
 
+use super::meta::LATE_FLAGS;
 use super::{
     Applier, ApplyError, Contents, Difference, DifferenceKind, Outcome, Store, store_error, verify,
 };
+use crate::sys::{Errno, flags};
 
 impl<S: Store> Applier<S> {
     /// Puts right what `verify` found: moves strangers aside, makes what is missing or different anew.
@@ -24,11 +26,19 @@ impl<S: Store> Applier<S> {
                     let position = self.store.position();
                     let aside =
                         verify::walk(&self.area, &difference.path).and_then(|(fd, name)| {
-                            self.area.move_aside(position, &fd, &name, &name, false)
+                            let area = &mut self.area;
+                            match area.move_aside(position, &fd, &name, &name, false) {
+                                // Its directory is set right below.
+                                Err(Errno::PERM) => {
+                                    flags::set_flags(&fd, 0, LATE_FLAGS)?;
+                                    area.move_aside(position, &fd, &name, &name, false)
+                                }
+                                done => done,
+                            }
                         });
                     match aside {
                         Ok(()) => moved += 1,
-                        Err(crate::sys::Errno::NOENT) => {}
+                        Err(Errno::NOENT) => {}
                         Err(e) => {
                             let path = self.area.root_path.clone();
                             return Err(ApplyError::Io {

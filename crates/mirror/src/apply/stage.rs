@@ -260,7 +260,7 @@ impl<S: Store> Batch<'_, S> {
                 self.flush.add(None);
                 self.counts.created +=
                     u64::from(self.target(object).is_some_and(|t| t.old.is_none()));
-                self.counts.content_bytes += content.bytes;
+                self.counts.add_bytes(content.bytes);
                 self.made.insert(object, local);
                 self.stage_row(object, place)?;
                 self.settled(object)?;
@@ -281,7 +281,9 @@ impl<S: Store> Batch<'_, S> {
         let work = std::mem::take(jobs);
         let keep = self.options.flush == Flush::Batch
             && self.flush.fds.len() + work.len() <= ToFlush::FDS_MAX;
-        let bytes: u64 = work.iter().map(|job| job.content.bytes).sum();
+        let bytes = work
+            .iter()
+            .fold(0u64, |sum, job| sum.saturating_add(job.content.bytes));
         let many = work.len() >= THREADS_FROM && (bytes > THREADS_BYTES || work.len() >= 16);
         let threads = if many {
             self.options.threads.clamp(1, work.len())
@@ -313,7 +315,7 @@ impl<S: Store> Batch<'_, S> {
             match made {
                 Made::File(stat, fd) => {
                     self.flush.add(fd.map(Arc::new));
-                    self.counts.content_bytes += job.content.bytes;
+                    self.counts.add_bytes(job.content.bytes);
                     self.is_made(job.object, &job.place, &stat)?;
                 }
                 Made::Failed { step, reason, void } => {

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::area::look;
+use super::meta::LATE_FLAGS;
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{Errno, Result, dir, flags, open, target};
 
@@ -142,6 +143,7 @@ fn unlink(dir: impl AsFd, name: &[u8]) -> Result<()> {
                 return Err(Errno::ISDIR);
             }
             lift(&dir, name, &stat)?;
+            flags::set_flags(&dir, 0, LATE_FLAGS)?;
             target::unlink(&dir, name)
         }
         done => done,
@@ -153,21 +155,22 @@ fn remove_dir(dir: impl AsFd, name: &[u8]) -> Result<()> {
         Err(Errno::PERM) => {
             let stat = crate::sys::stat::statx(&dir, name)?;
             lift(&dir, name, &stat)?;
+            flags::set_flags(&dir, 0, LATE_FLAGS)?;
             target::remove_dir(&dir, name)
         }
         done => done,
     }
 }
 
-/// Takes away what keeps an inode, and the directory it is in, from being changed.
-fn lift(dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<()> {
-    if stat.is_dir() {
-        let fd = open::dir(&dir, name)?;
-        flags::set_flags(fd, 0, flags::IMMUTABLE | flags::APPEND)?;
-    } else if stat.is_file() {
-        let fd = open::file(&dir, name)?;
-        flags::set_flags(fd, 0, flags::IMMUTABLE | flags::APPEND)?;
+/// Takes away what keeps an inode from being moved or removed.
+pub(super) fn lift(dir: impl AsFd, name: &[u8], stat: &Stat) -> Result<()> {
+    let fd = match (stat.is_dir(), stat.is_file()) {
+        (true, _) => open::dir(&dir, name)?,
+        (_, true) => open::file(&dir, name)?,
+        _ => return Ok(()),
+    };
+    if fstat(&fd)?.same_inode(stat) {
+        flags::set_flags(fd, 0, LATE_FLAGS)?;
     }
-    flags::set_flags(&dir, 0, flags::IMMUTABLE | flags::APPEND)?;
     Ok(())
 }

@@ -826,7 +826,7 @@ pub fn path_of<R: Rows>(rows: &R, object: ObjectId) -> Option<Vec<u8>> {
 fn add(sum: &mut Counts, more: &Counts) {
     sum.created += more.created;
     sum.content += more.content;
-    sum.content_bytes += more.content_bytes;
+    sum.add_bytes(more.content_bytes);
     sum.meta += more.meta;
     sum.renamed += more.renamed;
     sum.linked += more.linked;

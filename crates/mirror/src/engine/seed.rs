@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use mirror_core::model::GROUP_RECORDS_MAX;
 use mirror_core::{At, Change, Digest, Name, Object, ObjectId, Record, Rows, State, codec};
 
 use crate::index::{Index, Mark};
@@ -279,8 +280,13 @@ fn made_new(at: At, object: ObjectId, row: Object) -> Change {
 pub fn decode_group(mut frames: &[u8], head: &mut Digest) -> Result<Vec<Record>, String> {
     let mut records = Vec::new();
     while !frames.is_empty() {
-        let (record, after, length) =
+        let (mut record, after, length) =
             codec::decode(frames, head).map_err(|e| format!("a record: {e:?}"))?;
+        if records.len() >= GROUP_RECORDS_MAX {
+            return Err("a group of very many records".into());
+        }
+        // What only this host can know, nobody else tells it.
+        (record.local, record.content) = (None, None);
         *head = after;
         frames = frames.get(length..).unwrap_or_default();
         records.push(record);
@@ -288,5 +294,62 @@ pub fn decode_group(mut frames: &[u8], head: &mut Digest) -> Result<Vec<Record>,
     match records.last() {
         Some(last) if last.end => Ok(records),
         _ => Err("a group without an end".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mirror_core::{ContentRef, Local, Position};
+
+    #[test]
+    fn what_only_we_can_know_is_not_taken_from_others() {
+        let record = |sequence, end| Record {
+            position: Position { epoch: 1, sequence },
+            time_ns: 0,
+            end,
+            who: None,
+            change: Change::Note(mirror_core::Note::Overflow),
+            local: Some(Local {
+                ino: 2,
+                ..Local::default()
+            }),
+            content: Some(ContentRef {
+                segment: 1,
+                block: 0,
+                start: 0,
+                length: 9,
+            }),
+        };
+        let mut frames = Vec::new();
+        let head = codec::encode(&record(1, false), &codec::GENESIS, &mut frames).unwrap();
+        codec::encode(&record(2, true), &head, &mut frames).unwrap();
+        let records = decode_group(&frames, &mut codec::GENESIS.clone()).unwrap();
+        assert!(
+            records
+                .iter()
+                .all(|r| r.local.is_none() && r.content.is_none())
+        );
+        assert_eq!(records.len(), 2);
+    }
+
+    #[test]
+    fn a_group_is_no_larger_than_in_a_log() {
+        let mut frames = Vec::new();
+        let mut head = codec::GENESIS;
+        for sequence in 1..=GROUP_RECORDS_MAX as u64 + 1 {
+            let record = Record {
+                position: Position { epoch: 1, sequence },
+                time_ns: 0,
+                end: sequence > GROUP_RECORDS_MAX as u64,
+                who: None,
+                change: Change::Note(mirror_core::Note::Overflow),
+                local: None,
+                content: None,
+            };
+            head = codec::encode(&record, &head, &mut frames).unwrap();
+        }
+        let read = decode_group(&frames, &mut codec::GENESIS.clone());
+        assert!(read.is_err_and(|e| e.contains("very many")));
     }
 }

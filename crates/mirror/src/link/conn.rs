@@ -230,7 +230,7 @@ impl Incoming {
 
 /// Words of a peer, fit to be shown.
 pub fn escaped(text: &str) -> String {
-    mirror_core::escape(text.as_bytes())
+    mirror_core::escape(super::report::line(text).as_bytes())
 }
 
 /// Says `beat()` every so often, and closes the connection when the peer has been silent too long.

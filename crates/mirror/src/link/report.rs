@@ -106,6 +106,18 @@ impl Fit for BarrierReport {
     }
 }
 
+/// Characters of one text that a peer wrote for people.
+const TEXT_CHARS_MAX: usize = 1000;
+
+/// What a peer wrote for people, as one line that is not too long and holds nothing that a terminal would obey.
+pub fn line(text: &str) -> String {
+    let mut line: String = text.chars().take(TEXT_CHARS_MAX).collect();
+    if line.len() < text.len() {
+        line.push('…');
+    }
+    line.replace(mirror_core::is_tricky, "\u{fffd}")
+}
+
 /// What a peer sent, with nothing in its texts that a terminal would obey.
 pub fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, serde_json::Error> {
     let mut value: serde_json::Value = serde_json::from_str(json)?;
@@ -115,11 +127,26 @@ pub fn parse<T: serde::de::DeserializeOwned>(json: &str) -> Result<T, serde_json
 
 fn clean(value: &mut serde_json::Value) {
     match value {
-        serde_json::Value::String(text) if text.chars().any(char::is_control) => {
-            *text = text.replace(char::is_control, "\u{fffd}");
+        serde_json::Value::String(text) if text.chars().any(mirror_core::is_tricky) => {
+            *text = text.replace(mirror_core::is_tricky, "\u{fffd}");
         }
         serde_json::Value::Array(values) => values.iter_mut().for_each(clean),
         serde_json::Value::Object(fields) => fields.values_mut().for_each(clean),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_comes_through() {
+        let json = "{\"notices\":[\"a\\u001b[2Jb\\u202ec\\n\"]}";
+        let report: Report = parse(json).unwrap();
+        assert_eq!(report.notices, ["a\u{fffd}[2Jb\u{fffd}c\u{fffd}"]);
+        assert_eq!(line("\u{9b}x"), "\u{fffd}x");
+        let long = line(&"y".repeat(1 << 20));
+        assert_eq!(long.chars().count(), TEXT_CHARS_MAX + 1);
     }
 }

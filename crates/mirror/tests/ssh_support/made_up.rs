@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use mirror::disk::RealDisk;
 use mirror::link::message::{self as say, Message};
 use mirror::log::{Draft, Log, LogOptions};
-use mirror_core::{At, Change, Content, Digest, Kind, Meta, Name, ObjectId, State};
+use mirror_core::{
+    At, Change, Content, Digest, Kind, Meta, Name, ObjectId, Position, Record, State, codec,
+};
 
 use super::Bed;
 
@@ -40,14 +42,17 @@ pub fn worker_to(bed: &Bed, new: (&[Message], u64), known: (&[Message], u64), re
     let rest = rest.replace("BEATS", &format!("while cat {beat}; do sleep 0.2; done"));
     // All is told, whatever is asked.
     let answers = |name: &str, sequence: u64| {
-        let all = (1..20).map(|id| {
+        let all = (1..2000).flat_map(|id| {
             let position = Some(say::Place { epoch: 1, sequence });
             let report = "{}".into();
-            Message::from(say::BarrierDone {
+            let done = Message::from(say::BarrierDone {
                 id,
                 position,
                 report,
-            })
+            });
+            // Whatever content is asked for can't be had.
+            let (end, reason) = (1, String::new());
+            [done, say::PieceEnd { id, end, reason }.into()]
         });
         put(name, &all.collect::<Vec<_>>())
     };
@@ -158,4 +163,143 @@ pub fn once(bed: &Bed) -> (i32, String, Duration) {
     let began = Instant::now();
     let (code, said) = bed.mirror_once(&[]);
     (code, said, began.elapsed())
+}
+
+/// Records one after the other with a right chain, whatever they say.
+pub struct Chain {
+    pub head: Digest,
+    /// Of the next record.
+    pub position: Position,
+    pub time_ns: u64,
+    /// All of it so far.
+    pub bytes: Vec<u8>,
+    /// Where all before is applied first, and how many records that are.
+    pub cuts: Vec<(usize, u64)>,
+}
+
+impl Chain {
+    /// Begins with the record that every log begins with.
+    pub fn new() -> Chain {
+        let mut chain = Chain {
+            head: codec::GENESIS,
+            position: Position {
+                epoch: 1,
+                sequence: 1,
+            },
+            time_ns: 1,
+            bytes: Vec::new(),
+            cuts: Vec::new(),
+        };
+        let (tree, claim) = (TREE, [1; 16]);
+        chain.group([Change::Open {
+            tree,
+            claim,
+            parent: None,
+        }]);
+        chain
+    }
+
+    /// The id of what the next record creates.
+    pub fn id(&self) -> ObjectId {
+        ObjectId::at(self.position).unwrap_or(ObjectId(u64::MAX))
+    }
+
+    /// One group.
+    pub fn group(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut changes = changes.into_iter().peekable();
+        while let Some(change) = changes.next() {
+            let end = changes.peek().is_none();
+            self.record(change, end);
+        }
+    }
+
+    pub fn record(&mut self, change: Change, end: bool) {
+        let record = Record {
+            position: self.position,
+            time_ns: self.time_ns,
+            end,
+            who: None,
+            change,
+            local: None,
+            content: None,
+        };
+        self.head = codec::encode(&record, &self.head, &mut self.bytes).unwrap();
+        self.position.sequence += 1;
+    }
+
+    /// A group of one frame, checksum and chain right, its bodies whatever they are.
+    pub fn raw(&mut self, kind: u8, flags: u16, shared: &[u8], local: &[u8]) {
+        let mut frame = vec![0; 80];
+        frame[..4].copy_from_slice(b"FSMr");
+        frame[4] = 1;
+        frame[8..12].copy_from_slice(&(shared.len() as u32).to_le_bytes());
+        frame[12..16].copy_from_slice(&(local.len() as u32).to_le_bytes());
+        frame[24..56].copy_from_slice(&self.head.0);
+        frame[56..58].copy_from_slice(&flags.to_le_bytes());
+        frame[58] = kind;
+        frame[60..64].copy_from_slice(&self.position.epoch.to_le_bytes());
+        frame[64..72].copy_from_slice(&self.position.sequence.to_le_bytes());
+        frame[72..80].copy_from_slice(&self.time_ns.to_le_bytes());
+        frame.extend_from_slice(shared);
+        let head = blake3::hash(&frame[24..]);
+        frame[24..56].copy_from_slice(head.as_bytes());
+        frame.extend_from_slice(local);
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..20]), &frame[24..]);
+        frame[20..24].copy_from_slice(&sum.to_le_bytes());
+        self.head = Digest(*head.as_bytes());
+        self.position.sequence += 1;
+        self.bytes.extend_from_slice(&frame);
+    }
+
+    /// A new object with this name, in a group of its own.
+    pub fn create(&mut self, parent: ObjectId, name: &[u8], kind: Kind, meta: Meta) -> ObjectId {
+        let object = self.id();
+        let at = At {
+            parent,
+            name: Name::new(name).unwrap(),
+        };
+        let state = State { kind, meta };
+        self.group([Change::Create { at, object, state }]);
+        object
+    }
+
+    /// What comes from here on is said once all before it is applied.
+    pub fn cut(&mut self) {
+        let cut = (self.bytes.len(), self.position.sequence - 1);
+        if self.cuts.last() != Some(&cut) {
+            self.cuts.push(cut);
+        }
+    }
+}
+
+/// Whole groups as messages.
+pub fn records_of(bytes: &[u8]) -> Vec<Message> {
+    let pieces: Vec<&[u8]> = bytes.chunks(900 << 10).collect();
+    let last = pieces.len();
+    let said = pieces.into_iter().zip(1..).map(|(piece, n)| {
+        let (whole, bytes) = (n == last, piece.to_vec());
+        say::Records { whole, bytes }.into()
+    });
+    said.collect()
+}
+
+/// Plays this log to a new follower up to each cut in turn and to its end, and says each time that this is all.
+pub fn worker_with(bed: &Bed, chain: &mut Chain, mut run: impl FnMut()) {
+    chain.cut();
+    let mut before = 0;
+    for &(at, last) in &chain.cuts {
+        let greeting = vec![welcome(), report()];
+        let more = records_of(chain.bytes.get(before..at).unwrap_or_default());
+        let all = [greeting.clone(), more].concat();
+        match before {
+            0 => worker_to(bed, (&all, last), (&greeting, last), "ANSWERS"),
+            _ => worker_to(bed, (&greeting, last), (&all, last), "ANSWERS"),
+        }
+        run();
+        before = at;
+    }
+}
+
+pub fn no_bytes() -> Kind {
+    file(b"").kind
 }

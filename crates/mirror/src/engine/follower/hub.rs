@@ -59,6 +59,7 @@ struct Known {
     report: Report,
     /// Notices of the worker that were shown.
     notices_seen: Option<u64>,
+    said: Said,
     started: bool,
     /// Following now; since when not.
     connected: bool,
@@ -93,6 +94,43 @@ impl Known {
     }
 }
 
+/// What a worker may have us tell in a minute, notices and holds that come and go.
+const SAID_A_MINUTE_MAX: u32 = 60;
+
+/// A worker that says very much fills no terminal and no journal.
+#[derive(Default)]
+struct Said {
+    since: Option<Instant>,
+    told: u32,
+    left_out: u64,
+}
+
+impl Said {
+    fn let_pass(&mut self, events: Vec<Event>, host: &str) -> Vec<Event> {
+        let mut pass = Vec::new();
+        if self
+            .since
+            .is_none_or(|since| since.elapsed() >= Duration::from_secs(60))
+        {
+            let left_out = std::mem::take(&mut self.left_out);
+            if left_out > 0 {
+                let host = escape(host.as_bytes());
+                pass.push(Event::Notice(format!("{host} said {left_out} lines more")));
+            }
+            (self.since, self.told) = (Some(Instant::now()), 0);
+        }
+        for event in events {
+            if self.told < SAID_A_MINUTE_MAX {
+                self.told += 1;
+                pass.push(event);
+            } else {
+                self.left_out = self.left_out.saturating_add(1);
+            }
+        }
+        pass
+    }
+}
+
 pub struct Hub {
     stop: Stop,
     pub ui: Arc<dyn Ui>,
@@ -124,6 +162,7 @@ impl Hub {
                 status,
                 report: Report::default(),
                 notices_seen: None,
+                said: Said::default(),
                 started: false,
                 connected: false,
                 since: Stamp::now(),
@@ -289,7 +328,7 @@ impl Hub {
             events.push(Event::Notice(format!(
                 "{}: {}",
                 escape(host.as_bytes()),
-                text
+                report::line(text)
             )));
         }
         known.notices_seen = Some(report.notices_total);
@@ -312,6 +351,7 @@ impl Hub {
             known.news = Instant::now();
         }
         known.report = report;
+        let events = known.said.let_pass(events, host);
         drop(known);
         self.changed.notify_all();
         for event in events {
@@ -541,7 +581,7 @@ impl Hub {
         *counters = report.counters;
         counters.adopted = applied.counts.adopted;
         counters.moved_aside = applied.counts.moved_aside;
-        counters.repaired += applied.repaired;
+        counters.repaired = counters.repaired.saturating_add(applied.repaired);
         counters.records = sequence(end.map(|end| end.position));
         let mut failed: Vec<_> = report
             .failed
@@ -553,7 +593,10 @@ impl Hub {
         failed.sort_by_key(|failed| failed.since);
         failed.truncate(FAILED_MAX);
         status.failed = failed;
-        status.failed_total = report.failed_total + applied.failed_total + applied.differing.total;
+        status.failed_total = report
+            .failed_total
+            .saturating_add(applied.failed_total)
+            .saturating_add(applied.differing.total);
         status.not_mirrored.clone_from(&report.not_mirrored);
         let recorded = &applied.recorded;
         status.recorded = [

@@ -52,7 +52,8 @@ fn source(
         match found.recv_timeout(Duration::from_millis(500)) {
             Ok(VerifyOf::Found { path, what }) => {
                 // It came as text already; nothing of it may reach a terminal raw.
-                let path = String::from_utf8_lossy(&path).replace(char::is_control, "\u{fffd}");
+                let path =
+                    String::from_utf8_lossy(&path).replace(mirror_core::is_tricky, "\u{fffd}");
                 let path = serde_json::from_value(path.clone().into())
                     .unwrap_or_else(|_| PathText::new(path.as_bytes()));
                 end.repaired += u64::from(repair);

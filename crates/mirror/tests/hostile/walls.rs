@@ -1,70 +1,10 @@
-//! A worker that speaks the protocol and wants out of its copy: whatever it says, nothing outside changes.
-
-#![cfg_attr(not(feature = "planted"), allow(dead_code))]
-
-mod ssh_support;
+//! The threads that take a worker's word are behind walls that hold.
 
 use std::fs;
 
-use ssh_support::*;
-
-/// Files that nobody but us may touch, and what they were.
-struct Canary {
-    dir: tempfile::TempDir,
-    before: Vec<String>,
-}
-
-impl Canary {
-    fn new() -> Canary {
-        let dir = tempfile::Builder::new()
-            .prefix("mirror-canary-")
-            .tempdir()
-            .unwrap();
-        fs::write(dir.path().join("secret"), b"nobody's business").unwrap();
-        fs::create_dir(dir.path().join("dir")).unwrap();
-        fs::write(dir.path().join("dir/inner"), b"x").unwrap();
-        let before = look(dir.path());
-        Canary { dir, before }
-    }
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-    #[track_caller]
-    fn is_untouched(&self) {
-        assert_eq!(look(self.dir.path()), self.before);
-    }
-}
-
-/// All of a tree but access times.
-fn look(dir: &std::path::Path) -> Vec<String> {
-    use std::os::unix::fs::MetadataExt;
-    let mut lines = Vec::new();
-    let meta = fs::symlink_metadata(dir).unwrap();
-    let kind = meta.file_type();
-    let bytes = match kind.is_file() {
-        true => blake3::hash(&fs::read(dir).unwrap()).to_string(),
-        false => String::new(),
-    };
-    lines.push(format!(
-        "{} {} {:o} {}:{} {} {}.{} {}.{} {bytes}",
-        dir.display(),
-        meta.ino(),
-        meta.mode(),
-        meta.uid(),
-        meta.gid(),
-        meta.nlink(),
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.ctime(),
-        meta.ctime_nsec(),
-    ));
-    if kind.is_dir() {
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().flatten().collect();
-        names.sort_by_key(|entry| entry.file_name());
-        lines.extend(names.iter().flat_map(|entry| look(&entry.path())));
-    }
-    lines
-}
+use crate::ssh_support::*;
+#[cfg(feature = "planted")]
+use crate::trial::Canary;
 
 #[test]
 fn the_threads_that_take_its_word_are_behind_walls_and_a_person_can_see_which() {
