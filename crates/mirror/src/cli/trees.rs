@@ -397,6 +397,15 @@ pub fn check(config: &Path, max_lag: Duration, say: Say) -> Exit {
         let mistakes = counted(loaded.problems.len() as u64, "mistake", "mistakes");
         line.push_str(&format!("; {mistakes} in the configuration"));
     }
+    if let Some(service) = &service
+        && let Some(problem) = service
+            .problems
+            .iter()
+            .find(|p| p.starts_with("cannot listen"))
+    {
+        health = health.max(Health::Warning);
+        line.push_str(&format!("; {problem}"));
+    }
     if service.is_none() {
         health = Health::Critical;
         line = format!("the service is not running; {line}");

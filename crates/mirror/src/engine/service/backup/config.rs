@@ -4,6 +4,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::engine::options::{Detector, OnMassChange, Owners, SourceSpec, default
 use crate::engine::service::rate::Rates;
 use crate::engine::service::settings::{Place, Problems, Table};
 use crate::filter::Filter;
+use crate::net::PORT;
 use crate::sys::polite::{IoNice, Polite};
 
 /// Trees of one service.
@@ -33,8 +35,8 @@ const HOOK_QUIET: Duration = Duration::from_secs(1);
 /// What is not about one tree.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct General {
-    /// Addresses the door listens on.
-    pub listen: Vec<String>,
+    /// Where the door listens.
+    pub listen: Vec<SocketAddr>,
     /// Who the door is.
     pub user: Option<String>,
     /// The service's own state.
@@ -170,15 +172,19 @@ fn user(text: &str) -> Result<String, String> {
     }
 }
 
-fn address(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
-    match (
-        text.parse::<std::net::IpAddr>(),
-        text.parse::<std::net::SocketAddr>(),
-        port,
-    ) {
-        (Ok(_), ..) | (_, Ok(_), _) => Ok(text.to_owned()),
-        (_, _, Some(Ok(_))) if text.starts_with(':') => Ok(text.to_owned()),
+/// Where to listen: an address, a port, or both.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let port = text
+        .strip_prefix(':')
+        .and_then(|port| port.parse::<u16>().ok());
+    let plain = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .unwrap_or(text);
+    match (port, text.parse::<SocketAddr>(), plain.parse::<IpAddr>()) {
+        (Some(port), ..) => Ok((Ipv6Addr::UNSPECIFIED, port).into()),
+        (_, Ok(both), _) => Ok(both),
+        (.., Ok(address)) => Ok((address, PORT).into()),
         _ => Err(format!(
             "{} is no address to listen on: write 0.0.0.0, 192.0.2.1:8737, [::]:8737 or :8737",
             escape(text.as_bytes())

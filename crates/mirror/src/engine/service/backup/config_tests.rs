@@ -219,6 +219,23 @@ fn each_mistake_is_one_line_with_file_and_line() {
 }
 
 #[test]
+fn where_to_listen() {
+    for (text, want) in [
+        ("0.0.0.0", "0.0.0.0:8737"),
+        ("192.0.2.1:99", "192.0.2.1:99"),
+        (":99", "[::]:99"),
+        ("::1", "[::1]:8737"),
+        ("[::1]", "[::1]:8737"),
+        ("[::1]:99", "[::1]:99"),
+    ] {
+        assert_eq!(address(text).map(|a| a.to_string()), Ok(want.into()));
+    }
+    for text in ["", ":", ":x", "host", "host:99", "0.0.0.0:70000"] {
+        assert!(address(text).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn a_broken_file_is_not_the_others_trouble() {
     let good = "[tree.b]\nsource = '/s'\ndst = '/b/b'\n";
     let (loaded, lines) = loaded(&[

@@ -8,6 +8,7 @@ pub mod command;
 pub mod config;
 pub mod deadman;
 pub mod hooks;
+mod listening;
 pub mod load;
 pub mod supervisor;
 mod teller;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal as Kill, kill_process};
 
 use super::config::{General, Tree};
+use super::listening::Listening;
 use super::load::{Loaded, Placed, load};
 use super::replace;
 use super::teller::{Now, Telling};
@@ -63,6 +64,7 @@ struct Supervisor {
     trees: BTreeMap<String, Placed>,
     problems: Vec<String>,
     said: HashMap<String, Said>,
+    listening: Listening,
 }
 
 /// One line for the log.
@@ -92,12 +94,14 @@ pub fn run(setup: Setup) -> Result<(), String> {
         trees: setup.loaded.trees,
         problems: Vec::new(),
         said: HashMap::new(),
+        listening: Listening::default(),
     };
     let now = Arc::new(Mutex::new(service.now()));
     let telling = Telling::start(setup.state, now.clone(), setup.quiet)
         .map_err(|e| format!("cannot start a thread: {e}"))?;
     service.want();
     let mut notify = Notify::new();
+    service.listening.tick(&service.general);
     let count = service.trees.len();
     if !service.quiet {
         log(&format!(
@@ -127,12 +131,16 @@ pub fn run(setup: Setup) -> Result<(), String> {
         if stop {
             break;
         }
+        service.listening.tick(&service.general);
         *now.lock().unwrap_or_else(PoisonError::into_inner) = service.now();
     }
     notify.stopping();
     if !service.quiet {
         log("stopping");
     }
+    // Both at the same time.
+    let listening = std::mem::take(&mut service.listening);
+    let door = std::thread::spawn(move || drop(listening));
     let Supervisor {
         children, quiet, ..
     } = &mut service;
@@ -141,6 +149,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         Happened::Said(_) if *quiet => {}
         other => log(&format!("{name}: {other}")),
     });
+    let _ = door.join();
     telling.stop();
     drop(setup.lock);
     Ok(())
@@ -166,7 +175,12 @@ impl Supervisor {
         Now {
             general: self.general.clone(),
             trees: trees.collect(),
-            problems: self.problems.clone(),
+            problems: self
+                .problems
+                .iter()
+                .chain(&self.listening.problem)
+                .cloned()
+                .collect(),
             config: self.file.clone(),
         }
     }
@@ -183,6 +197,8 @@ impl Supervisor {
             }
             specs.push(self.spec(tree));
         }
+        self.listening
+            .trees(self.trees.values().map(|placed| &placed.tree));
         self.children.want(specs);
     }
 
@@ -250,10 +266,8 @@ impl Supervisor {
             log(problem);
         }
         if !loaded.general_is_bad && loaded.bad_files.is_empty() {
-            if self.general.listen != loaded.general.listen
-                || self.general.state != loaded.general.state
-            {
-                log("listen and state are taken over when the service is started again");
+            if self.general.state != loaded.general.state {
+                log("state is taken over when the service is started again");
             }
             self.general = loaded.general;
         }
