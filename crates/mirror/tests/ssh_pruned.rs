@@ -153,3 +153,75 @@ fn what_a_follower_still_needs_is_kept_for_a_while() {
     });
     bed.equal();
 }
+
+/// Bytes that the far end has written to the link since it was asked last, in connections that are over.
+fn sent(bed: &Bed, count: &Path) -> u64 {
+    // A line for each connection that began.
+    let lines = || fs::read_to_string(count).unwrap_or_default();
+    bed.wait("all connections are counted", || {
+        let text = lines();
+        let words = |word: &str| text.lines().filter(|line| line.contains(word)).count();
+        words("began") > 0 && words("began") == words("sent")
+    });
+    let bytes = lines()
+        .lines()
+        .filter_map(|line| line.strip_prefix("sent ")?.parse::<u64>().ok())
+        .sum();
+    fs::remove_file(count).unwrap();
+    bytes
+}
+
+#[test]
+fn who_was_away_too_long_gets_what_differs() {
+    let bed = bed();
+    // What comes over the link is counted on its way.
+    let count = bed.path("sent");
+    let serve = format!(
+        "echo began >> {0}\nexec bash -c '{MIRRORD} stdio --tree {1} --log-max 256K | tee >(echo sent $(wc -c) >> {0})'",
+        count.display(),
+        bed.src().display()
+    );
+    bed.script(&serve);
+    for dir in 0..40 {
+        let dir = bed.src().join(format!("tree/{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        for n in 0..150 {
+            fs::write(dir.join(format!("file with a name of its own {n}")), "").unwrap();
+        }
+    }
+    fs::create_dir(bed.src().join("churn")).unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    churn_until_pruned(&bed);
+    fs::write(bed.src().join("tree/7/one more"), "one more").unwrap();
+    fs::write(
+        bed.src().join("tree/9/file with a name of its own 3"),
+        "other",
+    )
+    .unwrap();
+    fs::remove_file(bed.src().join("tree/11/file with a name of its own 3")).unwrap();
+    fs::rename(bed.src().join("tree/12"), bed.src().join("tree/moved")).unwrap();
+    let whole = {
+        sent(&bed, &count);
+        let (code, said) = ended(bed.mirror_to(&bed.path("other"), &["--once"]));
+        assert_eq!(code, 0, "{said}");
+        sent(&bed, &count)
+    };
+    let (code, said) = bed.mirror_once(&[]);
+    let differing = sent(&bed, &count);
+    assert!(code == 0 && said.contains("compared again"), "{said}");
+    assert!(
+        said.contains("parts of the list of the tree are not known here"),
+        "{said}"
+    );
+    bed.equal();
+    assert!(
+        differing * 4 < whole,
+        "{differing} of {whole} bytes\n{said}"
+    );
+    // And it goes on from there.
+    fs::write(bed.src().join("live"), "live").unwrap();
+    let (code, said) = bed.mirror_once(&[]);
+    assert!(code == 0 && !said.contains("compared again"), "{said}");
+    bed.equal();
+}

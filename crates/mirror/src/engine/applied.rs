@@ -1,6 +1,5 @@
 //! What the apply loop tells others, and what they may ask of it.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,9 +10,9 @@ use mirror_core::{Content, Digest, ObjectId, Position};
 
 use super::control::Until;
 use super::differing::Differing;
+use super::seed::{Chained, Spooled};
 use super::status::{Failed, Hold, PathText, Rolling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
-use crate::log::End;
 
 /// What others may see and wait for.
 #[derive(Default)]
@@ -108,7 +107,7 @@ pub enum ApplyOrder {
     Open(ObjectId, Digest, Sender<Option<(Content, OwnedFd)>>),
     /// Write a list of the whole tree, as of the position, what is owed included, into a file without a name in this
     /// directory.
-    List(PathBuf, Sender<Result<(File, End), String>>),
+    List(PathBuf, Chained, Sender<Result<Spooled, String>>),
     /// Look up: it is to stop.
     Wake,
 }

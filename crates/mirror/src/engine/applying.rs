@@ -8,7 +8,6 @@ mod rolling;
 mod room;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,14 +22,14 @@ use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
 use super::options::OnMassChange;
-use super::seed;
+use super::seed::{self, Chained, Spooled};
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
     Store, store_error,
 };
 use crate::index::Index;
-use crate::log::{Cursor, End, LogError, LogReader, Waited};
+use crate::log::{Cursor, LogError, LogReader, Waited};
 
 pub use super::applied::{
     AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, try_again,
@@ -470,8 +469,8 @@ impl Running {
                 let opened = self.applier.open_content(object, digest);
                 let _ = answer.send(opened.unwrap_or(None));
             }
-            ApplyOrder::List(state_dir, answer) => {
-                let _ = answer.send(self.list(&state_dir));
+            ApplyOrder::List(state_dir, chained, answer) => {
+                let _ = answer.send(self.list(&state_dir, chained));
             }
             ApplyOrder::Release => self.release(),
             ApplyOrder::Look => self.looking = true,
@@ -536,15 +535,10 @@ impl Running {
         Ok(())
     }
 
-    fn list(&self, state_dir: &Path) -> Result<(File, End), String> {
-        let owed = self.applier.owed().collect();
-        let tree = self.reader.tree();
-        let (file, mark) = seed::spool_rows(self.applier.store(), &owed, tree, state_dir)?;
-        let end = End {
-            position: mark.position,
-            head: mark.head,
-        };
-        Ok((file, end))
+    fn list(&self, state_dir: &Path, chained: Chained) -> Result<Spooled, String> {
+        let rows = self.applier.store();
+        let of = (self.reader.tree(), seed::end_of(rows)?);
+        seed::spool_rows(rows, &self.applier.owed().collect(), of, state_dir, chained)
     }
 
     fn adopted(&mut self) -> Result<(), ApplyError> {

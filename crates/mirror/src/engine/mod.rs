@@ -19,7 +19,7 @@ pub mod local;
 mod lost;
 pub mod options;
 mod reserve;
-mod seed;
+pub(crate) mod seed;
 pub mod service;
 pub mod serving;
 pub mod session;

@@ -2,18 +2,23 @@
 //!
 //! First into a file without a name, under one lock of the index, so that it is the tree at one position; then sent at
 //! the follower's pace. Records as in the log, in whole groups, hash-chained from nothing; local parts are left out.
+//! Where a group ends is told by the names in it, so two that know nearly the same tree have nearly the same groups, and
+//! only the others travel ([`listed`]).
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mirror_core::model::GROUP_RECORDS_MAX;
-use mirror_core::{At, Change, Digest, Name, Object, ObjectId, Record, Rows, State, codec};
+use mirror_core::{
+    At, Change, Digest, Name, Object, ObjectId, Position, Record, Rows, State, codec,
+};
 
-use crate::index::{Index, Mark};
+use crate::index::Index;
 use crate::log::{End, Tail};
 
 /// On a follower, in its state directory: what came, group by group, until it is made.
@@ -23,64 +28,112 @@ const ROWS: usize = 256;
 /// Records of one group; also what the follower holds at once.
 const GROUP_RECORDS: usize = 1000;
 const GROUP_BYTES: usize = 1 << 20;
+/// Records of a group, about: one that differs makes so many travel.
+const CUT_AFTER: u32 = 100;
 /// How long the index may take to become durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(30);
 
 /// What the log says of objects that a copy could not be brought to yet; `None`: they are gone.
 pub type Owed = BTreeMap<ObjectId, Option<Object>>;
 
-/// The file and the position it is of.
+/// A tree as of one position, in groups that can be had one by one.
+pub struct Spooled {
+    file: File,
+    pub end: End,
+    pub groups: Vec<Group>,
+}
+
+/// One group of a [`Spooled`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// Chained apart, groups are equal wherever the same part of a tree is told as of the same position.
+    pub hash: GroupHash,
+    offset: u64,
+    bytes: u32,
+}
+
+pub type GroupHash = [u8; 16];
+
+impl Spooled {
+    /// The frames of group `n`.
+    pub fn group(&self, n: usize) -> Result<Vec<u8>, String> {
+        let group = self.groups.get(n).ok_or("there is no such group")?;
+        let mut frames = vec![0; group.bytes as usize];
+        self.file
+            .read_exact_at(&mut frames, group.offset)
+            .map_err(|e| format!("cannot read a list of the tree: {e}"))?;
+        Ok(frames)
+    }
+}
+
+/// How the records of a tree are chained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chained {
+    /// One after the other, through all groups.
+    Through,
+    /// Each group from nothing, so that it stands for itself.
+    Apart,
+}
+
+/// The tree that an index says, once that is durable: before, it is not served.
 pub fn spool(
     index: &RwLock<Index>,
     tree: [u8; 16],
     tail: &Tail,
     state_dir: &Path,
-) -> Result<(File, End), String> {
-    let (file, mark) = {
+    chained: Chained,
+) -> Result<Spooled, String> {
+    let spooled = {
         let rows = index.read().unwrap_or_else(PoisonError::into_inner);
-        spool_rows(&rows, &Owed::new(), tree, state_dir)?
+        let end = end_of(&rows)?;
+        spool_rows(&rows, &Owed::new(), (tree, end), state_dir, chained)?
     };
-    durable(tail, mark)?;
-    let end = End {
+    durable(tail, spooled.end.position)?;
+    Ok(spooled)
+}
+
+/// What rows are of.
+pub fn end_of(rows: &Index) -> Result<End, String> {
+    let mark = rows.mark().ok_or("nothing is known of the tree yet")?;
+    Ok(End {
         position: mark.position,
         head: mark.head,
-    };
-    Ok((file, end))
+    })
 }
 
 fn cannot_write(error: io::Error) -> String {
     format!("cannot write a list of the tree: {error}")
 }
 
-/// The file and what it is of: these rows, but what is owed as it ought to be.
+/// The tree that rows say, but what is owed as it ought to be; told to be of this tree and position.
 pub fn spool_rows(
     rows: &Index,
     owed: &Owed,
-    tree: [u8; 16],
+    (tree, end): ([u8; 16], End),
     state_dir: &Path,
-) -> Result<(File, Mark), String> {
+    chained: Chained,
+) -> Result<Spooled, String> {
     let file = nameless(state_dir).map_err(cannot_write)?;
-    let mark = rows.mark().ok_or("nothing is known of the tree yet")?;
     let mut out = Spool {
         out: BufWriter::new(&file),
+        offset: 0,
+        groups: Vec::new(),
         group: Vec::new(),
         frames: Vec::new(),
+        chained,
         head: codec::GENESIS,
-        mark,
+        position: end.position,
     };
     out.tree(rows, owed, tree)?;
     out.out.flush().map_err(cannot_write)?;
+    let groups = std::mem::take(&mut out.groups);
     drop(out);
-    Ok((file, mark))
+    Ok(Spooled { file, end, groups })
 }
 
-fn durable(tail: &Tail, mark: Mark) -> Result<(), String> {
-    // What is not durable here is not served.
+fn durable(tail: &Tail, position: Position) -> Result<(), String> {
     let until = Instant::now() + DURABLE_WITHIN;
-    while tail
-        .durable()
-        .is_none_or(|end| end.position < mark.position)
-    {
+    while tail.durable().is_none_or(|end| end.position < position) {
         if Instant::now() >= until {
             return Err("the log does not become durable".into());
         }
@@ -112,18 +165,6 @@ pub fn create(state_dir: &Path) -> io::Result<File> {
         .open(state_dir.join(FILE))
 }
 
-/// The groups of such a file, from its beginning, one after the other, until `each` says false: then false.
-pub fn groups(mut file: File, each: &mut dyn FnMut(Vec<u8>) -> bool) -> io::Result<bool> {
-    file.rewind()?;
-    let mut from = BufReader::new(file);
-    while let Some(group) = next_group(&mut from)? {
-        if !each(group) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 /// A group and its length before it. `None`: that was the last one.
 pub fn next_group(from: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
@@ -148,11 +189,14 @@ pub fn put_group(to: &mut impl Write, group: &[u8]) -> io::Result<()> {
 
 struct Spool<'a> {
     out: BufWriter<&'a File>,
+    offset: u64,
+    groups: Vec<Group>,
     /// Changes of the group that is being gathered.
     group: Vec<Change>,
     frames: Vec<u8>,
+    chained: Chained,
     head: Digest,
-    mark: Mark,
+    position: Position,
 }
 
 impl Spool<'_> {
@@ -237,8 +281,10 @@ impl Spool<'_> {
     }
 
     fn push(&mut self, change: Change) -> Result<(), String> {
+        // Where a group ends is told by what is in it, so that a difference before it does not move it.
+        let ends = made_at(&change).is_some_and(is_cut_after);
         self.group.push(change);
-        if self.group.len() >= GROUP_RECORDS {
+        if ends || self.group.len() >= GROUP_RECORDS {
             self.end_group()?;
         }
         Ok(())
@@ -251,7 +297,7 @@ impl Spool<'_> {
             // Large attributes make a group long before it has many records.
             let end = n == last || self.frames.len() >= GROUP_BYTES;
             let record = Record {
-                position: self.mark.position,
+                position: self.position,
                 time_ns: 0,
                 end,
                 who: None,
@@ -262,13 +308,50 @@ impl Spool<'_> {
             self.head = codec::encode(&record, &self.head, &mut self.frames)
                 .map_err(|e| format!("a record can't be written: {e:?}"))?;
             if end {
-                put_group(&mut self.out, &self.frames)
-                    .map_err(|e| format!("cannot write a list of the tree: {e}"))?;
-                self.frames.clear();
+                self.put()?;
             }
         }
         Ok(())
     }
+
+    fn put(&mut self) -> Result<(), String> {
+        let bytes = u32::try_from(self.frames.len()).map_err(|_| "a group too large")?;
+        self.out
+            .write_all(&self.frames)
+            .map_err(|e| format!("cannot write a list of the tree: {e}"))?;
+        self.groups.push(Group {
+            hash: hash(&self.frames),
+            offset: self.offset,
+            bytes,
+        });
+        self.offset += u64::from(bytes);
+        self.frames.clear();
+        if self.chained == Chained::Apart {
+            self.head = codec::GENESIS;
+        }
+        Ok(())
+    }
+}
+
+/// Of a group whose records are chained apart.
+pub fn hash(frames: &[u8]) -> GroupHash {
+    let whole = blake3::hash(frames);
+    std::array::from_fn(|n| whole.as_bytes()[n])
+}
+
+/// The name that a change of a spooled tree makes.
+fn made_at(change: &Change) -> Option<&At> {
+    match change {
+        Change::Create { at, .. } | Change::Link { at, .. } => Some(at),
+        _ => None,
+    }
+}
+
+/// After one of [`CUT_AFTER`] names, whatever the names around it.
+fn is_cut_after(at: &At) -> bool {
+    let mut hash = crc32c::crc32c(&at.parent.0.to_le_bytes());
+    hash = crc32c::crc32c_append(hash, at.name.as_bytes());
+    hash % CUT_AFTER == 0
 }
 
 fn made_new(at: At, object: ObjectId, row: Object) -> Change {
@@ -276,9 +359,12 @@ fn made_new(at: At, object: ObjectId, row: Object) -> Change {
     Change::Create { at, object, state }
 }
 
-/// The records of a group, and the head after them.
+/// The records of a group, and the head after them. It may begin a chain of its own ([`Chained::Apart`]).
 pub fn decode_group(mut frames: &[u8], head: &mut Digest) -> Result<Vec<Record>, String> {
     let mut records = Vec::new();
+    if codec::decode(frames, head).is_err() {
+        *head = codec::GENESIS;
+    }
     while !frames.is_empty() {
         let (mut record, after, length) =
             codec::decode(frames, head).map_err(|e| format!("a record: {e:?}"))?;

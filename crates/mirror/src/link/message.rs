@@ -23,6 +23,11 @@ pub const SMALL_BYTES_MAX: u64 = 256 << 10;
 
 /// In `features`: the tree can be sent, and taken, as [`Seed`].
 pub const FEATURE_SEED: u64 = 1;
+/// Likewise: as [`SeedList`] first, of which only what is [`SeedWant`]ed travels.
+pub const FEATURE_LIST: u64 = 16;
+/// Groups in one [`SeedList`], and in all of them.
+pub const LIST_GROUPS: usize = 8 << 10;
+pub const LIST_GROUPS_MAX: usize = 8 << 20;
 
 /// A position and the head hash after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -212,6 +217,9 @@ pub struct Follow {
     /// No contents, please.
     #[n(2)]
     pub records_only: bool,
+    /// Much of the tree is known here: a list of it first, please.
+    #[cbor(n(3), default)]
+    pub listed: bool,
 }
 
 /// One small content.
@@ -257,6 +265,29 @@ pub struct Seed {
 pub struct SeedEnd {
     #[n(0)]
     pub at: At,
+}
+
+/// W: the groups that [`Seed`] would send, each by the first 16 bytes of blake3 of its frames, chained from nothing, each
+/// group for itself. The tree is as of `at`.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SeedList {
+    #[n(0)]
+    pub at: At,
+    #[n(1)]
+    pub last: bool,
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub hashes: Vec<u8>,
+}
+
+/// F: of that list it needs these groups, in their order; after the last ones come [`Seed`] and [`SeedEnd`] as ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct SeedWant {
+    #[n(0)]
+    pub from: u64,
+    #[n(1)]
+    pub count: u64,
+    #[n(2)]
+    pub last: bool,
 }
 
 /// F: how far it is.
@@ -515,6 +546,8 @@ messages! {
     20 true Bye
     21 true Seed
     22 true SeedEnd
+    27 true SeedList
+    28 true SeedWant
     23 true Pair
     24 true Paired
     25 true List

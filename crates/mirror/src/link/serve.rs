@@ -4,23 +4,25 @@
 //! Whether that is a worker with its capture, or a mirror that is followed itself, is behind [`Served`].
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use mirror_core::{Digest, ObjectId, Position, Record};
 
 use super::batches::{After, Got, Made};
 use super::cache::{CacheReader, ContentCache};
 use super::conn::{Incoming, LinkError, Outgoing, Pulse, silence};
 use super::message::{
-    self as say, AHEAD_BYTES_MAX, Block, CONTENTS_BYTES, Cause, Message, PIECE_BYTES, PROTOCOL,
-    PROTOCOL_MIN, SMALL_BYTES_MAX,
+    self as say, AHEAD_BYTES_MAX, Block, CONTENTS_BYTES, Cause, LIST_GROUPS, Message, PIECE_BYTES,
+    PROTOCOL, PROTOCOL_MIN, SMALL_BYTES_MAX,
 };
 use super::report::{BarrierReport, Fit, Report};
 use crate::capture::state::{Barrier, Order};
+use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::chain::{self, Chain};
 use crate::engine::status::Positions;
 use crate::log::{Cursor, End, LogError, LogReader, Waited};
@@ -28,6 +30,8 @@ use crate::log::{Cursor, End, LogError, LogReader, Waited};
 /// Requests for content that wait; a follower asks for a few at a time.
 const REQUESTS_MAX: usize = 256;
 const REQUEST_THREADS: usize = 2;
+/// Parts of a listed tree that were asked for and not sent yet.
+pub const WANTS_MAX: usize = 64 << 10;
 /// Barriers and verifications of one follower at once.
 const ASKED_MAX: usize = 16;
 /// Records gathered before they are sent.
@@ -109,14 +113,9 @@ pub trait Served: Send + Sync {
         digest: Digest,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> ReadBack;
-    /// The tree as the index has it now, in groups of records that make it; `each` says false to stop. What it is of
-    /// stays in the log for as long as `keep` says so.
-    fn seed(
-        &self,
-        each: &mut dyn FnMut(Vec<u8>) -> bool,
-        keep: &dyn Fn(End),
-    ) -> Result<End, String> {
-        let _ = (each, keep);
+    /// The tree as the index has it now, in groups of records that make it.
+    fn spool(&self, chained: Chained) -> Result<Spooled, String> {
+        let _ = chained;
         Err("this worker can't send its tree whole".into())
     }
     /// Reads the whole source again and compares it with the index; `each` says false to stop.
@@ -316,7 +315,7 @@ impl<'a> Connection<'a> {
         let _ = self.tree.set(open.tree);
         self.outgoing.send(say::Welcome {
             protocol: PROTOCOL.min(protocol),
-            features: say::FEATURE_SEED,
+            features: say::FEATURE_SEED | say::FEATURE_LIST,
             program: open.program.into(),
             tree: open.tree,
             path: open.path.clone(),
@@ -338,6 +337,7 @@ impl<'a> Connection<'a> {
     ) -> Result<(), LinkError> {
         let mut cache = Some(cache);
         let mut requests: Option<Sender<say::Request>> = None;
+        let mut wants: Option<Sender<say::SeedWant>> = None;
         let asked = Arc::new(());
         loop {
             match incoming.next_message()? {
@@ -351,13 +351,19 @@ impl<'a> Connection<'a> {
                     self.records_only
                         .store(follow.records_only, Ordering::Relaxed);
                     let after = follow.after.map(End::from);
+                    let listed = follow.listed && after.is_none();
                     match self.begin(after) {
+                        Ok(_) | Err((Cause::Pruned, _)) if listed => {
+                            cache = Some(reader);
+                            self.seeds_now()?;
+                            let (sender, wanted) = unbounded();
+                            wants = Some(sender);
+                            scope.spawn(move || self.send_seed(Some(&wanted)));
+                        }
                         Err((Cause::Pruned, _)) if after.is_none() && self.seeds => {
                             cache = Some(reader);
-                            if self.seeding.swap(true, Ordering::AcqRel) {
-                                return Err(LinkError::Nonsense("it begins twice".into()));
-                            }
-                            scope.spawn(|| self.send_seed());
+                            self.seeds_now()?;
+                            scope.spawn(|| self.send_seed(None));
                         }
                         Ok(from) => {
                             // Who only looks comes once.
@@ -371,6 +377,16 @@ impl<'a> Connection<'a> {
                             cache = Some(reader);
                         }
                     }
+                }
+                Message::SeedWant(want) => {
+                    let Some(wants) = &wants else {
+                        return Err(LinkError::Nonsense("it wants a tree too early".into()));
+                    };
+                    if wants.len() >= WANTS_MAX {
+                        return Err(LinkError::Nonsense("too many questions at once".into()));
+                    }
+                    // Whoever sends them ends when the connection does.
+                    let _ = wants.send(want);
                 }
                 Message::Ack(ack) => {
                     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -518,24 +534,113 @@ impl<'a> Connection<'a> {
 
     // ---- the tree, whole ----
 
-    fn send_seed(&self) {
-        let mut sent = Ok(());
-        let done = self.served.seed(
-            &mut |group| {
-                sent = self.send_group(&group);
-                sent.is_ok()
-            },
-            &|end| self.keep(end.position),
-        );
-        self.seeding.store(false, Ordering::Release);
-        let told = match done {
-            _ if sent.is_err() => sent,
-            Ok(end) => self.outgoing.send(say::SeedEnd { at: end.into() }),
-            Err(reason) => refuse(self.outgoing, Cause::Failed, reason),
-        };
-        if told.is_err() {
-            self.outgoing.close();
+    fn seeds_now(&self) -> Result<(), LinkError> {
+        if self.seeding.swap(true, Ordering::AcqRel) {
+            return Err(LinkError::Nonsense("it begins twice".into()));
         }
+        Ok(())
+    }
+
+    /// `wanted`: the follower gets a list, and says of which groups it wants the records.
+    fn send_seed(&self, wanted: Option<&Receiver<say::SeedWant>>) {
+        let done = self.send_tree(wanted);
+        self.seeding.store(false, Ordering::Release);
+        if !matches!(done, Ok(Ok(()))) {
+            let told = match done {
+                Ok(Err(reason)) => refuse(self.outgoing, Cause::Failed, reason),
+                _ => Err(LinkError::Closed),
+            };
+            if told.is_err() {
+                self.outgoing.close();
+            }
+        }
+    }
+
+    /// The inner error: why it can't be sent.
+    fn send_tree(
+        &self,
+        wanted: Option<&Receiver<say::SeedWant>>,
+    ) -> Result<Result<(), String>, LinkError> {
+        let chained = match wanted {
+            Some(_) => Chained::Apart,
+            None => Chained::Through,
+        };
+        let spooled = match self.served.spool(chained) {
+            Ok(spooled) => spooled,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        self.keep(spooled.end.position);
+        let sent = match wanted {
+            None => self.send_groups(&spooled, 0..spooled.groups.len())?,
+            Some(wanted) => {
+                self.send_list(&spooled)?;
+                self.send_wanted(&spooled, wanted)?
+            }
+        };
+        if let Err(reason) = sent {
+            return Ok(Err(reason));
+        }
+        self.outgoing.send(say::SeedEnd {
+            at: spooled.end.into(),
+        })?;
+        Ok(Ok(()))
+    }
+
+    fn send_list(&self, spooled: &Spooled) -> Result<(), LinkError> {
+        let lists = spooled.groups.len().div_ceil(LIST_GROUPS);
+        for (n, groups) in spooled.groups.chunks(LIST_GROUPS).enumerate() {
+            self.outgoing.send_bulk(say::SeedList {
+                at: spooled.end.into(),
+                last: n + 1 == lists,
+                hashes: groups.iter().flat_map(|group| group.hash).collect(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn send_wanted(
+        &self,
+        spooled: &Spooled,
+        wanted: &Receiver<say::SeedWant>,
+    ) -> Result<Result<(), String>, LinkError> {
+        let mut next = 0;
+        while !self.outgoing.is_closed() {
+            let want = match wanted.recv_timeout(NAP) {
+                Ok(want) => want,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let end = want.from.saturating_add(want.count);
+            let (Ok(from), Ok(end)) = (usize::try_from(want.from), usize::try_from(end)) else {
+                return Ok(Err("groups were asked for that are not there".into()));
+            };
+            // In their order, each once: nobody is sent more than the tree.
+            if from < next || end > spooled.groups.len() {
+                return Ok(Err("groups were asked for that are not there".into()));
+            }
+            next = end;
+            if let Err(reason) = self.send_groups(spooled, from..end)? {
+                return Ok(Err(reason));
+            }
+            if want.last {
+                return Ok(Ok(()));
+            }
+        }
+        Err(LinkError::Closed)
+    }
+
+    fn send_groups(
+        &self,
+        spooled: &Spooled,
+        groups: Range<usize>,
+    ) -> Result<Result<(), String>, LinkError> {
+        for n in groups {
+            match spooled.group(n) {
+                Ok(frames) => self.send_group(&frames)?,
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
+        Ok(Ok(()))
     }
 
     fn send_group(&self, group: &[u8]) -> Result<(), LinkError> {

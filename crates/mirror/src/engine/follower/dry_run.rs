@@ -154,6 +154,7 @@ fn fetch(
                     after: None,
                     bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
+                    listed: false,
                 })?;
                 out.send(say::Barrier { id: 1 })?;
             }
@@ -174,6 +175,7 @@ fn fetch(
                     after: Some(say::At::from(end)),
                     bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
+                    listed: false,
                 })?;
             }
             Message::BarrierDone(done) => {

@@ -10,6 +10,7 @@ mod dial;
 mod dry_run;
 mod far;
 mod hub;
+mod listed;
 mod receive;
 mod serving;
 mod ssh;
@@ -17,7 +18,7 @@ mod verify;
 mod wire;
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,6 +50,7 @@ use contents::{Fetching, Memory, WireContents};
 use dial::Dialer;
 use far::Far;
 use hub::{Handles, Hub};
+use listed::Known;
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
 use serving::{Door, Live, Serving};
 use wire::Covered;
@@ -149,6 +151,7 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
             released.is_some_and(|hold| hold.reason != HoldReason::MassChange),
         )),
         comparing: false,
+        known: None,
         restarts: 0,
         contradicted: Cell::new(false),
         ever: false,
@@ -170,6 +173,8 @@ struct Follower {
     released_there: Arc<AtomicBool>,
     /// Log and index were given up: DST is ours all the same.
     comparing: bool,
+    /// The rows that were given up: the source need not tell all again.
+    known: Option<PathBuf>,
     /// How often this process began again by comparing.
     restarts: u32,
     /// Begun again because the records contradicted the rows.
@@ -295,6 +300,7 @@ impl Follower {
                         show(&aside)
                     )));
                     self.comparing = true;
+                    self.known = Some(aside.join("index"));
                 }
                 End::Retry(reason) => {
                     if began.elapsed() > Duration::from_secs(60) {
@@ -475,6 +481,10 @@ impl Follower {
         if log.is_some() {
             let _ = begun.send(());
         }
+        let known = match (&log, &self.known) {
+            (None, Some(rows)) => Known::open(rows, &self.options.state_dir),
+            _ => None,
+        };
         let log = Arc::new(Mutex::new(log));
         let receiver = Receiver {
             far: self.far.clone(),
@@ -490,6 +500,8 @@ impl Follower {
             changed,
             seeded,
             tree: None,
+            known,
+            listed: None,
             came_whole: false,
             released: self.released_there.clone(),
         };

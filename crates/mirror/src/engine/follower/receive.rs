@@ -16,6 +16,7 @@ use super::contents::Memory;
 use super::dial::Dialer;
 use super::far::{Far, Peer};
 use super::hub::Hub;
+use super::listed::{Known, Listed, PutError};
 use super::wire::Link;
 use crate::disk::Disk;
 use crate::engine::applying::chain;
@@ -68,6 +69,10 @@ pub struct Receiver {
     pub changed: bool,
     /// Of the tree that comes whole, until there is a log.
     pub tree: Option<[u8; 16]>,
+    /// What was known of the copy before it began anew.
+    pub known: Option<Known>,
+    /// A list of the tree is coming, or has come.
+    pub listed: Option<Listed>,
     /// It has come, and is being made.
     pub came_whole: bool,
     /// What the worker holds was let go on while no process ran here. Taken once.
@@ -271,8 +276,10 @@ impl Receiver {
         self.join_chain(&welcome)?;
         let begin = self.begin_log(&welcome)?;
         let link = Arc::new(Link::new(outgoing.clone()));
-        if let Some(after) = begin {
-            link.follow(after, self.options.bwlimit.get())?;
+        match begin {
+            Some(None) if self.listed.is_some() => link.follow_listed(self.options.bwlimit.get())?,
+            Some(after) => link.follow(after, self.options.bwlimit.get())?,
+            None => {}
         }
         self.ever = true;
         self.hub.connected(&link, &welcome, &self.far.host);
@@ -370,6 +377,12 @@ impl Receiver {
                 Ended::Restart("the source has another history than a moment ago".into()),
             )),
             None if self.came_whole => Ok(None),
+            // Much of it is known: what differs of it comes, and the log begins after it.
+            None if self.known.is_some() && welcome.features & say::FEATURE_LIST != 0 => {
+                self.tree = Some(welcome.tree);
+                self.listed = Some(Listed::default());
+                Ok(Some(None))
+            }
             // Its log does not reach back to the beginning: the tree comes whole, and the log begins after it.
             None if welcome.features & say::FEATURE_SEED != 0
                 && welcome.first.is_some_and(|first| first.sequence > 1) =>
@@ -421,9 +434,9 @@ impl Receiver {
     ) -> Result<(), Broken> {
         match message {
             Message::Seed(seed) => self.seed(&seed, coming),
+            Message::SeedList(list) => self.list(&list, link),
             Message::SeedEnd(end) => {
-                let done = coming.seed.take().map_or(Ok(()), |mut file| file.flush());
-                done.map_err(|e| self.cannot_seed(&e))?;
+                self.end_seed(end.at.into(), coming)?;
                 self.came_whole = true;
                 link.seeded();
                 let tree = self.tree.unwrap_or_default();
@@ -484,8 +497,45 @@ impl Receiver {
         Broken::Ended(Ended::Local(format!("cannot write {file}: {error}")))
     }
 
+    fn cannot_put(&self, error: PutError) -> Broken {
+        match error {
+            PutError::Io(error) => self.cannot_seed(&error),
+            PutError::NotListed => LinkError::Nonsense(error.to_string()).into(),
+        }
+    }
+
+    fn list(&mut self, list: &say::SeedList, link: &Link) -> Result<(), Broken> {
+        let tree = self.tree.unwrap_or_default();
+        let (Some(listed), Some(known), false) = (&mut self.listed, &self.known, self.came_whole)
+        else {
+            return Err(LinkError::Nonsense("a list comes that nobody asked for".into()).into());
+        };
+        if let Some(differs) = listed.take(list, known, tree, &link.outgoing)? {
+            self.hub.ui.event(Event::Notice(differs.to_string()));
+        }
+        Ok(())
+    }
+
+    fn end_seed(&mut self, at: End, coming: &mut Coming) -> Result<(), Broken> {
+        let mut file = match coming.seed.take() {
+            Some(file) => file,
+            None => self.create_seed()?,
+        };
+        let rest = match &mut self.listed {
+            Some(listed) => listed.finish(at, &mut file),
+            None => Ok(()),
+        };
+        rest.map_err(|e| self.cannot_put(e))?;
+        file.flush().map_err(|e| self.cannot_seed(&e))
+    }
+
+    fn create_seed(&self) -> Result<BufWriter<File>, Broken> {
+        let file = seed::create(&self.options.state_dir);
+        Ok(BufWriter::new(file.map_err(|e| self.cannot_seed(&e))?))
+    }
+
     /// Whole groups go into a file, to be made into the copy once all are there.
-    fn seed(&self, seed: &say::Seed, coming: &mut Coming) -> Result<(), Broken> {
+    fn seed(&mut self, seed: &say::Seed, coming: &mut Coming) -> Result<(), Broken> {
         if lock(&self.log).is_some() || self.came_whole {
             return Err(LinkError::Nonsense("a tree comes that nobody asked for".into()).into());
         }
@@ -498,18 +548,18 @@ impl Receiver {
         }
         let mut file = match coming.seed.take() {
             Some(file) => file,
-            None => {
-                let file = seed::create(&self.options.state_dir);
-                BufWriter::new(file.map_err(|e| self.cannot_seed(&e))?)
-            }
+            None => self.create_seed()?,
         };
         let group = std::mem::take(&mut coming.group);
         let before = coming.seed_bytes;
         coming.seed_bytes += group.len() as u64;
         room(&self.options.state_dir, before, coming.seed_bytes)
             .map_err(|what| Broken::Ended(Ended::Local(what)))?;
-        let put = seed::put_group(&mut file, &group);
-        put.map_err(|e| self.cannot_seed(&e))?;
+        let put = match &mut self.listed {
+            Some(listed) => listed.put(&group, &mut file),
+            None => seed::put_group(&mut file, &group).map_err(PutError::Io),
+        };
+        put.map_err(|e| self.cannot_put(e))?;
         coming.seed = Some(file);
         Ok(())
     }
@@ -616,7 +666,7 @@ pub fn hello(options: &MirrorOptions, far: &Far, replica: &[u8]) -> say::Hello {
     say::Hello {
         protocol: PROTOCOL,
         protocol_min: PROTOCOL_MIN,
-        features: say::FEATURE_SEED,
+        features: say::FEATURE_SEED | say::FEATURE_LIST,
         role: "follower".into(),
         program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
         tree: far.path.clone(),

@@ -23,7 +23,7 @@ use crate::capture::state::{Barrier, Order};
 use crate::engine::applying::{Applied, ApplyOrder, ApplyOrders};
 use crate::engine::event::Event;
 use crate::engine::options::MirrorOptions;
-use crate::engine::seed;
+use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::keep::{self, Keep};
 use crate::engine::serving::{Chain, Seats, socket};
 use crate::engine::session::show;
@@ -492,32 +492,22 @@ impl Served for Serving {
         }
     }
 
-    fn seed(
-        &self,
-        each: &mut dyn FnMut(Vec<u8>) -> bool,
-        keep: &dyn Fn(End),
-    ) -> Result<End, String> {
+    fn spool(&self, chained: Chained) -> Result<Spooled, String> {
         let resting = || "the mirror there is not at work now".to_string();
         let live = self.live().ok_or_else(resting)?;
         let (answer, listed) = bounded(1);
-        let order = ApplyOrder::List(live.state, answer);
+        let order = ApplyOrder::List(live.state, chained, answer);
         live.orders.send(order).map_err(|_| resting())?;
         let until = Instant::now() + LIST_WITHIN;
-        let (file, end) = loop {
+        loop {
             match listed.recv_timeout(NAP) {
-                Ok(listed) => break listed?,
+                Ok(listed) => return listed,
                 Err(RecvTimeoutError::Disconnected) => return Err(resting()),
                 Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
                     return Err("the copy there is being changed all the time".into());
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-        };
-        keep(end);
-        match seed::groups(file, each) {
-            Ok(true) => Ok(end),
-            Ok(false) => Err("nobody listens any more".into()),
-            Err(e) => Err(format!("cannot read a list of the tree: {e}")),
         }
     }
 

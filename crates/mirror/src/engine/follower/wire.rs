@@ -71,6 +71,20 @@ impl Link {
 
     /// Says where to begin, if nobody did.
     pub fn follow(&self, after: Option<End>, bwlimit: Option<u64>) -> Result<(), LinkError> {
+        self.follow_by(after, bwlimit, false)
+    }
+
+    /// Likewise, with the tree as a list first.
+    pub fn follow_listed(&self, bwlimit: Option<u64>) -> Result<(), LinkError> {
+        self.follow_by(None, bwlimit, true)
+    }
+
+    fn follow_by(
+        &self,
+        after: Option<End>,
+        bwlimit: Option<u64>,
+        listed: bool,
+    ) -> Result<(), LinkError> {
         if self.following.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
@@ -78,6 +92,7 @@ impl Link {
             after: after.map(say::At::from),
             bwlimit: bwlimit.unwrap_or(0),
             records_only: false,
+            listed,
         })
     }
 

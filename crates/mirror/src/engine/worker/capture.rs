@@ -11,7 +11,7 @@ use mirror_core::{Content, Digest, ObjectId, Rows};
 use super::super::control::{ControlError, VerifyEnd, VerifyLine};
 use super::super::local::contents::SourceContents;
 use super::super::options::Detector;
-use super::super::seed;
+use super::super::seed::{self, Chained, Spooled};
 use super::super::session::Session;
 use super::super::status::{Counters, DetectorStatus, PathText};
 use super::super::verify::{self, SourceOf};
@@ -21,7 +21,6 @@ use crate::index::Index;
 use crate::link::report::{Report, ScanReport};
 use crate::link::serve::{Compared, Found, Open, ReadBack};
 use crate::link::stream::{Streamed, stream};
-use crate::log::End;
 
 /// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
 #[derive(Clone)]
@@ -149,25 +148,9 @@ impl Live {
         })
     }
 
-    /// As [`crate::link::serve::Served::seed`].
-    pub fn seed(
-        &self,
-        state_dir: &std::path::Path,
-        each: &mut dyn FnMut(Vec<u8>) -> bool,
-        keep: &dyn Fn(End),
-    ) -> Result<End, String> {
-        let (file, end) = seed::spool(
-            &self.index,
-            self.open.tree,
-            &self.open.reader.tail(),
-            state_dir,
-        )?;
-        keep(end);
-        match seed::groups(file, each) {
-            Ok(true) => Ok(end),
-            Ok(false) => Err("nobody listens any more".into()),
-            Err(e) => Err(format!("cannot read a list of the tree: {e}")),
-        }
+    pub fn spool(&self, state_dir: &std::path::Path, chained: Chained) -> Result<Spooled, String> {
+        let tail = self.open.reader.tail();
+        seed::spool(&self.index, self.open.tree, &tail, state_dir, chained)
     }
 
     /// Adds what the session knows.

@@ -23,6 +23,7 @@ use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
 use super::super::options::Detector;
+use super::super::seed::{Chained, Spooled};
 use super::super::serving::keep::{self, Keep};
 use super::super::serving::{Chain, Seats, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
@@ -665,15 +666,11 @@ impl Served for Host {
         }
     }
 
-    fn seed(
-        &self,
-        each: &mut dyn FnMut(Vec<u8>) -> bool,
-        keep: &dyn Fn(crate::log::End),
-    ) -> Result<crate::log::End, String> {
+    fn spool(&self, chained: Chained) -> Result<Spooled, String> {
         let Some(live) = self.live() else {
             return Err("the source is not being captured now".into());
         };
-        live.seed(&self.config.state_dir, each, keep)
+        live.spool(&self.config.state_dir, chained)
     }
 
     fn verify(

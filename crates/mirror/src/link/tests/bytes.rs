@@ -74,6 +74,7 @@ fn message() -> impl Strategy<Value = Message> {
                     after,
                     bwlimit,
                     records_only,
+                    listed: false,
                 }
                 .into()
             }

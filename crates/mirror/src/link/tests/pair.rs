@@ -227,6 +227,7 @@ impl Hand {
                 after,
                 bwlimit: 0,
                 records_only: false,
+                listed: false,
             })
             .unwrap();
     }
@@ -528,6 +529,7 @@ fn bandwidth_is_kept() {
             after: None,
             bwlimit,
             records_only: false,
+            listed: false,
         })
         .unwrap();
     let before = Instant::now();
