@@ -351,7 +351,7 @@ fn made_at(change: &Change) -> Option<&At> {
 fn is_cut_after(at: &At) -> bool {
     let mut hash = crc32c::crc32c(&at.parent.0.to_le_bytes());
     hash = crc32c::crc32c_append(hash, at.name.as_bytes());
-    hash % CUT_AFTER == 0
+    hash.is_multiple_of(CUT_AFTER)
 }
 
 fn made_new(at: At, object: ObjectId, row: Object) -> Change {

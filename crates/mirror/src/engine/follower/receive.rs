@@ -277,7 +277,9 @@ impl Receiver {
         let begin = self.begin_log(&welcome)?;
         let link = Arc::new(Link::new(outgoing.clone()));
         match begin {
-            Some(None) if self.listed.is_some() => link.follow_listed(self.options.bwlimit.get())?,
+            Some(None) if self.listed.is_some() => {
+                link.follow_listed(self.options.bwlimit.get())?
+            }
             Some(after) => link.follow(after, self.options.bwlimit.get())?,
             None => {}
         }
