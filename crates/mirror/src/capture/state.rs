@@ -71,6 +71,8 @@ pub struct CaptureStatus {
     pub notices: Vec<String>,
     /// The oldest record that somebody still has to read; `None`: nobody said yet, so nothing may go.
     pub needed: Option<Position>,
+    /// Bytes that log and contents may take at most, because the file system is full; `None`: as ever.
+    pub room: Option<u64>,
 }
 
 #[derive(Default)]

@@ -9,6 +9,7 @@ use mirror_core::Position;
 
 use crate::cli::keys::{KeyCommand, PairArgs, TrustArgs};
 use crate::cli::parse::{self, ParseError};
+use crate::cli::serve_worker::{LogArgs, ServeArgs, ServiceConfigCommand, StageArgs};
 use crate::engine::control::Against;
 use crate::engine::options::{Detector, OnMassChange, Owners};
 use crate::engine::status::parse_position;
@@ -483,12 +484,18 @@ pub struct Mirrord {
 
 #[derive(Debug, Subcommand)]
 pub enum WorkerCommand {
+    /// Serve the trees of a configuration until stopped
+    Serve(ServeArgs),
     /// The far end of `fs_mirror mirror host:/path`: speaks on stdin and stdout
     Stdio(StdioArgs),
     /// Say how the trees captured here are
     Status(TreeArgs),
     /// One line a tree and exit code 0, 1, 2 or 3 for Nagios-like monitors
     Check(TreeCheckArgs),
+    /// The barrier for deploy scripts: wait until all that was written before has come so far on the replicas
+    Wait(StageArgs),
+    /// Tell what changed, as the log has it
+    Log(LogArgs),
     /// Stop capturing for a while: every descriptor into the tree is closed
     Pause(TreeArgs),
     /// Go on after a pause
@@ -500,6 +507,9 @@ pub enum WorkerCommand {
     Trust(TrustArgs),
     /// Make this host and another one know each other's key
     Pair(PairArgs),
+    /// Check or show the configuration of `serve`
+    #[command(subcommand)]
+    Config(ServiceConfigCommand),
 }
 
 #[derive(Debug, Args)]
@@ -523,7 +533,7 @@ pub struct StdioArgs {
 
 #[derive(Debug, Args)]
 pub struct TreeArgs {
-    /// One tree's path [default: all trees known here]
+    /// One tree, by its name in the service or its path [default: all trees known here]
     pub tree: Option<PathBuf>,
     /// Where states of trees are kept [default: /var/lib/mirrord as root, else the user's state directory]
     #[arg(long, value_name = "DIR")]
@@ -624,6 +634,22 @@ mod tests {
             ("trust mk1:x --tree blog", true),
             ("key show --json", true),
             ("key", false),
+            ("serve", true),
+            (
+                "serve -c /c.toml --tree a=/x --tree b=/y --listen 127.0.0.1 --state /s",
+                true,
+            ),
+            ("serve blog", false),
+            (
+                "wait blog --for durable --replicas 2 --timeout 1m --json",
+                true,
+            ),
+            ("wait", true),
+            ("wait --replicas 0", false),
+            ("wait --for soon", false),
+            ("log blog --follow -n 5", true),
+            ("config check -c /c.toml", true),
+            ("config", false),
             ("stdio", false),
             ("stdio --tree /srv extra", false),
         ] {

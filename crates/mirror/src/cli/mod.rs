@@ -13,6 +13,7 @@ pub mod places;
 pub mod screen;
 pub mod serve_backup;
 pub mod serve_tree;
+pub mod serve_worker;
 pub mod settings;
 pub mod show;
 pub mod text;

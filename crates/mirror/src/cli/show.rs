@@ -22,7 +22,12 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
         .as_ref()
         .map(|d| format!("{d} <- "))
         .unwrap_or_default();
-    out.head(&format!("{dst}{}", status.source));
+    let name = status
+        .name
+        .as_ref()
+        .map(|name| format!("{name}: "))
+        .unwrap_or_default();
+    out.head(&format!("{name}{dst}{}", status.source));
     let state = state(&status.state, status.now, zone);
     if running {
         out.row("state", &state);
@@ -156,19 +161,36 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
         out.row("counted", &counters);
     }
     for replica in &status.replicas {
-        let link = if replica.connected {
-            "connected"
-        } else {
-            "gone"
-        };
         let since = stamp(replica.since, zone);
+        let link = if replica.connected && running {
+            format!("connected since {since}")
+        } else {
+            format!("away, last seen {since}")
+        };
+        out.row("replica", &format!("{}: {link}", replica.name));
+        let p = &replica.positions;
+        out.item(&format!(
+            "received {} · durable {} · applied {} · lag {}, {}",
+            at(p.received),
+            at(p.durable),
+            at(p.applied),
+            seconds(replica.lag.seconds),
+            counted(replica.lag.records, "record", "records")
+        ));
+        if replica.failed > 0 {
+            let failed = counted(replica.failed, "path", "paths");
+            out.item(&format!(
+                "{failed} failed there: `fs_mirror status` there lists them"
+            ));
+        }
+        if let Some(held) = &replica.held {
+            out.item(&format!("on hold there: {held}"));
+        }
+    }
+    if let Some(rate) = status.bwlimit {
         out.row(
-            "replica",
-            &format!(
-                "{}: {link} since {since}, applied {}",
-                replica.name,
-                at(replica.positions.applied)
-            ),
+            "bwlimit",
+            &format!("{}/s now, to all replicas together", bytes(rate)),
         );
     }
     if let Some(space) = &status.space {
@@ -371,6 +393,20 @@ pub fn health(status: &Status, max_lag: Duration) -> (Health, String) {
                 seconds(lag),
                 seconds(max_lag.as_secs_f64())
             ),
+        );
+    }
+    // A service has replicas to look after; what a login started, comes and goes.
+    let away = status.replicas.iter().filter(|r| !r.connected);
+    for replica in away.filter(|_| status.name.is_some()) {
+        let away = replica.since.seconds_until(status.now);
+        let health = if away > max_lag.as_secs_f64() {
+            Health::Critical
+        } else {
+            Health::Warning
+        };
+        find(
+            health,
+            format!("{} is away for {}", replica.name, seconds(away)),
         );
     }
     if status.failed_total > 0 {

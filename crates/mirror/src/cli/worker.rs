@@ -9,16 +9,20 @@ use crate::cli::exit::{CliError, Exit};
 use crate::cli::keys;
 use crate::cli::places::show;
 use crate::cli::show::Health;
-use crate::cli::ui;
+use crate::cli::{serve_worker, ui};
 use crate::engine::control::{Client, ClientError, Stop};
 use crate::engine::worker::{self, StdioOptions};
 use crate::net::Program;
 
 pub fn run(command: WorkerCommand) -> Result<Exit, CliError> {
     match command {
+        WorkerCommand::Serve(args) => serve_worker::serve(args),
         WorkerCommand::Stdio(args) => stdio(args),
         WorkerCommand::Status(args) => status(&args),
         WorkerCommand::Check(args) => Ok(check(&args)),
+        WorkerCommand::Wait(args) => serve_worker::wait(&args),
+        WorkerCommand::Log(args) => serve_worker::log(&args),
+        WorkerCommand::Config(command) => serve_worker::config(command),
         WorkerCommand::Pause(args) => order(&args, "paused", Client::pause),
         WorkerCommand::Resume(args) => order(&args, "resumed", Client::resume),
         WorkerCommand::Key(command) => keys::key(Program::Mirrord, &command),
@@ -42,15 +46,31 @@ fn stdio(args: StdioArgs) -> Result<Exit, CliError> {
 }
 
 /// The state directories a command is about; a named tree that was never captured here is an error.
-fn states(args: &TreeArgs) -> Result<Vec<PathBuf>, CliError> {
+pub fn states(args: &TreeArgs) -> Result<Vec<PathBuf>, CliError> {
+    let state = args.state.clone().or_else(serve_worker::configured_state);
+    let all = worker::state_dirs(state.as_deref());
     let Some(tree) = &args.tree else {
-        return Ok(worker::state_dirs(args.state.as_deref())?);
+        return Ok(all?);
     };
+    let is_called = |state_dir: &PathBuf| {
+        let service = worker::config::of_service(state_dir).and_then(|config| config.service);
+        service.is_some_and(|service| tree.as_os_str() == service.name.as_str())
+    };
+    if let Some(state_dir) = all?.into_iter().find(is_called) {
+        return Ok(vec![state_dir]);
+    }
     let tree = fs::canonicalize(tree).unwrap_or_else(|_| tree.components().collect::<PathBuf>());
-    let state_dir = worker::state_dir(args.state.as_deref(), &tree)?;
+    // The one of the service may leave something out.
+    let of_service = worker::state_dirs(state.as_deref())?
+        .into_iter()
+        .find(|dir| worker::config::of_service(dir).is_some_and(|config| config.tree == tree));
+    if let Some(state_dir) = of_service {
+        return Ok(vec![state_dir]);
+    }
+    let state_dir = worker::state_dir(state.as_deref(), &tree)?;
     if !state_dir.is_dir() {
         return Err(CliError::usage(format!(
-            "{} was never captured here",
+            "{} was never captured here, and no tree of the service is called so",
             show(&tree)
         )));
     }
@@ -117,7 +137,7 @@ fn order(
     done(word, args.say)
 }
 
-fn named(state_dir: &Path, e: ClientError) -> CliError {
+pub fn named(state_dir: &Path, e: ClientError) -> CliError {
     let error = CliError::from(e);
     CliError::new(error.exit, format!("{}: {}", show(state_dir), error.line))
 }

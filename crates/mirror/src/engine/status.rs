@@ -25,6 +25,9 @@ pub struct Status {
     /// When this was true.
     pub now: Stamp,
     pub role: Role,
+    /// The tree's name, in a service.
+    #[serde(default)]
+    pub name: Option<String>,
     /// As a person would type it.
     pub source: String,
     /// `None` on a worker.
@@ -59,9 +62,12 @@ pub struct Status {
     /// What the threads that take a worker's word are behind; `None`: nobody else's word is taken here.
     #[serde(default)]
     pub confinement: Option<Confinement>,
-    /// Links to replicas (a worker), by name.
+    /// Replicas (of a worker), by name: those that are connected, and those that were and are waited for.
     #[serde(default)]
     pub replicas: Vec<Replica>,
+    /// Bytes a second that may be sent to all of them together now.
+    #[serde(default)]
+    pub bwlimit: Option<u64>,
 }
 
 impl Status {
@@ -74,6 +80,7 @@ impl Status {
             started: now,
             now,
             role,
+            name: None,
             source,
             dst,
             state: State::Starting,
@@ -95,6 +102,7 @@ impl Status {
             rolling: None,
             confinement: None,
             replicas: Vec::new(),
+            bwlimit: None,
         }
     }
 }
@@ -277,8 +285,19 @@ pub struct Rolling {
 pub struct Replica {
     pub name: String,
     pub connected: bool,
+    /// Connected since then, or last seen then.
     pub since: Stamp,
+    /// As it last said.
     pub positions: Positions,
+    /// How far it is behind the log's end, applied.
+    #[serde(default)]
+    pub lag: Lag,
+    /// Paths it could not apply.
+    #[serde(default)]
+    pub failed: u64,
+    /// Why it applies nothing, if it is on hold.
+    #[serde(default)]
+    pub held: Option<String>,
 }
 
 /// A path or name as text that can be shown and told apart: see [`mirror_core::escape`].
@@ -364,7 +383,7 @@ pub fn parse_position(text: &str) -> Option<Position> {
     })
 }
 
-mod position_text {
+pub mod position_text {
     use super::*;
 
     pub fn serialize<S: Serializer>(position: &Option<Position>, to: S) -> Result<S::Ok, S::Error> {

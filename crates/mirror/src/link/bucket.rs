@@ -11,6 +11,8 @@ pub struct Bucket {
 
 #[derive(Default)]
 struct State {
+    /// How often another limit was set.
+    changes: u64,
     bytes_per_s: Option<u64>,
     /// Bytes that may be sent now; below zero: sent on credit.
     left: f64,
@@ -21,10 +23,17 @@ impl Bucket {
     pub fn limit(&self, bytes_per_s: Option<u64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state = State {
+            changes: state.changes + 1,
             bytes_per_s: bytes_per_s.map(|rate| rate.max(1)),
             left: 0.0,
             at: None,
         };
+    }
+
+    /// Counts how often a limit was set: who waits because of another one need not.
+    pub fn changes(&self) -> u64 {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.changes
     }
 
     /// Counts `bytes` as sent now, and says how long to wait before sending anything more.

@@ -64,6 +64,8 @@ pub struct Outgoing {
     closer: Closer,
     closed: AtomicBool,
     pub bucket: Bucket,
+    /// Likewise, for several connections together.
+    shared: Option<Arc<Bucket>>,
 }
 
 impl Outgoing {
@@ -73,7 +75,13 @@ impl Outgoing {
             closer,
             closed: AtomicBool::new(false),
             bucket: Bucket::default(),
+            shared: None,
         }
+    }
+
+    /// What is bulk counts in this bucket, too.
+    pub fn sharing(self, shared: Option<Arc<Bucket>>) -> Outgoing {
+        Outgoing { shared, ..self }
     }
 
     pub fn send(&self, message: impl Into<Message>) -> Result<(), LinkError> {
@@ -91,16 +99,25 @@ impl Outgoing {
 
     /// Likewise what [`Message::encode`] made.
     pub fn send_encoded(&self, bytes: &[u8]) -> Result<(), LinkError> {
-        let wait = self.bucket.take(bytes.len(), Instant::now());
+        let now = Instant::now();
+        let waits = [Some(&self.bucket), self.shared.as_deref()]
+            .into_iter()
+            .flatten()
+            .map(|bucket| (bucket, bucket.changes(), bucket.take(bytes.len(), now)))
+            .collect::<Vec<_>>();
         self.write(bytes)?;
-        let until = Instant::now() + wait;
-        while let Some(left) = until.checked_duration_since(Instant::now())
-            && !left.is_zero()
-        {
-            if self.is_closed() {
-                return Err(LinkError::Closed);
+        let began = Instant::now();
+        for (bucket, changes, wait) in waits {
+            // Another limit makes up for nothing, but holds at once.
+            while bucket.changes() == changes
+                && let Some(left) = wait.checked_sub(began.elapsed())
+                && !left.is_zero()
+            {
+                if self.is_closed() {
+                    return Err(LinkError::Closed);
+                }
+                std::thread::sleep(left.min(Duration::from_millis(100)));
             }
-            std::thread::sleep(left.min(Duration::from_millis(100)));
         }
         Ok(())
     }

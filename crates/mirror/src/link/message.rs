@@ -291,7 +291,7 @@ pub struct SeedWant {
 }
 
 /// F: how far it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Ack {
     #[n(0)]
     pub received: Option<Place>,
@@ -299,6 +299,12 @@ pub struct Ack {
     pub durable: Option<Place>,
     #[n(2)]
     pub applied: Option<Place>,
+    /// Paths that could not be applied.
+    #[n(3)]
+    pub failed: Option<u64>,
+    /// Why nothing is applied, if it is on hold.
+    #[n(4)]
+    pub held: Option<String>,
 }
 
 /// F: send me this content of this object.

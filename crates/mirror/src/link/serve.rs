@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use mirror_core::{Digest, ObjectId, Position, Record};
 
 use super::batches::{After, Got, Made};
+use super::bucket::Bucket;
 use super::cache::{CacheReader, ContentCache};
 use super::conn::{Incoming, LinkError, Outgoing, Pulse, silence};
 use super::message::{
@@ -98,6 +99,10 @@ pub trait Served: Send + Sync {
         });
         (end == ReadBack::Complete).then_some(bytes)
     }
+    /// What limits all connections together.
+    fn bucket(&self) -> Option<Arc<Bucket>> {
+        None
+    }
     fn cache(&self) -> &Arc<ContentCache>;
     fn report(&self) -> Report;
     fn order(&self, order: Order);
@@ -181,6 +186,9 @@ pub struct Compared {
 pub struct FollowerState {
     pub name: String,
     pub positions: Positions,
+    /// As in [`say::Ack`].
+    pub failed: u64,
+    pub held: Option<String>,
     /// Records after this are still to be sent to it. `None`: it has not said where it stands.
     pub keep_after: Option<Position>,
 }
@@ -395,6 +403,8 @@ impl<'a> Connection<'a> {
                         durable: ack.durable.map(Position::from),
                         applied: ack.applied.map(Position::from),
                     };
+                    state.failed = ack.failed.unwrap_or(0);
+                    state.held = ack.held.map(|why| super::conn::escaped(&why));
                     // Kept before it was told where to begin is what it says at last.
                     if state.keep_after.is_some() {
                         state.keep_after = state.keep_after.max(state.positions.durable);

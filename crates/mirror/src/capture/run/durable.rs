@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use mirror_core::{Change, Note};
 
 use super::{Capture, Fatal};
-use crate::log::Draft;
+use crate::log::{Draft, PruneLimits};
 impl Capture {
     pub(super) fn note(&mut self, note: Note) -> Result<(), Fatal> {
         let time = self.time();
@@ -56,7 +56,13 @@ impl Capture {
             || self.index_flush.is_some()
             || (!now && self.last_index_flush.elapsed() < self.options.index_flush)
         {
-            return Ok(());
+            // What is to make room does not wait for a change.
+            let tight = self.shared.lock().room.is_some();
+            return if tight && self.index_flush.is_none() {
+                self.prune()
+            } else {
+                Ok(())
+            };
         }
         self.flush()?;
         let end = self.log.end();
@@ -81,16 +87,29 @@ impl Capture {
 
     /// Drops old segments that neither index nor any replica needs.
     pub(super) fn prune(&mut self) -> Result<(), Fatal> {
-        if self.last_prune.elapsed() < self.options.prune_every {
+        let (needed, room) = {
+            let status = self.shared.lock();
+            (status.needed, status.room)
+        };
+        let every = match room {
+            Some(_) => self.options.prune_every.min(Duration::from_secs(1)),
+            None => self.options.prune_every,
+        };
+        if self.last_prune.elapsed() < every {
             return Ok(());
         }
         self.last_prune = Instant::now();
-        let needed = self.shared.lock().needed;
+        // As much of it for each as they have usually.
+        let limits = room.map_or(self.options.prune, |room| PruneLimits {
+            log_bytes_max: Some(room / 5),
+            content_bytes_max: Some(room - room / 5),
+            ..self.options.prune
+        });
         let own = self.durable_mark;
         let mark = self.rows().mark().map(|mark| mark.position);
         self.durable_mark = mark;
         if let (Some(needed), Some(own)) = (needed, own) {
-            self.log.prune(needed.min(own), &self.options.prune)?;
+            self.log.prune(needed.min(own), &limits)?;
         }
         Ok(())
     }

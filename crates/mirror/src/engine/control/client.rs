@@ -8,7 +8,9 @@ use std::time::Duration;
 use mirror_core::Position;
 
 use super::wire::{Reply, Request, SocketPlace};
-use super::{ControlError, ReleaseReport, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
+use super::{
+    ControlError, LogLine, ReleaseReport, Stage, VerifyEnd, VerifyLine, VerifyOptions, WaitReport,
+};
 use crate::engine::status::Status;
 
 /// An answer of one line longer than this is a broken peer.
@@ -83,6 +85,22 @@ impl Client {
         )
     }
 
+    pub fn wait_replicas(
+        &mut self,
+        stage: Stage,
+        replicas: Option<u32>,
+        timeout: Option<Duration>,
+    ) -> Result<WaitReport, ClientError> {
+        self.waited(
+            &Request::WaitReplicas {
+                stage,
+                replicas,
+                timeout_ms: ms(timeout),
+            },
+            timeout,
+        )
+    }
+
     fn waited(
         &mut self,
         request: &Request,
@@ -132,6 +150,23 @@ impl Client {
             match self.receive(None)? {
                 Reply::Line(found) => line(found),
                 Reply::Verified(end) => return Ok(end),
+                other => return unexpected(other),
+            }
+        }
+    }
+
+    /// Until the worker, or `each` by false, ends it.
+    pub fn log(
+        &mut self,
+        lines: usize,
+        follow: bool,
+        each: &mut dyn FnMut(LogLine) -> bool,
+    ) -> Result<(), ClientError> {
+        self.send(&Request::Log { lines, follow })?;
+        loop {
+            match self.receive(None)? {
+                Reply::Record(line) if each(line.clone()) => {}
+                Reply::Record(_) | Reply::Done => return Ok(()),
                 other => return unexpected(other),
             }
         }

@@ -25,7 +25,7 @@ use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::applying::Going;
-use crate::engine::status::{Failed, Hold, PathText, Positions, Status};
+use crate::engine::status::{Failed, Hold, PathText, Positions, Replica, Stamp, Status};
 
 /// What a running mirror or worker answers. Called from several threads at once.
 pub trait Control: Send + Sync {
@@ -38,6 +38,19 @@ pub trait Control: Send + Sync {
         position: Position,
         until: &Until<'_>,
     ) -> Result<WaitReport, ControlError>;
+    /// Returns when what happened in the tree before this call has come so far on `replicas` of them; `None`: on all that
+    /// are connected or waited for, one at least. Also when time is up: the report says so.
+    fn wait_replicas(
+        &self,
+        stage: Stage,
+        replicas: Option<u32>,
+        until: &Until<'_>,
+    ) -> Result<WaitReport, ControlError> {
+        let _ = (stage, replicas, until);
+        Err(ControlError::Refused(
+            "only a worker knows its replicas".into(),
+        ))
+    }
     /// Stops capture and apply, and closes every descriptor into SRC; pausing what is paused is fine.
     fn pause(&self) -> Result<(), ControlError>;
     fn resume(&self) -> Result<(), ControlError>;
@@ -49,6 +62,16 @@ pub trait Control: Send + Sync {
         options: VerifyOptions,
         line: &mut dyn FnMut(VerifyLine) -> bool,
     ) -> Result<VerifyEnd, ControlError>;
+    /// Tells the last `lines` records, and with `follow` what comes. An empty line only asks whether anybody listens.
+    fn log(
+        &self,
+        lines: usize,
+        follow: bool,
+        each: &mut dyn FnMut(LogLine) -> bool,
+    ) -> Result<(), ControlError> {
+        let _ = (lines, follow, each);
+        Err(ControlError::Refused("only a worker tells its log".into()))
+    }
     /// Ends the process cleanly; returns at once.
     fn stop(&self);
 }
@@ -96,6 +119,18 @@ pub enum ControlError {
     Failed(String),
 }
 
+/// How far a replica is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// It has the records.
+    Received,
+    /// They are on its disk.
+    Durable,
+    /// They are in its copy, durably.
+    Applied,
+}
+
 /// What a wait found.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct WaitReport {
@@ -106,6 +141,20 @@ pub struct WaitReport {
     /// Files in the copy as read, not known to be whole; bounded, `fuzzy_total` counts them.
     pub fuzzy: Vec<PathText>,
     pub fuzzy_total: u64,
+    /// The log's end when everything written before was in it.
+    #[serde(default, with = "crate::engine::status::position_text")]
+    pub position: Option<Position>,
+    /// Of a wait for replicas, from here on: as they were at its end.
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
+    /// Which of them have not come so far.
+    #[serde(default)]
+    pub missing: Vec<String>,
+    #[serde(default)]
+    pub timed_out: bool,
+    /// Paths that replicas could not apply, all together.
+    #[serde(default)]
+    pub failed_there: u64,
 }
 
 /// What a hold will let through, or let through.
@@ -130,6 +179,20 @@ impl ReleaseReport {
         self.changed = going.changed;
         self.sample = going.sample;
     }
+}
+
+/// A record, for people.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct LogLine {
+    #[serde(with = "crate::engine::status::position_text")]
+    pub position: Option<Position>,
+    pub at: Option<Stamp>,
+    /// `create`, `write`, `unlink`, `move`...
+    pub op: String,
+    pub path: Option<PathText>,
+    /// Where it moved.
+    pub to: Option<PathText>,
+    pub who: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Mode, chmodat, unlinkat};
 
 use super::stop::timespec;
 use super::wire::{REQUEST_BYTES_MAX, Reply, Request, SOCKET, SocketPlace};
-use super::{Control, ControlError, Stop, Until, VerifyLine};
+use super::{Control, ControlError, LogLine, Stop, Until, VerifyLine};
 use crate::engine::status::parse_position;
 
 const CLIENTS_MAX: usize = 64;
@@ -264,6 +264,20 @@ impl Client {
                     .wait_position(position, &until)
                     .map_or_else(Reply::Error, Reply::Waited)
             }
+            Request::WaitReplicas {
+                stage,
+                replicas,
+                timeout_ms,
+            } => {
+                let gone = || self.gone();
+                let until = Until {
+                    at: deadline(timeout_ms),
+                    gone: &gone,
+                };
+                control
+                    .wait_replicas(stage, replicas, &until)
+                    .map_or_else(Reply::Error, Reply::Waited)
+            }
             Request::Pause => done(control.pause()),
             Request::Resume => done(control.resume()),
             Request::Release { yes } => control
@@ -278,6 +292,15 @@ impl Client {
                 control
                     .verify(options, &mut line)
                     .map_or_else(Reply::Error, Reply::Verified)
+            }
+            Request::Log { lines, follow } => {
+                let mut line = |line: LogLine| {
+                    if line == LogLine::default() {
+                        return !self.gone();
+                    }
+                    !self.stop.requested() && self.say(&Reply::Record(line))
+                };
+                done(control.log(lines, follow, &mut line))
             }
             Request::Stop => {
                 control.stop();

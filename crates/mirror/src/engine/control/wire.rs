@@ -12,7 +12,9 @@ use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use serde::{Deserialize, Serialize};
 
-use super::{ControlError, ReleaseReport, VerifyEnd, VerifyLine, VerifyOptions, WaitReport};
+use super::{
+    ControlError, LogLine, ReleaseReport, Stage, VerifyEnd, VerifyLine, VerifyOptions, WaitReport,
+};
 use crate::engine::status::Status;
 use crate::sys::tree;
 
@@ -33,6 +35,11 @@ pub enum Request {
         position: String,
         timeout_ms: Option<u64>,
     },
+    WaitReplicas {
+        stage: Stage,
+        replicas: Option<u32>,
+        timeout_ms: Option<u64>,
+    },
     Pause,
     Resume,
     Release {
@@ -40,6 +47,10 @@ pub enum Request {
     },
     Verify {
         options: VerifyOptions,
+    },
+    Log {
+        lines: usize,
+        follow: bool,
     },
     Stop,
 }
@@ -53,6 +64,8 @@ pub enum Reply {
     Release(ReleaseReport),
     /// More follows.
     Line(VerifyLine),
+    /// Likewise.
+    Record(LogLine),
     Verified(VerifyEnd),
     Error(ControlError),
 }

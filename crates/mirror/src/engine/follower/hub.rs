@@ -508,9 +508,18 @@ impl Hub {
         lock(&self.known).end.map(|end| end.position)
     }
 
-    pub fn applied(&self) -> Option<Position> {
-        let handles = lock(&self.known).handles.clone();
-        handles.and_then(|handles| handles.applied.lock().applied)
+    /// What the worker is told of how far we are; `None`: there is nothing yet.
+    pub fn ack(&self) -> Option<say::Ack> {
+        let handles = lock(&self.known).handles.clone()?;
+        let applied = handles.applied.lock();
+        let place = |position: Option<Position>| position.map(say::Place::from);
+        Some(say::Ack {
+            received: place(handles.tail.appended().map(|end| end.position)),
+            durable: place(handles.tail.durable().map(|end| end.position)),
+            applied: place(applied.applied),
+            failed: Some(applied.failed_total + applied.differing.total),
+            held: applied.hold.as_ref().map(|hold| hold.what.clone()),
+        })
     }
 
     pub fn snapshot(&self) -> Status {
@@ -836,6 +845,7 @@ impl Control for Hub {
             failed_total: status.failed_total,
             fuzzy: covered.report.fuzzy,
             fuzzy_total: covered.report.fuzzy_total,
+            ..WaitReport::default()
         })
     }
 
@@ -852,6 +862,7 @@ impl Control for Hub {
             failed_total: status.failed_total,
             fuzzy: report.fuzzy,
             fuzzy_total: report.fuzzy_total,
+            ..WaitReport::default()
         })
     }
 

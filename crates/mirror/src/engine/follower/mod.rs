@@ -3,6 +3,7 @@
 //! As in a mirror on one host the outer loop owns lock and socket, and opens and closes sessions: the copy, its log,
 //! a thread that receives ([`receive`]), and the apply loop. The log goes on being written while apply is held.
 
+mod acks;
 mod arriving;
 mod begin;
 mod contents;
@@ -45,6 +46,7 @@ use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
+use acks::Acks;
 use begin::{Asked, Begin};
 use contents::{Fetching, Memory, WireContents};
 use dial::Dialer;
@@ -714,6 +716,7 @@ impl Session<'_> {
         let mut looked = Instant::now();
         let mut pruned = Instant::now();
         let mut acked: Option<Position> = None;
+        let mut acks: Option<Acks> = None;
         loop {
             let nap = match self.first {
                 First::Following { .. } => 100,
@@ -769,6 +772,9 @@ impl Session<'_> {
             }
             let status = hub.refresh();
             if let Some(apply) = &self.apply {
+                if acks.is_none() {
+                    acks = Acks::start(hub.clone(), apply.applied.clone()).ok();
+                }
                 if !apply.is_running() {
                     let (reason, misfit) = apply.why_ended();
                     // Once that is a reason to begin again; a worker whose log can't be true has no better one.
@@ -786,13 +792,6 @@ impl Session<'_> {
                 {
                     acked = Some(applied);
                     self.memory.applied(applied);
-                    if let Some(link) = hub.links.get() {
-                        let _ = link.outgoing.send(crate::link::message::Ack {
-                            received: status.positions.received.map(Into::into),
-                            durable: status.positions.durable.map(Into::into),
-                            applied: Some(applied.into()),
-                        });
-                    }
                 }
                 if pruned.elapsed() >= PRUNE_EVERY {
                     pruned = Instant::now();

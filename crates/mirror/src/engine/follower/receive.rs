@@ -581,7 +581,24 @@ impl Receiver {
         Ok(())
     }
 
-    /// Whole groups into the log, durable, then acknowledged.
+    /// Says what is here, and what of it is on disk, if that is not what the log's tail says.
+    fn acknowledge(
+        &self,
+        link: &Link,
+        received: Option<End>,
+        durable: Option<End>,
+    ) -> Result<(), Broken> {
+        let ack = self.hub.ack().unwrap_or_default();
+        let place = |end: Option<End>| end.map(|end| end.position.into());
+        link.outgoing.send(say::Ack {
+            received: place(received).or(ack.received),
+            durable: place(durable).or(ack.durable),
+            ..ack
+        })?;
+        Ok(())
+    }
+
+    /// Whole groups into the log, acknowledged, made durable, acknowledged again.
     fn append(&self, link: &Link, coming: &mut Coming) -> Result<(), Broken> {
         let frames = std::mem::take(&mut coming.records);
         let mut arriving = coming.arriving.take();
@@ -623,19 +640,24 @@ impl Receiver {
                 (None, place)
             })
             .map_err(local)?;
-            log.flush().map_err(local)?
+            log.end()
+        };
+        if end.is_some() {
+            // The disk may take its time.
+            self.acknowledge(link, end, None)?;
+        }
+        let end = match lock(&self.log).as_mut() {
+            Some(log) => log
+                .flush()
+                .map_err(|error| Broken::Ended(Ended::Local(chain(&error))))?,
+            None => return Err(Broken::Link(LinkError::Closed)),
         };
         let Some(end) = end else { return Ok(()) };
         if !in_memory.is_empty() {
             self.memory.belong(in_memory, end.position);
         }
         self.hub.received(end);
-        let applied = self.hub.applied();
-        link.outgoing.send(say::Ack {
-            received: Some(end.position.into()),
-            durable: Some(end.position.into()),
-            applied: applied.map(say::Place::from),
-        })?;
+        self.acknowledge(link, Some(end), Some(end))?;
         if wrong > 0 {
             // Nothing of them was kept: who needs them asks for them.
             let what = format!("contents are not what their records say ({wrong} of them)");

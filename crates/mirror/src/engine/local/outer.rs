@@ -421,6 +421,7 @@ impl Outer {
             failed_total: status.failed_total,
             fuzzy,
             fuzzy_total,
+            ..WaitReport::default()
         }
     }
 }

@@ -9,3 +9,4 @@ pub mod children;
 pub mod notify;
 pub mod rate;
 pub mod settings;
+pub mod worker;

@@ -11,7 +11,8 @@ use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{RealDisk, read_file, replace_file};
-use crate::engine::status::{Stamp, parse_position};
+use crate::engine::status::{Lag, Positions, Replica, Stamp, parse_position};
+use crate::link::serve::FollowerState;
 use crate::log::PruneLimits;
 
 const FILE: &str = "followers.json";
@@ -30,6 +31,17 @@ struct Follower {
     /// Records after this are still wanted.
     after: String,
     seen: Stamp,
+    /// As it last said.
+    #[serde(default)]
+    positions: Positions,
+    #[serde(default)]
+    failed: u64,
+}
+
+impl Follower {
+    fn is_waited_for(&self, now: Stamp) -> bool {
+        self.seen.seconds_until(now) < AWAY_MAX.as_secs_f64()
+    }
 }
 
 #[derive(Default)]
@@ -67,14 +79,19 @@ impl Keep {
         (keep, told)
     }
 
-    /// A follower that is there now.
-    pub fn seen(&mut self, name: &str, after: Position) {
+    /// A follower that is there now, and wants what comes after this.
+    pub fn seen(&mut self, state: &FollowerState, after: Position) {
+        let name = state.name.as_str();
         let follower = Follower {
             after: after.to_string(),
             seen: Stamp::now(),
+            positions: state.positions,
+            failed: state.failed,
         };
-        if let Some(known) = self.known.get(name)
+        if let Some(known) = self.known.get_mut(name)
             && known.after == follower.after
+            && known.positions == follower.positions
+            && known.failed == follower.failed
             && known.seen.seconds_until(follower.seen) < 60.0
         {
             return;
@@ -88,6 +105,25 @@ impl Keep {
             };
             self.known.remove(&oldest);
         }
+    }
+
+    /// Those that are waited for and are not there, as they were last.
+    pub fn away(&self, there: &[Replica]) -> Vec<Replica> {
+        let now = Stamp::now();
+        self.known
+            .iter()
+            .filter(|(_, known)| known.is_waited_for(now))
+            .filter(|(name, _)| there.iter().all(|replica| replica.name != **name))
+            .map(|(name, known)| Replica {
+                name: name.clone(),
+                connected: false,
+                since: known.seen,
+                positions: known.positions,
+                lag: Lag::default(),
+                failed: known.failed,
+                held: None,
+            })
+            .collect()
     }
 
     pub fn save(&mut self, state_dir: &Path, now: bool) {
@@ -109,10 +145,9 @@ impl Keep {
             return end;
         }
         let now = Stamp::now();
-        let waited_for = |known: &&Follower| known.seen.seconds_until(now) < AWAY_MAX.as_secs_f64();
         self.known
             .values()
-            .filter(waited_for)
+            .filter(|known| known.is_waited_for(now))
             .filter_map(|known| parse_position(&known.after))
             .fold(end, Position::min)
     }
@@ -137,15 +172,22 @@ mod tests {
         Position { epoch: 1, sequence }
     }
 
+    fn named(name: &str) -> FollowerState {
+        FollowerState {
+            name: name.into(),
+            ..FollowerState::default()
+        }
+    }
+
     #[test]
     fn the_slowest_decides_until_it_costs_too_much() {
         let mut keep = Keep::default();
         assert_eq!(keep.needed(at(100), 0, 10), at(100));
-        keep.seen("a", at(50));
-        keep.seen("b", at(70));
+        keep.seen(&named("a"), at(50));
+        keep.seen(&named("b"), at(70));
         assert_eq!(keep.needed(at(100), 40, 10), at(50));
         assert_eq!(keep.needed(at(100), 41, 10), at(100));
-        keep.seen("a", at(90));
+        keep.seen(&named("a"), at(90));
         assert_eq!(keep.needed(at(100), 0, 10), at(70));
         if let Some(b) = keep.known.get_mut("b") {
             b.seen.ms -= 8 * 24 * 3600 * 1000;
@@ -158,12 +200,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut keep = Keep::load(dir.path()).0;
         for n in 0..100 {
-            keep.seen(&n.to_string(), at(n + 1));
+            keep.seen(&named(&n.to_string()), at(n + 1));
         }
         assert_eq!(keep.known.len(), KNOWN_MAX);
         keep.save(dir.path(), true);
         let (again, told) = Keep::load(dir.path());
         assert_eq!((again.known.len(), told), (KNOWN_MAX, Ok(())));
+        let there = [Replica {
+            connected: true,
+            ..again.away(&[]).remove(0)
+        }];
+        assert_eq!(again.away(&there).len(), KNOWN_MAX - 1);
+        assert!(again.away(&there).iter().all(|replica| !replica.connected));
         std::fs::write(dir.path().join(FILE), "{").unwrap();
         assert!(Keep::load(dir.path()).1.is_err());
     }

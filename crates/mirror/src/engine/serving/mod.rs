@@ -3,6 +3,7 @@
 
 pub mod chain;
 pub mod keep;
+pub mod lag;
 mod seats;
 pub mod socket;
 

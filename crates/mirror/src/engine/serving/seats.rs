@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::keep::Keep;
 use super::socket;
-use crate::engine::status::{Replica, Stamp};
+use crate::engine::status::{Lag, Replica, Stamp};
 use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::message::{Bye, Cause};
 use crate::link::serve::{FollowerState, Served, refuse, serve};
@@ -53,6 +53,9 @@ impl Seats {
                     connected: true,
                     since: seat.since,
                     positions: state.positions,
+                    lag: Lag::default(),
+                    failed: state.failed,
+                    held: state.held,
                 }
             })
             .collect()
@@ -63,7 +66,7 @@ impl Seats {
         for seat in lock(&self.taken).values() {
             let state = lock(&seat.state);
             if let Some(after) = state.keep_after {
-                keep.seen(&state.name, after);
+                keep.seen(&state, after);
             }
         }
     }
@@ -123,7 +126,7 @@ impl Seats {
         let closer: Closer = Arc::new(move || {
             let _ = ender.shutdown(Shutdown::Both);
         });
-        let outgoing = Arc::new(Outgoing::new(writer, closer));
+        let outgoing = Arc::new(Outgoing::new(writer, closer).sharing(served.bucket()));
         if lock(&self.taken).len() >= FOLLOWERS_MAX {
             let reason = format!("{FOLLOWERS_MAX} follow it already, and more may not");
             let _ = refuse(&outgoing, Cause::Failed, reason);

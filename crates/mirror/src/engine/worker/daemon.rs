@@ -1,122 +1,53 @@
-//! The daemon: capture of one tree, served to any number of followers, until nobody has wanted it for a while.
+//! The daemon: capture of one tree, served to any number of followers, for as long as the service wants it, or until
+//! nobody has wanted it for a while.
 //!
 //! The main thread opens and closes sessions of capture and watches over the root, as the mirror on one host does; a
 //! thread for each follower serves the log. State, socket and lock are in the state directory.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
-use mirror_core::{Digest, ObjectId, Position};
-use serde::{Deserialize, Serialize};
+use mirror_core::{Digest, ObjectId};
 
 use super::super::applying::{chain, hold_of};
-use super::super::control::{
-    self, Control, ControlError, LockError, ReleaseReport, StateLock, Stop, Until, VerifyEnd,
-    VerifyLine, VerifyOptions, WaitReport, persist_status,
-};
+use super::super::control::{self, Client, Control, LockError, StateLock, Stop, persist_status};
 use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
-use super::super::options::Detector;
 use super::super::seed::{Chained, Spooled};
 use super::super::serving::keep::{self, Keep};
+use super::super::serving::lag::Ends;
 use super::super::serving::{Chain, Seats, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
-use super::super::status::{Hold, HoldReason, Positions, Role, Stamp, State, Status};
+use super::super::status::{Hold, HoldReason, Role, Stamp, State, Status};
 use super::StdioOptions;
 use super::capture::{Live, index_path, path_bytes};
+use super::config::{Config, LiveSettings, Watcher};
+use super::floor::{self, Verdict};
 use crate::capture::run::CaptureOptions;
 use crate::capture::state::{Ended, Order};
 use crate::capture::tree::{RootId, SourceTree, TreeError};
-use crate::disk::{RealDisk, read_file, replace_file};
+use crate::disk::RealDisk;
 use crate::filter::Filter;
 use crate::index;
+use crate::link::bucket::Bucket;
 use crate::link::cache::{CacheSink, ContentCache};
-use crate::link::message::Cause;
+use crate::link::message::{Cause, Hello};
 use crate::link::report::Report;
 use crate::link::serve::{Compared, Found, ReadBack, Ready, Served};
 use crate::log::LogOptions;
 use crate::sys::{Errno, lease, mounts};
 
-/// Names the state directory to the daemon; what it is to do is in [`CONFIG`] there.
-pub const ENV: &str = "MIRRORD_CAPTURE";
-const CONFIG: &str = "daemon.json";
-const CONFIG_BYTES_MAX: usize = 1 << 20;
 /// A daemon that never could begin ends soon: those who asked were told why.
 const LINGER_FAILED: Duration = Duration::from_secs(10);
 const NOTICES_MAX: usize = 100;
-
-/// What the daemon is to do.
-#[derive(Debug, Clone)]
-pub struct Config {
-    pub tree: PathBuf,
-    pub state_dir: PathBuf,
-    pub ignore: Vec<String>,
-    pub cross: Vec<PathBuf>,
-    pub detector: Option<Detector>,
-    pub linger: Duration,
-    /// As in [`StdioOptions`].
-    pub log_max: Option<u64>,
-}
-
-/// Raw bytes of paths survive as JSON numbers.
-#[derive(Serialize, Deserialize)]
-struct Written {
-    tree: Vec<u8>,
-    ignore: Vec<String>,
-    cross: Vec<Vec<u8>>,
-    detector: Option<Detector>,
-    linger_ms: u64,
-    #[serde(default)]
-    log_max: Option<u64>,
-}
-
-pub fn write_config(config: &Config) -> std::io::Result<()> {
-    let disk = RealDisk::open(&config.state_dir)?;
-    let written = Written {
-        tree: path_bytes(&config.tree),
-        ignore: config.ignore.clone(),
-        cross: config.cross.iter().map(|path| path_bytes(path)).collect(),
-        detector: config.detector,
-        linger_ms: u64::try_from(config.linger.as_millis()).unwrap_or(u64::MAX),
-        log_max: config.log_max,
-    };
-    replace_file(&disk, CONFIG, &serde_json::to_vec(&written)?)
-}
-
-/// Whether this process was started to be the daemon.
-pub fn asked() -> Result<Option<Config>, RunError> {
-    let Some(state_dir) = std::env::var_os(ENV).map(PathBuf::from) else {
-        return Ok(None);
-    };
-    let failed = |e: String| {
-        RunError::Failed(anyhow::anyhow!(
-            "cannot read {}: {e}",
-            show(&state_dir.join(CONFIG))
-        ))
-    };
-    let disk = RealDisk::open(&state_dir).map_err(|e| failed(e.to_string()))?;
-    let bytes = read_file(&disk, CONFIG, CONFIG_BYTES_MAX).map_err(|e| failed(e.to_string()))?;
-    let written: Written = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
-    Ok(Some(Config {
-        tree: PathBuf::from(OsString::from_vec(written.tree)),
-        state_dir: state_dir.clone(),
-        ignore: written.ignore,
-        cross: written
-            .cross
-            .into_iter()
-            .map(|path| PathBuf::from(OsString::from_vec(path)))
-            .collect(),
-        detector: written.detector,
-        linger: Duration::from_millis(written.linger_ms),
-        log_max: written.log_max,
-    }))
-}
+/// How long another one, started for a login, may take to make room for the service's.
+const MAKE_ROOM_WITHIN: Duration = Duration::from_secs(15);
+/// Below the floor for so long, although the log was pruned: capture ends.
+const TIGHT_MAX: Duration = Duration::from_secs(5);
 
 pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     // Whoever can set our environment gets no other tree by it than the command line allows.
@@ -132,6 +63,9 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     lease::init();
     let lock = match StateLock::take(&config.state_dir) {
         Ok(lock) => lock,
+        Err(LockError::Busy { .. }) if config.service.is_some() => {
+            make_room(&config.state_dir, &options.stop)?
+        }
         // Another one was faster: it serves.
         Err(LockError::Busy { .. }) => return Ok(()),
         Err(e) => return Err(RunError::Failed(anyhow::anyhow!("{}", chain(&e)))),
@@ -183,18 +117,46 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     Ok(())
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// The state's lock, from a daemon that a login started: followers of it come back to this one.
+fn make_room(state_dir: &Path, stop: &Stop) -> Result<StateLock, RunError> {
+    let until = Instant::now() + MAKE_ROOM_WITHIN;
+    loop {
+        let busy = match StateLock::take(state_dir) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Busy { holder, .. }) => holder,
+            Err(e) => return Err(RunError::Failed(anyhow::anyhow!("{}", chain(&e)))),
+        };
+        let of_login = Client::connect(state_dir).and_then(|mut client| {
+            let of_login = client.status()?.name.is_none();
+            if of_login {
+                client.stop()?;
+            }
+            Ok(of_login)
+        });
+        if matches!(of_login, Ok(false)) || Instant::now() >= until || stop.requested() {
+            return Err(RunError::Busy(format!(
+                "{} is in use by {busy}",
+                show(state_dir)
+            )));
+        }
+        stop.wait(Duration::from_millis(200));
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the followers and commands are told.
 #[derive(Default)]
-struct Now {
-    live: Option<Live>,
-    hold: Option<Hold>,
-    paused: bool,
+pub(super) struct Now {
+    pub live: Option<Live>,
+    pub hold: Option<Hold>,
+    pub paused: bool,
     /// Why there is no session, if it is none of the above.
-    failed: Option<(Cause, String)>,
+    pub failed: Option<(Cause, String)>,
+    /// Likewise: there is no room for a log. It is waited for.
+    pub no_room: Option<String>,
     /// A session has run: from now on the source may be gone without being a mistake.
     ever: bool,
     /// Of the tree that was captured last: the root's and those of crossed mounts.
@@ -204,27 +166,46 @@ struct Now {
 }
 
 #[derive(Default)]
-struct Want {
-    paused: bool,
+pub(super) struct Want {
+    pub paused: bool,
     /// What an operator let go on.
-    released: Option<HoldReason>,
-    stop: bool,
+    pub released: Option<HoldReason>,
+    pub stop: bool,
 }
 
-struct Host {
-    config: Config,
+pub(super) struct Host {
+    pub config: Config,
     stop: Stop,
     filter: Arc<Filter>,
     cache: Arc<ContentCache>,
-    now: Mutex<Now>,
+    pub now: Mutex<Now>,
     want: Mutex<Want>,
     wanted: Condvar,
-    seats: Arc<Seats>,
+    pub seats: Arc<Seats>,
     /// A primary begins its chain.
     chain: Chain,
     /// Whom the log is kept for.
-    keep: Mutex<Keep>,
-    began: Status,
+    pub keep: Mutex<Keep>,
+    /// When the log's end was where.
+    pub ends: Mutex<Ends>,
+    /// What is sent to all followers together.
+    bucket: Arc<Bucket>,
+    tended: Mutex<Tended>,
+    pub began: Status,
+}
+
+/// What is looked at now and then.
+#[derive(Default)]
+struct Tended {
+    at: Option<Instant>,
+    settings: Watcher,
+    live: LiveSettings,
+    /// The rate the bucket has.
+    rate: Option<u64>,
+    /// Who was connected, by name.
+    there: BTreeMap<String, usize>,
+    /// Since when there is too little room.
+    tight: Option<Instant>,
 }
 
 /// How a session ended.
@@ -233,11 +214,13 @@ enum End {
     Paused,
     Held(Hold),
     Retry(String),
+    NoRoom(String),
 }
 
 impl Host {
     fn new(config: Config, stop: Stop, filter: Filter, chain: Chain) -> Host {
-        let began = Status::new(Role::Primary, show(&config.tree), None);
+        let mut began = Status::new(Role::Primary, show(&config.tree), None);
+        began.name = config.service.as_ref().map(|service| service.name.clone());
         let cache = Arc::new(ContentCache::in_dir(&config.state_dir));
         Host {
             config,
@@ -250,12 +233,25 @@ impl Host {
             seats: Arc::default(),
             chain,
             keep: Mutex::default(),
+            ends: Mutex::default(),
+            bucket: Arc::default(),
+            tended: Mutex::default(),
             began,
         }
     }
 
-    fn notice(&self, text: String) {
-        eprintln!("{} {text}", Stamp::now());
+    /// A line for whoever keeps the log. The service puts time and name before it.
+    fn say(&self, text: &str) {
+        let mut err = std::io::stderr().lock();
+        // Nobody may be there to read it.
+        let _ = match self.config.service {
+            Some(_) => writeln!(err, "{text}"),
+            None => writeln!(err, "{} {text}", Stamp::now()),
+        };
+    }
+
+    pub(super) fn notice(&self, text: String) {
+        self.say(&text);
         let mut now = lock(&self.now);
         now.notices.push_back(text);
         now.notices_total += 1;
@@ -313,6 +309,18 @@ impl Host {
                     }
                     wait = (wait * 2).min(Duration::from_secs(30));
                 }
+                End::NoRoom(what) => {
+                    self.notice(format!("{what}: capture stops until there is room again"));
+                    lock(&self.now).no_room = Some(what);
+                    while !self.has_room() {
+                        let look = Some(Instant::now() + Duration::from_secs(1));
+                        if self.rest(&mut idle, look, |want| want.released.is_some()) {
+                            return;
+                        }
+                    }
+                    lock(&self.now).no_room = None;
+                    self.notice("there is room again: everything is looked at".into());
+                }
             }
         }
     }
@@ -327,7 +335,9 @@ impl Host {
             return false;
         }
         let ever = lock(&self.now).ever;
-        let linger = if ever {
+        let linger = if self.config.service.is_some() {
+            return false;
+        } else if ever {
             self.config.linger
         } else {
             self.config.linger.min(LINGER_FAILED)
@@ -365,6 +375,7 @@ impl Host {
                     return false;
                 }
             }
+            self.tend();
             self.save(&mut saved);
         }
     }
@@ -403,6 +414,10 @@ impl Host {
         if lock(&self.want).paused {
             return End::Paused;
         }
+        self.tend();
+        if self.config.service.is_some() && self.room_is_gone() {
+            return End::NoRoom(self.too_little());
+        }
         let session = match self.open_session() {
             Ok(session) => session,
             Err(end) => return end,
@@ -421,6 +436,7 @@ impl Host {
             now.live = Some(live);
             now.hold = None;
             now.failed = None;
+            now.no_room = None;
             now.ever = true;
         }
         let end = self.watch_over(&session, idle);
@@ -558,7 +574,10 @@ impl Host {
                     Ended::Stopped => End::Retry("capture stopped by itself".into()),
                 };
             }
-            self.keep_log(session, &mut weighed);
+            self.tend();
+            if let Some(end) = self.keep_log(session, &mut weighed) {
+                return end;
+            }
             self.save(&mut saved);
         }
     }
@@ -567,27 +586,126 @@ impl Host {
         self.config.log_max.unwrap_or(keep::LOG_BYTES_MAX)
     }
 
-    /// Says how much of the log is still needed.
-    fn keep_log(&self, session: &Session, weighed: &mut Option<Instant>) {
+    /// Says how much of the log is still needed, and may be there.
+    fn keep_log(&self, session: &Session, weighed: &mut Option<Instant>) -> Option<End> {
+        let end = session.reader.tail().durable()?;
+        lock(&self.ends).saw(Stamp::now(), end.position);
         let mut keep = lock(&self.keep);
         self.seats.tell(&mut keep);
         keep.save(&self.config.state_dir, false);
         if weighed.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
-            return;
+            return None;
         }
         *weighed = Some(Instant::now());
-        if let Some(end) = session.reader.tail().durable() {
-            let bytes = keep::bytes_in(&self.config.state_dir.join("log"));
-            let needed = keep.needed(end.position, bytes, self.log_max());
-            session.shared.lock().needed = Some(needed);
+        let log_bytes = keep::bytes_in(&self.config.state_dir.join("log"));
+        let needed = keep.needed(end.position, log_bytes, self.log_max());
+        drop(keep);
+        let taken = log_bytes + keep::bytes_in(&self.config.state_dir.join("content"));
+        let mut tended = lock(&self.tended);
+        let verdict = match floor::room(&self.config.state_dir) {
+            Some(room) if self.config.service.is_some() => tended.live.min_free.judge(room, taken),
+            _ => Verdict::Plenty,
+        };
+        let mut status = session.shared.lock();
+        match verdict {
+            Verdict::Plenty => {
+                status.needed = Some(needed);
+                status.room = None;
+                tended.tight = None;
+            }
+            Verdict::Tight(bytes) => {
+                status.needed = Some(end.position);
+                status.room = Some(bytes);
+                let since = *tended.tight.get_or_insert_with(Instant::now);
+                drop((status, tended));
+                if since.elapsed() >= TIGHT_MAX {
+                    lock(&self.tended).tight = None;
+                    return Some(End::NoRoom(self.too_little()));
+                }
+            }
+        }
+        None
+    }
+
+    fn has_room(&self) -> bool {
+        let min_free = lock(&self.tended).live.min_free;
+        floor::room(&self.config.state_dir).is_none_or(|room| min_free.has_room(room))
+    }
+
+    /// Not even what is there already fits.
+    fn room_is_gone(&self) -> bool {
+        let min_free = lock(&self.tended).live.min_free;
+        let dir = &self.config.state_dir;
+        let taken = keep::bytes_in(&dir.join("log")) + keep::bytes_in(&dir.join("content"));
+        floor::room(dir)
+            .is_some_and(|room| matches!(min_free.judge(room, taken), Verdict::Tight(0)))
+    }
+
+    fn too_little(&self) -> String {
+        let min_free = lock(&self.tended).live.min_free;
+        let dir = &self.config.state_dir;
+        let free = floor::room(dir).map_or(0, |room| room.free);
+        format!(
+            "only {} free on the file system of {}, and min_free is {}",
+            crate::cli::text::bytes(free),
+            show(dir),
+            min_free.show()
+        )
+    }
+
+    /// Takes up settings that were left, and tells who came and who went.
+    fn tend(&self) {
+        let Some(service) = &self.config.service else {
+            return;
+        };
+        let mut tended = lock(&self.tended);
+        if tended
+            .at
+            .is_some_and(|at| at.elapsed() < Duration::from_millis(500))
+        {
+            return;
+        }
+        if tended.at.replace(Instant::now()).is_none() {
+            tended.live = service.live.clone();
+        }
+        if let Some(live) = tended.settings.look(&self.config.state_dir) {
+            tended.live = live;
+        }
+        let rate = tended.live.bwlimit.now();
+        if rate != tended.rate {
+            tended.rate = rate;
+            self.bucket.limit(rate);
+            self.say(&match rate {
+                Some(rate) => format!("sends at most {}/s", crate::cli::text::bytes(rate)),
+                None => "sends without a limit".into(),
+            });
+        }
+        let mut there: BTreeMap<String, usize> = BTreeMap::new();
+        for replica in self.seats.replicas() {
+            if !replica.name.is_empty() {
+                *there.entry(replica.name).or_default() += 1;
+            }
+        }
+        let before = std::mem::replace(&mut tended.there, there.clone());
+        drop(tended);
+        for name in there.keys().filter(|name| !before.contains_key(*name)) {
+            self.say(&format!("{name} is connected"));
+        }
+        for name in before.keys().filter(|name| !there.contains_key(*name)) {
+            self.say(&format!("{name} is disconnected"));
         }
     }
 
-    fn live(&self) -> Option<Live> {
+    /// The most that is sent to all followers together now.
+    pub(super) fn rate(&self) -> Option<u64> {
+        lock(&self.tended).rate
+    }
+
+    pub(super) fn live(&self) -> Option<Live> {
         lock(&self.now).live.clone()
     }
 
-    fn want(&self, change: impl FnOnce(&mut Want)) {
+    pub(super) fn want(&self, change: impl FnOnce(&mut Want)) {
         change(&mut lock(&self.want));
         self.wanted.notify_all();
     }
@@ -595,7 +713,39 @@ impl Host {
 
 impl Served for Host {
     fn notice(&self, text: String) {
-        eprintln!("{} {text}", Stamp::now());
+        self.say(&text);
+    }
+
+    fn bucket(&self) -> Option<Arc<Bucket>> {
+        Some(self.bucket.clone())
+    }
+
+    /// What a tree of the service is, the service says.
+    fn suits(&self, hello: &Hello) -> Result<(), String> {
+        let Some(service) = &self.config.service else {
+            return Ok(());
+        };
+        let cross: Vec<Vec<u8>> = hello.cross.iter().map(|path| path.to_vec()).collect();
+        let ours: Vec<Vec<u8>> = self.config.cross.iter().map(|p| path_bytes(p)).collect();
+        let detector = self.config.detector.map(|d| d.to_string());
+        let odd = [
+            (
+                !hello.ignore.is_empty() && hello.ignore != self.config.ignore,
+                "ignore",
+            ),
+            (!cross.is_empty() && cross != ours, "cross"),
+            (
+                !hello.detector.is_empty() && Some(&hello.detector) != detector.as_ref(),
+                "detector",
+            ),
+        ];
+        match odd.iter().find(|(is, _)| *is) {
+            None => Ok(()),
+            Some((_, what)) => Err(format!(
+                "{what} of the tree {} is set on the worker, in its configuration: follow it without one",
+                service.name
+            )),
+        }
     }
 
     fn ready(&self) -> Ready {
@@ -682,192 +832,5 @@ impl Served for Host {
             return Err("the source is not being captured now".into());
         };
         live.verify(repair, each)
-    }
-}
-
-impl Control for Host {
-    fn status(&self) -> Status {
-        let report = self.report();
-        let (state, live) = {
-            let now = lock(&self.now);
-            let state = match (&now.live, &now.hold, &now.failed) {
-                (Some(_), _, _) if report.scan.is_some() && report.scans == 0 => {
-                    let scan = report.scan.unwrap_or_default();
-                    State::Seeding {
-                        files: scan.entries,
-                        files_total: None,
-                        bytes: scan.bytes,
-                        bytes_total: None,
-                        bytes_per_s: 0,
-                        eta_s: None,
-                    }
-                }
-                (Some(_), _, _) => State::Following,
-                (None, Some(hold), _) => State::Hold(hold.clone()),
-                (None, None, _) if now.paused => State::Paused {
-                    since: Stamp::now(),
-                },
-                (None, None, Some((_, reason))) => State::Failed {
-                    reason: reason.clone(),
-                },
-                (None, None, None) => State::Starting,
-            };
-            (state, now.live.clone())
-        };
-        let replicas = self.seats.replicas();
-        let (received, durable) = match &live {
-            Some(live) => {
-                let tail = live.open.reader.tail();
-                (tail.appended(), tail.durable())
-            }
-            None => (None, None),
-        };
-        let mut counters = report.counters;
-        counters.records = durable.map_or(0, |end| end.position.sequence);
-        Status {
-            now: Stamp::now(),
-            state,
-            detector: report.detector,
-            positions: Positions {
-                received: received.map(|end| end.position),
-                durable: durable.map(|end| end.position),
-                applied: replicas
-                    .iter()
-                    .map(|replica| replica.positions.applied)
-                    .min()
-                    .flatten(),
-            },
-            last_change: report.last_change,
-            entries: report.entries,
-            files: report.files,
-            bytes: report.bytes,
-            counters,
-            failed: report.failed,
-            failed_total: report.failed_total,
-            not_mirrored: report.not_mirrored,
-            replicas,
-            ..self.began.clone()
-        }
-    }
-
-    /// On a worker: what happened before is in the log, durably.
-    fn wait_idle(&self, until: &Until<'_>) -> Result<WaitReport, ControlError> {
-        loop {
-            let Some(live) = self.live() else {
-                let now = lock(&self.now);
-                if let Some(hold) = &now.hold {
-                    return Err(ControlError::Held(hold.what.clone()));
-                }
-                if until.over() {
-                    return Err(ControlError::Timeout("capture does not run".into()));
-                }
-                drop(now);
-                std::thread::sleep(until.nap().min(Duration::from_millis(50)));
-                continue;
-            };
-            let (answer, answered) = bounded(1);
-            let _ = live.orders.send(Order::Barrier(answer));
-            drop(live);
-            loop {
-                match answered.recv_timeout(until.nap()) {
-                    Ok(barrier) => {
-                        return Ok(WaitReport {
-                            positions: self.status().positions,
-                            failed: barrier.failed,
-                            failed_total: barrier.failed_total,
-                            fuzzy: barrier.fuzzy,
-                            fuzzy_total: barrier.fuzzy_total,
-                        });
-                    }
-                    Err(RecvTimeoutError::Disconnected) => break,
-                    Err(RecvTimeoutError::Timeout) if until.over() => {
-                        return Err(ControlError::Timeout(
-                            "what was written before is not all in the log yet".into(),
-                        ));
-                    }
-                    Err(RecvTimeoutError::Timeout) => {}
-                }
-            }
-        }
-    }
-
-    /// On a worker: every follower has applied it.
-    fn wait_position(
-        &self,
-        position: Position,
-        until: &Until<'_>,
-    ) -> Result<WaitReport, ControlError> {
-        loop {
-            let status = self.status();
-            let everywhere = !status.replicas.is_empty()
-                && status
-                    .replicas
-                    .iter()
-                    .all(|replica| replica.positions.applied >= Some(position));
-            if everywhere {
-                return Ok(WaitReport {
-                    positions: status.positions,
-                    failed: status.failed,
-                    failed_total: status.failed_total,
-                    ..WaitReport::default()
-                });
-            }
-            if until.over() {
-                return Err(ControlError::Timeout(format!(
-                    "not every follower has applied {position}"
-                )));
-            }
-            std::thread::sleep(until.nap());
-        }
-    }
-
-    fn pause(&self) -> Result<(), ControlError> {
-        self.want(|want| want.paused = true);
-        for _ in 0..300 {
-            {
-                let now = lock(&self.now);
-                if now.live.is_none() && (now.paused || now.hold.is_some()) {
-                    return Ok(());
-                }
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(ControlError::Timeout(
-            "capture did not come to rest within 30 s".into(),
-        ))
-    }
-
-    fn resume(&self) -> Result<(), ControlError> {
-        self.want(|want| want.paused = false);
-        Ok(())
-    }
-
-    fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError> {
-        let Some(hold) = lock(&self.now).hold.clone() else {
-            return Ok(ReleaseReport::default());
-        };
-        if yes {
-            self.want(|want| want.released = Some(hold.reason));
-        }
-        Ok(ReleaseReport {
-            gone: hold.gone.unwrap_or(0),
-            hold: Some(hold),
-            released: yes,
-            ..ReleaseReport::default()
-        })
-    }
-
-    fn verify(
-        &self,
-        _: VerifyOptions,
-        _: &mut dyn FnMut(VerifyLine) -> bool,
-    ) -> Result<VerifyEnd, ControlError> {
-        Err(ControlError::Refused(
-            "a worker has no copy to verify: ask the mirror".into(),
-        ))
-    }
-
-    fn stop(&self) {
-        self.want(|want| want.stop = true);
     }
 }

@@ -3,10 +3,15 @@
 //! The daemon owns capture, log and index of one tree, and outlives the links by `linger`. `stdio` checks what was
 //! asked for, reaches the daemon's socket, and from then on only passes bytes on.
 
+mod barrier;
 mod capture;
+pub mod config;
+mod control;
 mod daemon;
-mod names;
+pub mod floor;
+pub mod names;
 mod stdio;
+mod tell;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +37,7 @@ pub struct StdioOptions {
 
 /// Speaks the protocol on stdin and stdout until the other end goes away.
 pub fn stdio(options: StdioOptions) -> Result<(), RunError> {
-    match daemon::asked()? {
+    match config::asked()? {
         Some(config) => daemon::run(config, options),
         None => stdio::run(options),
     }

@@ -19,7 +19,7 @@ pub struct Variant {
 }
 
 /// The directory with all states: what was asked for, `MIRRORD_STATE`, or the usual place.
-fn base(state: Option<&Path>) -> Result<PathBuf, RunError> {
+pub fn base(state: Option<&Path>) -> Result<PathBuf, RunError> {
     let absolute = |path: &Path| {
         std::path::absolute(path)
             .map_err(|e| RunError::Usage(format!("the state directory {}: {e}", show(path))))

@@ -16,7 +16,7 @@ use super::super::event::RunError;
 use super::super::options::default_state_dir;
 use super::super::serving::socket;
 use super::super::session::show;
-use super::daemon::{self, Config};
+use super::config::{self, Config};
 use super::{StdioOptions, names};
 use crate::cli::config::is_plain_relative;
 use crate::filter::Filter;
@@ -195,6 +195,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
         detector,
         linger: options.linger,
         log_max: options.log_max,
+        service: None,
     };
     let until = Instant::now() + Duration::from_secs(START_S_MAX);
     let mut child: Option<Child> = None;
@@ -319,7 +320,7 @@ fn words(line: &[u8]) -> Vec<Vec<u8>> {
 
 /// Starts the daemon: this very program, which leaves our session and keeps nothing of ours open.
 fn start(config: &Config) -> io::Result<Child> {
-    daemon::write_config(config)?;
+    config.write()?;
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -329,7 +330,8 @@ fn start(config: &Config) -> io::Result<Child> {
         .arg("stdio")
         .arg("--tree")
         .arg(&config.tree)
-        .env(daemon::ENV, &config.state_dir)
+        .env(config::ENV, &config.state_dir)
+        .env_remove(config::ENV_SERVICE)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -87,14 +87,21 @@ fn message() -> impl Strategy<Value = Message> {
             say::Contents { kept, blocks }.into()
         }),
         (any::<bool>(), bytes()).prop_map(|(whole, bytes)| say::Records { whole, bytes }.into()),
-        proptest::option::of(place()).prop_map(|applied| {
-            say::Ack {
-                received: None,
-                durable: applied,
-                applied,
-            }
-            .into()
-        }),
+        (
+            proptest::option::of(place()),
+            any::<Option<u64>>(),
+            any::<Option<String>>()
+        )
+            .prop_map(|(applied, failed, held)| {
+                say::Ack {
+                    received: None,
+                    durable: applied,
+                    applied,
+                    failed,
+                    held,
+                }
+                .into()
+            }),
         (any::<u64>(), any::<u64>(), any::<[u8; 32]>())
             .prop_map(|(id, object, digest)| say::Request { id, object, digest }.into()),
         (any::<u64>(), bytes()).prop_map(|(id, bytes)| say::Piece { id, bytes }.into()),

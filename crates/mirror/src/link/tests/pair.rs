@@ -358,6 +358,7 @@ fn records_come_with_their_contents_before_them() {
             received: place,
             durable: place,
             applied: place,
+            ..say::Ack::default()
         })
         .unwrap();
     hand.out.send(say::Barrier { id: 4 }).unwrap();

@@ -1,0 +1,98 @@
+//! How far somebody is behind the log's end, in seconds: when the end went past where he stands.
+
+use std::collections::VecDeque;
+
+use mirror_core::Position;
+
+use crate::engine::status::{Lag, Stamp};
+
+const SAMPLES_MAX: usize = 4096;
+/// More often than this the end is not noted.
+const EVERY_MS: i64 = 50;
+
+/// Where the log's end was, and since when.
+#[derive(Default)]
+pub struct Ends {
+    samples: VecDeque<(Stamp, Position)>,
+    end: Option<Position>,
+}
+
+impl Ends {
+    /// The durable end is there now.
+    pub fn saw(&mut self, now: Stamp, end: Position) {
+        if self.end == Some(end) {
+            return;
+        }
+        self.end = Some(end);
+        match self.samples.back_mut() {
+            // Sooner than so: part of what came then.
+            Some((at, position)) if now.ms.saturating_sub(at.ms) < EVERY_MS => *position = end,
+            _ => self.samples.push_back((now, end)),
+        }
+        if self.samples.len() > SAMPLES_MAX {
+            // Half as exact, twice as far back.
+            let mut keep = false;
+            self.samples.retain(|_| {
+                keep = !keep;
+                keep
+            });
+            if self.samples.back().is_none_or(|(_, last)| *last != end) {
+                self.samples.push_back((now, end));
+            }
+        }
+    }
+
+    /// Of one who has come so far. Exact as far as this process saw; what is older counts from where it began to see.
+    pub fn lag(&self, at: Option<Position>, now: Stamp) -> Lag {
+        let Some(end) = self.end.filter(|end| at < Some(*end)) else {
+            return Lag::default();
+        };
+        let since = self
+            .samples
+            .iter()
+            .find(|(_, position)| at < Some(*position))
+            .map_or(now, |(since, _)| *since);
+        Lag {
+            seconds: since.seconds_until(now),
+            records: end.sequence.saturating_sub(at.map_or(0, |at| at.sequence)),
+            bytes: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(sequence: u64) -> Position {
+        Position { epoch: 1, sequence }
+    }
+
+    #[test]
+    fn lag_is_since_the_end_went_past() {
+        let mut ends = Ends::default();
+        let ms = |ms| Stamp { ms };
+        assert_eq!(ends.lag(None, ms(5)), Lag::default());
+        ends.saw(ms(1000), at(10));
+        ends.saw(ms(3000), at(20));
+        ends.saw(ms(3010), at(25));
+        // Idle: nothing grows.
+        assert_eq!(ends.lag(Some(at(25)), ms(99_000)), Lag::default());
+        let lag = ends.lag(Some(at(10)), ms(5000));
+        assert_eq!((lag.seconds, lag.records), (2.0, 15));
+        let lag = ends.lag(None, ms(5000));
+        assert_eq!((lag.seconds, lag.records), (4.0, 25));
+    }
+
+    #[test]
+    fn what_is_noted_has_a_limit() {
+        let mut ends = Ends::default();
+        for n in 0..100_000i64 {
+            ends.saw(Stamp { ms: n * 100 }, at(n as u64 + 1));
+            assert!(ends.samples.len() <= SAMPLES_MAX + 1);
+        }
+        let now = Stamp { ms: 100_000 * 100 };
+        assert!(ends.lag(Some(at(1)), now).seconds > 9_000.0);
+        assert_eq!(ends.lag(Some(at(100_000)), now), Lag::default());
+    }
+}
