@@ -25,7 +25,7 @@ pub struct Polite {
     pub memory_bytes_max: Option<u64>,
 }
 
-/// The child that this command starts is so, and gets SIGTERM when the *thread* that started it ends.
+/// The child that this command starts is so, hears all signals, and gets SIGTERM when the *thread* that started it ends.
 ///
 /// What the kernel refuses (a nice value lower than the one we have, a limit higher) is left as it is: it is stricter.
 pub fn on_start(command: &mut Command, polite: Polite) {
@@ -37,6 +37,12 @@ pub fn on_start(command: &mut Command, polite: Polite) {
     let set = move || {
         // SAFETY: all of these are plain system calls with values, allowed between fork and exec.
         unsafe {
+            // What we have blocked, to hear of it in our own way, is not the child's business.
+            let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(none.as_mut_ptr());
+            if libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
             if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0 {
                 return Err(std::io::Error::last_os_error());
             }
@@ -68,6 +74,19 @@ pub fn on_start(command: &mut Command, polite: Polite) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_hears_what_we_have_blocked() {
+        // A thread of its own: the block must not leak into other tests.
+        let output = std::thread::spawn(|| {
+            let _signals = super::super::signal::Signals::new().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", "kill -TERM $$; echo deaf"]);
+            on_start(&mut command, Polite::default());
+            command.output().unwrap()
+        });
+        assert_eq!(output.join().unwrap().stdout, b"");
+    }
 
     #[test]
     fn a_child_is_as_polite_as_it_was_told() {

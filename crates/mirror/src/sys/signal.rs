@@ -21,7 +21,7 @@ pub struct Signals {
 
 impl Signals {
     /// Blocks the three signals for this thread and those it starts from now on, so call it first thing in `main`.
-    /// Programs started with `std::process::Command` get them back as usual.
+    /// Programs started with `std::process::Command` have them blocked, too: [`super::polite::on_start`] unblocks them.
     pub fn new() -> Result<Signals> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigemptyset` initialises the set; the others read it. Blocking signals runs no code of ours.

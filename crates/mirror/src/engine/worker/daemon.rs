@@ -61,7 +61,7 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     lease::init();
-    let lock = match StateLock::take(&config.state_dir) {
+    let held = match StateLock::take(&config.state_dir) {
         Ok(lock) => lock,
         Err(LockError::Busy { .. }) if config.service.is_some() => {
             make_room(&config.state_dir, &options.stop)?
@@ -103,8 +103,7 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
         host.notice(format!("{text}: whom the log is kept for is learned again"));
     }
     host.run();
-    let saved = &mut *host.keep.lock().unwrap_or_else(PoisonError::into_inner);
-    saved.save(&host.config.state_dir, true);
+    lock(&host.keep).save(&host.config.state_dir, true);
     // No more followers, then those we have; what is in the log is durable.
     socket::remove(&host.config.state_dir);
     host.seats.end("the worker stops");
@@ -113,7 +112,7 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
     let mut status = host.status();
     status.state = State::Stopped;
     let _ = persist_status(&host.config.state_dir, &status);
-    drop(lock);
+    drop(held);
     Ok(())
 }
 
