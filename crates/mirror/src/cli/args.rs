@@ -9,7 +9,7 @@ use mirror_core::Position;
 
 use crate::cli::keys::{KeyCommand, PairArgs, TrustArgs};
 use crate::cli::parse::{self, ParseError};
-use crate::cli::serve_worker::{LogArgs, ServeArgs, ServiceConfigCommand, StageArgs};
+use crate::cli::serve_worker::{LogArgs, ServiceConfigCommand, StageArgs, WorkerServeArgs};
 use crate::engine::control::Against;
 use crate::engine::options::{Detector, OnMassChange, Owners};
 use crate::engine::status::parse_position;
@@ -485,7 +485,7 @@ pub struct Mirrord {
 #[derive(Debug, Subcommand)]
 pub enum WorkerCommand {
     /// Serve the trees of a configuration until stopped
-    Serve(ServeArgs),
+    Serve(WorkerServeArgs),
     /// The far end of `fs_mirror mirror host:/path`: speaks on stdin and stdout
     Stdio(StdioArgs),
     /// Say how the trees captured here are

@@ -20,7 +20,7 @@ use crate::engine::worker::config::of_service;
 use crate::net::{self, Program};
 
 #[derive(Debug, Args, Default)]
-pub struct ServeArgs {
+pub struct WorkerServeArgs {
     #[command(flatten)]
     pub file: FileArgs,
     /// Serve this tree, beside those of the file (again for more)
@@ -134,7 +134,7 @@ fn not_begun(error: NotBegun) -> CliError {
     }
 }
 
-pub fn serve(args: ServeArgs) -> Result<Exit, CliError> {
+pub fn serve(args: WorkerServeArgs) -> Result<Exit, CliError> {
     let asked = Asked {
         trees: args.tree,
         listen: args.listen,
