@@ -30,16 +30,25 @@ impl Ends {
             _ => self.samples.push_back((now, end)),
         }
         if self.samples.len() > SAMPLES_MAX {
-            // Half as exact, twice as far back.
-            let mut keep = false;
-            self.samples.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            if self.samples.back().is_none_or(|(_, last)| *last != end) {
-                self.samples.push_back((now, end));
+            self.thin(now);
+        }
+    }
+
+    /// What is older need not be as exact: a hundredth of its age.
+    fn thin(&mut self, now: Stamp) {
+        let mut last: Option<i64> = None;
+        let mut kept = VecDeque::new();
+        for &(at, position) in self.samples.iter().rev() {
+            let age = now.ms.saturating_sub(at.ms);
+            if last.is_none_or(|last| age.saturating_sub(last) > age / 100) {
+                last = Some(age);
+                kept.push_front((at, position));
             }
         }
+        // All of one moment, if the clock was set back: the newer half will do.
+        let over = kept.len().saturating_sub(SAMPLES_MAX / 2);
+        kept.drain(..over);
+        self.samples = kept;
     }
 
     /// Of one who has come so far. Exact as far as this process saw; what is older counts from where it began to see.
@@ -92,7 +101,13 @@ mod tests {
             assert!(ends.samples.len() <= SAMPLES_MAX + 1);
         }
         let now = Stamp { ms: 100_000 * 100 };
-        assert!(ends.lag(Some(at(1)), now).seconds > 9_000.0);
+        for (position, seconds) in [(90_000, 1_000.0), (50_000, 5_000.0), (99_000, 100.0)] {
+            let lag = ends.lag(Some(at(position)), now).seconds;
+            assert!(
+                (seconds * 0.97..seconds * 1.01).contains(&lag),
+                "{position}: {lag}"
+            );
+        }
         assert_eq!(ends.lag(Some(at(100_000)), now), Lag::default());
     }
 }
