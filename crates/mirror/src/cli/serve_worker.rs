@@ -16,7 +16,7 @@ use crate::cli::{parse, show, ui};
 use crate::engine::control::{Client, ClientError, LogLine, Stage, WaitReport};
 use crate::engine::service::worker::config::{Asked, Config};
 use crate::engine::service::worker::{self as service, NotBegun};
-use crate::engine::worker::config::of_service;
+use crate::engine::worker::config::{is_served, of_service};
 use crate::net::{self, Program};
 
 #[derive(Debug, Args, Default)]
@@ -239,21 +239,34 @@ pub fn wait(args: &StageArgs) -> Result<Exit, CliError> {
     let mut exit = Exit::Done;
     let mut any = false;
     for state_dir in states(&args.trees)? {
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let mut client = match Client::connect(&state_dir) {
-            Ok(client) => client,
-            // What a login once started is not meant; what the service has is.
-            Err(ClientError::NotRunning)
-                if args.trees.tree.is_none() && of_service(&state_dir).is_none() =>
-            {
-                continue;
+        let report = loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let asked = Client::connect(&state_dir)
+                .and_then(|mut client| client.wait_replicas(args.stage, args.replicas, left));
+            match asked {
+                Ok(report) => break Some(report),
+                // What a login once started is not meant; what the service has is.
+                Err(ClientError::NotRunning)
+                    if args.trees.tree.is_none() && of_service(&state_dir).is_none() =>
+                {
+                    break None;
+                }
+                // Its process is being started again: a barrier that begins later covers more.
+                Err(ClientError::NotRunning | ClientError::Silent(_))
+                    if is_served(&state_dir) && left.is_none_or(|left| !left.is_zero()) =>
+                {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(ClientError::NotRunning) if is_served(&state_dir) => {
+                    let why = "timed out: the tree's process does not run";
+                    let line = format!("{}: {why}", crate::cli::places::show(&state_dir));
+                    return Err(CliError::new(Exit::Busy, line));
+                }
+                Err(e) => return Err(named(&state_dir, e)),
             }
-            Err(e) => return Err(named(&state_dir, e)),
         };
+        let Some(report) = report else { continue };
         any = true;
-        let report = client
-            .wait_replicas(args.stage, args.replicas, left)
-            .map_err(|e| named(&state_dir, e))?;
         let found = said(&report, args, &state_dir);
         // Timed out outweighs failed paths.
         exit = match (exit, found) {

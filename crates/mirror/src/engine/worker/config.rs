@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::control::StateLock;
 use super::super::event::RunError;
 use super::super::options::Detector;
 use super::super::service::rate::Rates;
@@ -135,6 +136,12 @@ pub fn asked() -> Result<Option<Config>, RunError> {
 /// What the service last wanted of the tree with this state; `None`: nothing.
 pub fn of_service(state_dir: &Path) -> Option<Config> {
     Config::read(state_dir, true).ok()
+}
+
+/// A service runs that has the tree with this state: it starts its process, nobody else.
+pub fn is_served(state_dir: &Path) -> bool {
+    let runs = |base: &Path| matches!(StateLock::holder(base), Ok(Some(_)));
+    of_service(state_dir).is_some() && state_dir.parent().is_some_and(runs)
 }
 
 /// The service has nothing to do with this state any more. What is in it stays.

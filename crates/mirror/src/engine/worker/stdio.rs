@@ -226,7 +226,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
             ))
             .into());
         }
-        if gone {
+        if gone && !config::is_served(&state_dir) {
             if child.is_some() {
                 std::thread::sleep(Duration::from_millis(200));
             }
