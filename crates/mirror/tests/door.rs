@@ -76,7 +76,8 @@ impl Room {
             real,
         };
         let door = Door::open(setup, Arc::new(trees)).unwrap();
-        let at = door.addresses()[0];
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let at = door.addresses().first().copied().unwrap_or(nowhere);
         Room {
             held,
             door: Some(door),
@@ -565,6 +566,79 @@ fn a_proof_is_worth_nothing_elsewhere() {
     let (session, proof) = connect();
     assert!(reason(Ok(say(session, proof))).1.contains("used already"));
     assert_eq!(room.lines_with("eve is paired"), 1);
+}
+
+#[test]
+fn a_worker_that_nobody_reaches_offers_connections() {
+    let bed = Bed::new();
+    bed.populate(50, 7);
+    let (code, told) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{told}");
+    let states = mirror::engine::worker::state_dirs(Some(&bed.states())).unwrap();
+    let offers = bed.path("offers.sock");
+    let backup = Room::new(|setup| {
+        setup.program = Program::FsMirror;
+        setup.offers = Some(offers.clone());
+    });
+    let host = format!("127.0.0.1:{}", backup.at.port());
+    // Somebody who is not known offers nothing.
+    backup.introduce("eve", &[]);
+    let offer = say::Offer {
+        program: "test".into(),
+        host: "eve".into(),
+    };
+    let (cause, why) = reason(backup.ask("eve", offer));
+    assert!(
+        cause == Cause::Forbidden && why.contains("fs_mirror pair --accept"),
+        "{why}"
+    );
+    let words = ["pair", "--accept", "--name", "w1", "--json"];
+    let (code, said) = run(&backup, FS_MIRROR, "door", &words);
+    assert_eq!(code, 0, "{said}");
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let token = said["token"].as_str().unwrap();
+    let words = ["pair", &host, token, "--tree", "blog"];
+    let (code, said) = run(&backup, MIRRORD, "worker", &words);
+    assert!(code == 0 && said.contains("mirror://w1/NAME"), "{said}");
+    let address = Address::new("127.0.0.1", Some(backup.at.port()));
+    let config = backup.config("worker");
+    let worker = Room::of(Some(states[0].clone()), |setup| {
+        setup.listen.clear();
+        setup.config_dir = config;
+        setup.connect_to = vec![address];
+    });
+    let mirror = |tree: &str, more: &[&str]| {
+        let mut command = Command::new(FS_MIRROR);
+        command
+            .args(["mirror", &format!("mirror://w1/{tree}")])
+            .arg(bed.path(tree))
+            .args(more)
+            .env("FS_MIRROR_OFFERED_AT", &offers);
+        testkit::proc::Program::start(&mut command).unwrap()
+    };
+    let (code, said) = ended(mirror("shop", &["--once"]));
+    assert!(
+        code == 6 && said.contains("may not follow shop"),
+        "{code} {said}"
+    );
+    let running = mirror("blog", &[]);
+    let equal = || wait_equal(&bed.src(), &bed.path("blog"), &Default::default(), LONG).unwrap();
+    equal();
+    std::fs::write(bed.src().join("more"), vec![7; 3 << 20]).unwrap();
+    equal();
+    // The door that dialed dies; the next one offers again.
+    kill9(worker.door.as_ref().unwrap().pid().unwrap());
+    std::fs::write(bed.src().join("after"), b"it").unwrap();
+    equal();
+    // Who is not known any more is not followed.
+    backup.trust(|t| t.remove("w1", None));
+    until("it is ended", || {
+        backup.lines_with("may not follow blog any more") > 0
+    });
+    until("it is told", || {
+        worker.lines_with("is not known: on that host") > 0
+    });
+    stop(running);
 }
 
 /// Hello as version 0.1.0 said it before anything was added to it, for the tree `blog`.

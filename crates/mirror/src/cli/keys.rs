@@ -52,14 +52,18 @@ pub struct TrustArgs {
 #[command(after_help = PAIR_HELP)]
 pub struct PairArgs {
     /// The service to pair with: HOST or HOST:PORT
-    #[arg(value_name = "HOST", requires = "token", conflicts_with_all = ["trees", "host_name", "config", "name"])]
+    #[arg(value_name = "HOST", requires = "token", conflicts_with_all = ["host_name", "config", "accept"])]
     pub host: Option<String>,
     /// What `pair --tree NAME` printed there
     #[arg(value_name = "TOKEN")]
     pub token: Option<String>,
-    /// Make a token for whoever is to follow this tree; again for more; '*' is all
-    #[arg(long = "tree", value_name = "NAME", required_unless_present = "host")]
+    /// Make a token for whoever is to follow this tree; again for more; '*' is all. With HOST: that service may follow it
+    /// from here, over connections made with `connect_to`
+    #[arg(long = "tree", value_name = "NAME", required_unless_present_any = ["host", "accept"])]
     pub trees: Vec<String>,
+    /// Make a token for a worker that is to dial this host with `connect_to`, because this host can't reach it
+    #[arg(long, conflicts_with = "trees")]
+    pub accept: bool,
     /// The name others reach this host by, and the port if it is not the service's [default: the host's name]
     #[arg(long = "host", value_name = "NAME")]
     pub host_name: Option<String>,
@@ -222,7 +226,7 @@ fn list(dir: &Path, say: Say) -> Result<Exit, CliError> {
 
 pub fn pair(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
     match (&args.host, &args.token) {
-        (Some(host), Some(token)) => join(program, host, token, args.say),
+        (Some(host), Some(token)) => join(program, host, token, args),
         _ => make(program, args),
     }
 }
@@ -262,15 +266,22 @@ fn make(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
         ui::say(&all.to_string());
         return Ok(Exit::Done);
     }
-    let line = format!("{} pair {target} {token}", Program::FsMirror);
+    let line = if args.accept {
+        format!("{} pair {target} {token} --tree NAME", Program::Mirrord)
+    } else {
+        format!("{} pair {target} {token}", Program::FsMirror)
+    };
     if args.say.quiet {
         ui::say(&line);
         return Ok(Exit::Done);
     }
+    let who = if args.accept {
+        "that serves the trees".to_owned()
+    } else {
+        format!("that is to follow {}", trees_text(&trees_of(&args.trees)))
+    };
     ui::say(&format!(
-        "On the host that is to follow {}, once and within {minutes} minutes:\n\n  {line}\n\nIt reaches this host as {host} port \
-         {port}.",
-        trees_text(&trees_of(&args.trees)),
+        "On the host {who}, once and within {minutes} minutes:\n\n  {line}\n\nIt reaches this host as {host} port {port}.",
         host = escape(host.as_bytes()),
     ));
     Ok(Exit::Done)
@@ -311,13 +322,23 @@ fn listens(program: Program, dir: &Path, config: Option<&Path>) -> Result<Option
     }
 }
 
-fn join(program: Program, host: &str, token: &str, say: Say) -> Result<Exit, CliError> {
+fn join(program: Program, host: &str, token: &str, args: &PairArgs) -> Result<Exit, CliError> {
+    let say = args.say;
     let token: Token = token
         .parse()
         .map_err(|e: pair::NoToken| CliError::usage(e.to_string()))?;
     let (host, port) = address(host)?;
     let address = Address::new(&host, port);
-    let done = pair::join(program, &config_dir(program)?, &address, &token)?;
+    let dir = config_dir(program)?;
+    let done = pair::join(program, &dir, &address, &token)?;
+    if !args.trees.is_empty() {
+        edit(&dir, |trusted| {
+            let plain = trusted.free_name(&done.key, &host);
+            let had = trusted.peer(&done.key).is_some();
+            let name = args.name.as_deref().or((!had).then_some(plain.as_str()));
+            trusted.add(done.key, trees_of(&args.trees), name)
+        })?;
+    }
     let trees: Vec<String> = done.trees.iter().map(|t| escape(t.as_bytes())).collect();
     if say.json {
         let all = json!({
@@ -338,11 +359,23 @@ fn join(program: Program, host: &str, token: &str, say: Say) -> Result<Exit, Cli
     } else {
         trees.join(", ")
     };
+    let lets = if trees.is_empty() {
+        String::new()
+    } else {
+        format!(" and lets it follow {what}")
+    };
     ui::say(&format!(
-        "paired with {address}, which calls this host {} and lets it follow {what}",
+        "paired with {address}, which calls this host {}{lets}",
         done.name
     ));
-    if program == Program::FsMirror {
+    if !args.trees.is_empty() {
+        let which = trees_text(&trees_of(&args.trees));
+        ui::say(&format!(
+            "it may follow {which} from here. Next: connect_to = [\"{address}\"] in {program}.toml here; there a tree with \
+             source = \"mirror://{}/NAME\" and accept = true",
+            done.name
+        ));
+    } else if program == Program::FsMirror {
         let tree = trees
             .first()
             .filter(|_| !of_all)

@@ -470,6 +470,16 @@ pub struct List {
     pub program: String,
 }
 
+/// To a door, in place of `Hello`: keep this connection until somebody on your side wants to follow a tree of mine. Then it
+/// says `Hello`, and all goes on as if it had dialed.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Offer {
+    #[n(0)]
+    pub program: String,
+    #[n(1)]
+    pub host: String,
+}
+
 /// From a door: these.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Names {
@@ -558,6 +568,7 @@ messages! {
     24 true Paired
     25 true List
     26 true Names
+    27 true Offer
 }
 
 impl Message {

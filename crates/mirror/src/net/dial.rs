@@ -129,7 +129,8 @@ pub fn dial_key(
     shake_hands(address, socket, key, wanted, deadline, timeout)
 }
 
-fn connect(
+/// A connection, before anything is said over it.
+pub fn connect(
     address: &Address,
     deadline: Instant,
     timeout: Duration,

@@ -206,6 +206,14 @@ impl Session {
         self.writer.until = Some(deadline);
     }
 
+    /// Another one that writes; what either writes at once stays together, up to 64 KiB.
+    pub fn second_writer(&self) -> TlsWriter {
+        TlsWriter {
+            shared: self.shared.clone(),
+            until: None,
+        }
+    }
+
     /// Bytes that only the two ends of this very connection know.
     pub fn exported(&self) -> Result<[u8; 32], rustls::Error> {
         lock(&self.shared.connection).export_keying_material([0u8; 32], EXPORTER, None)
@@ -289,6 +297,17 @@ pub struct TlsReader {
     shared: Arc<Shared>,
     raw: Raw,
     until: Option<Instant>,
+}
+
+impl TlsReader {
+    /// It may wait until then, or for as long as it takes.
+    pub fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        self.until = deadline;
+        match deadline {
+            None => self.shared.socket.set_read_timeout(None),
+            Some(_) => Ok(()),
+        }
+    }
 }
 
 impl Read for TlsReader {

@@ -1,5 +1,8 @@
 //! The far end of a mirror: over the system's ssh, or a service over TLS. What is spoken is the same.
 
+use std::io;
+use std::net::Shutdown;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,8 +13,8 @@ use super::ssh::{Running, Ssh};
 use crate::engine::applying::chain;
 use crate::engine::options::{MirrorOptions, SourceSpec};
 use crate::link::LinkError;
-use crate::link::conn::{Incoming, Outgoing, Pulse};
-use crate::net::{self, Program, dial};
+use crate::link::conn::{Closer, Incoming, Outgoing, Pulse};
+use crate::net::{self, Program, dial, door};
 
 #[derive(Debug, Clone)]
 pub struct Far {
@@ -26,6 +29,10 @@ pub struct Far {
 #[derive(Debug, Clone)]
 enum Way {
     Ssh(Ssh),
+    /// By a connection that the tree's host offers to ours, known here by a name.
+    Offered {
+        at: PathBuf,
+    },
     Service {
         port: Option<u16>,
         /// For connecting and greeting together.
@@ -63,9 +70,12 @@ impl Far {
                 host,
                 path: name.into_bytes(),
                 terminal: false,
-                way: Way::Service {
-                    port,
-                    at_most: handshake_max(options),
+                way: match std::env::var_os(door::OFFERED_AT) {
+                    Some(at) => Way::Offered { at: at.into() },
+                    None => Way::Service {
+                        port,
+                        at_most: handshake_max(options),
+                    },
                 },
             },
         })
@@ -73,6 +83,23 @@ impl Far {
 
     pub fn connect(&self) -> Result<Peer, String> {
         match &self.way {
+            Way::Offered { at } => {
+                let failed =
+                    |e: io::Error| format!("cannot ask the service here for a connection: {e}");
+                let tree = String::from_utf8_lossy(&self.path);
+                let stream = door::ask_for(at, &self.host, &tree).map_err(failed)?;
+                let writer = stream.try_clone().map_err(failed)?;
+                let ender = stream.try_clone().map_err(failed)?;
+                let closer: Closer = Arc::new(move || {
+                    let _ = ender.shutdown(Shutdown::Both);
+                });
+                Ok(Peer {
+                    outgoing: Arc::new(Outgoing::new(writer, closer)),
+                    incoming: Some(Incoming::new(stream)),
+                    ssh: None,
+                    due: None,
+                })
+            }
             Way::Ssh(ssh) => {
                 let (running, incoming) = ssh.connect()?;
                 Ok(Peer {

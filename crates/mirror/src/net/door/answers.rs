@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use mirror_core::escape;
 
 use super::ask::{self, Ask, Told};
+use super::offers::Offers;
 use super::{DoorSetup, Trees, lock};
 use crate::engine::applying::chain;
 use crate::engine::status::Stamp;
@@ -34,7 +35,10 @@ const LINE_EVERY: Duration = Duration::from_secs(2);
 const TEXT_BYTES_MAX: usize = 300;
 
 pub struct Answers {
-    setup: DoorSetup,
+    pub setup: DoorSetup,
+    pub offers: Offers,
+    /// To the door's process that runs now.
+    link: Mutex<Option<Arc<OwnedFd>>>,
     /// The key of this host.
     own: Fingerprint,
     trees: Arc<dyn Trees>,
@@ -59,6 +63,8 @@ struct Given {
     tree: String,
     name: String,
     from: String,
+    /// It came from the one who serves the tree, not from a follower.
+    offered: bool,
     /// `None`: it is being made.
     stream: Option<UnixStream>,
 }
@@ -80,6 +86,8 @@ impl Answers {
         let trusted = Arc::new(Trusted::load(&setup.config_dir)?);
         Ok(Answers {
             setup: setup.clone(),
+            offers: Offers::default(),
+            link: Mutex::default(),
             own,
             trees,
             trust: Mutex::new(Trust {
@@ -94,6 +102,28 @@ impl Answers {
                 dropped: 0,
             }),
         })
+    }
+
+    pub fn link(&self) -> Option<Arc<OwnedFd>> {
+        lock(&self.link).clone()
+    }
+
+    pub fn set_link(&self, link: Option<Arc<OwnedFd>>) {
+        *lock(&self.link) = link;
+    }
+
+    /// A line that no stranger can cause.
+    pub fn log(&self, line: &str) {
+        (self.setup.log)(line);
+    }
+
+    /// The trees this key may follow.
+    pub fn trees_of(&self, key: &Fingerprint) -> Vec<String> {
+        self.look_at_trust(true);
+        let trusted = self.trusted();
+        let mut trees = self.trees.names();
+        trees.retain(|tree| trusted.may(key, tree).is_some());
+        trees
     }
 
     /// A line that strangers can cause.
@@ -142,10 +172,19 @@ impl Answers {
             }
         }
         let trusted = self.trusted();
+        let known = |key: &Fingerprint| trusted.peer(key).is_some();
+        for id in self.offers.drop_unless(known) {
+            if let Some(link) = self.link() {
+                tell(&link, &Told::Take { id }, None);
+            }
+        }
         for given in lock(&self.given).values() {
-            if trusted.may(&given.key, &given.tree).is_none()
-                && let Some(stream) = &given.stream
-            {
+            let may = if given.offered {
+                known(&given.key)
+            } else {
+                trusted.may(&given.key, &given.tree).is_some()
+            };
+            if !may && let Some(stream) = &given.stream {
                 let _ = stream.shutdown(Shutdown::Both);
                 let Given { name, tree, .. } = given;
                 let tree = escape(tree.as_bytes());
@@ -162,6 +201,7 @@ impl Answers {
 
     /// The door's process is gone, and with it all that it was given.
     pub fn forget_all(&self) {
+        self.offers.forget_all();
         for (_, given) in lock(&self.given).drain() {
             if let Some(stream) = given.stream {
                 let _ = stream.shutdown(Shutdown::Both);
@@ -218,13 +258,31 @@ impl Answers {
                     }
                 }
             }
+            Ask::Offer { id, key, from } => match self.keep(id, &Fingerprint(key), &from) {
+                Ok(()) => Told::Kept { id },
+                Err((cause, reason)) => Told::Refused {
+                    id,
+                    cause: cause.code(),
+                    reason,
+                },
+            },
+            Ask::Taken { id } => return self.offers.over(id, Ok(())),
+            Ask::Ended { id, why } => {
+                let why: String = why.chars().take(TEXT_BYTES_MAX).collect();
+                return self.offers.over(id, Err(escape(why.as_bytes())));
+            }
             Ask::Closed { id } => {
+                if self.offers.gone(id) {
+                    return;
+                }
                 if let Some(given) = lock(&self.given).remove(&id) {
                     let Given { name, tree, .. } = given;
-                    self.say(&format!(
-                        "{name} follows {} no more",
-                        escape(tree.as_bytes())
-                    ));
+                    let tree = escape(tree.as_bytes());
+                    self.say(&if given.offered {
+                        format!("{tree} is not followed over a connection of {name} any more")
+                    } else {
+                        format!("{name} follows {tree} no more")
+                    });
                 }
                 return;
             }
@@ -239,20 +297,65 @@ impl Answers {
 
     fn list(&self, id: u64, key: Fingerprint) -> Told {
         self.look_at_trust(true);
-        let trusted = self.trusted();
-        let mut trees = self.trees.names();
-        trees.retain(|tree| trusted.may(&key, tree).is_some());
-        match trusted.peer(&key) {
-            Some(_) => Told::Names { id, trees },
-            None => Told::Refused {
-                id,
-                cause: Cause::Forbidden.code(),
-                reason: format!(
-                    "this host does not know the key {key}: `{} pair --tree NAME` here lets it in",
-                    self.setup.program
-                ),
-            },
+        if self.trusted().peer(&key).is_some() {
+            let trees = self.trees_of(&key);
+            return Told::Names { id, trees };
         }
+        Told::Refused {
+            id,
+            cause: Cause::Forbidden.code(),
+            reason: format!(
+                "the key {key} may follow nothing: on that host `{} trust {key} --tree NAME` allows it",
+                self.setup.program
+            ),
+        }
+    }
+
+    /// A connection that somebody offers who is known here by a name.
+    fn keep(&self, id: u64, key: &Fingerprint, from: &str) -> Result<(), (Cause, String)> {
+        self.look_at_trust(true);
+        let trusted = self.trusted();
+        let Some(peer) = trusted.peer(key) else {
+            self.say(&format!(
+                "{key} ({from}) offers a connection, and is not known here"
+            ));
+            let program = self.setup.program;
+            let why = format!(
+                "the key {key} is not known: on that host `{program} pair --accept` makes a token for it"
+            );
+            return Err((Cause::Forbidden, why));
+        };
+        self.offers.keep(id, *key, &peer.name)?;
+        self.say(&format!("{} ({from}) offers a connection", peer.name));
+        Ok(())
+    }
+
+    /// Gives a follower of this host a connection that was offered.
+    pub fn give(
+        &self,
+        id: u64,
+        key: Fingerprint,
+        name: &str,
+        tree: &str,
+        stream: &UnixStream,
+        link: &Arc<OwnedFd>,
+    ) -> Result<(), String> {
+        let ours = stream.try_clone().map_err(|e| e.to_string())?;
+        let given = Given {
+            key,
+            tree: tree.into(),
+            name: name.into(),
+            from: name.into(),
+            offered: true,
+            stream: Some(ours),
+        };
+        lock(&self.given).insert(id, given);
+        let shown = escape(tree.as_bytes());
+        self.say(&format!(
+            "{shown} is followed over a connection that {name} offered"
+        ));
+        tell(link, &Told::Take { id }, Some(stream.as_fd()));
+        Ok(())
     }
 
     /// Trusts whoever has a good token. What the log says of it.
@@ -292,10 +395,12 @@ impl Answers {
         });
         let name = name.map_err(failed)?;
         self.look_at_trust(true);
-        let line = format!(
-            "{name} is paired and may follow {}; its key is {key}",
-            escape(kept.trees.join(", ").as_bytes())
-        );
+        let may = if kept.trees.is_empty() {
+            "offer connections".to_owned()
+        } else {
+            format!("follow {}", escape(kept.trees.join(", ").as_bytes()))
+        };
+        let line = format!("{name} is paired and may {may}; its key is {key}");
         let told = Told::Paired {
             id,
             proof: kept.proof_key.prove(Side::Listening, between),
@@ -327,7 +432,7 @@ impl Answers {
             return Err((
                 Cause::Forbidden,
                 format!(
-                    "the key {key} may not follow {shown} here: `{program} trust {key} --tree {quoted}` there allows it"
+                    "the key {key} may not follow {shown}: on that host `{program} trust {key} --tree {quoted}` allows it"
                 ),
             ));
         };
@@ -360,6 +465,7 @@ impl Answers {
                 tree: tree.clone(),
                 name: name.clone(),
                 from,
+                offered: false,
                 stream: None,
             };
             given.insert(id, one);
@@ -410,14 +516,14 @@ impl Answers {
             "{name} ({from}) follows {}",
             escape(tree.as_bytes())
         ));
-        tell(link, &Told::Opened { id, name }, Some(&stream));
+        tell(link, &Told::Opened { id, name }, Some(stream.as_fd()));
         Ok(())
     }
 }
 
 /// A door that does not listen is found out by whoever reads from it.
-fn tell(link: &Arc<OwnedFd>, told: &Told, stream: Option<&UnixStream>) {
-    let fds: Vec<_> = stream.iter().map(|stream| stream.as_fd()).collect();
+pub fn tell(link: &Arc<OwnedFd>, told: &Told, with: Option<BorrowedFd<'_>>) {
+    let fds: Vec<_> = with.into_iter().collect();
     if ask::send(link, told, &fds).is_err() {
         let _ = rustix::net::shutdown(link, rustix::net::Shutdown::Both);
     }

@@ -37,6 +37,19 @@ pub enum Told {
         id: u64,
         trees: Vec<String>,
     },
+    /// The connection that is offered may stay.
+    Kept {
+        id: u64,
+    },
+    /// A follower of this host wants it, and this is its end; without one: nobody will.
+    Take {
+        id: u64,
+    },
+    /// Offer this connection to whoever has that key.
+    Offer {
+        id: u64,
+        key: [u8; 32],
+    },
     Paired {
         id: u64,
         proof: [u8; 32],
@@ -50,11 +63,14 @@ impl Told {
     /// Which question this answers.
     pub fn id(&self) -> Option<u64> {
         match self {
-            Told::Begin { .. } => None,
+            // These begin something.
+            Told::Begin { .. } | Told::Offer { .. } => None,
             Told::Wait { id }
             | Told::Opened { id, .. }
             | Told::Refused { id, .. }
             | Told::Names { id, .. }
+            | Told::Kept { id }
+            | Told::Take { id }
             | Told::Paired { id, .. } => Some(*id),
         }
     }
@@ -81,6 +97,21 @@ pub enum Ask {
         exported: [u8; 32],
         proof: [u8; 32],
         name: String,
+    },
+    /// Somebody offers a connection to trees of its own.
+    Offer {
+        id: u64,
+        key: [u8; 32],
+        from: String,
+    },
+    /// The connection that was to be offered is used by a follower there.
+    Taken {
+        id: u64,
+    },
+    /// Or it came to nothing.
+    Ended {
+        id: u64,
+        why: String,
     },
     /// What `Opened` brought is not used any more.
     Closed {

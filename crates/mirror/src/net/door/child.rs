@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 
 use super::ask::{self, Ask, Told};
 use super::gate::Gate;
-use super::{Limits, connection, lock, shed};
+use super::{Limits, connection, lock, offered, shed};
 use crate::net::keys::KeyPair;
 use crate::net::tls;
 
@@ -40,6 +40,8 @@ pub struct Child {
     pub limits: Limits,
     pub gate: Arc<Gate>,
     pub tls: Arc<ServerConfig>,
+    /// For connections that it offers.
+    pub key: KeyPair,
     link: OwnedFd,
     /// Held while a question is written: they are short.
     asking: Mutex<()>,
@@ -73,7 +75,7 @@ pub fn run() -> Result<(), String> {
     };
     let key = KeyPair::from_pkcs8(&secret).ok_or("the key can't be used")?;
     let tls = tls::server(&key).map_err(|e| e.to_string())?;
-    drop((secret, key));
+    drop(secret);
     buffer.fill(0);
     let descriptors = (limits.all * 4 + limits.unknown * 4 + 256) as u64;
     let not_shed = shed::shed(user, descriptors);
@@ -81,6 +83,7 @@ pub fn run() -> Result<(), String> {
         limits,
         gate: Arc::new(Gate::new(limits.unknown, limits.unknown_per_address)),
         tls,
+        key,
         link,
         asking: Mutex::default(),
         next: AtomicU64::new(1),
@@ -140,7 +143,18 @@ impl Child {
         }
     }
 
-    fn told(&self, told: Told, with: Option<OwnedFd>) {
+    fn told(self: &Arc<Child>, told: Told, with: Option<OwnedFd>) {
+        if let Told::Offer { id, key } = told {
+            let child = self.clone();
+            let Some(socket) = with.map(TcpStream::from) else {
+                return;
+            };
+            if let Err(e) = thread("offer", move || offered::offer(&child, socket, id, key)) {
+                let why = format!("cannot start a thread: {e}");
+                self.say(&Ask::Ended { id, why });
+            }
+            return;
+        }
         let Some(id) = told.id() else { return };
         let sender = lock(&self.waiting).get(&id).cloned();
         match sender {

@@ -11,6 +11,7 @@ use crossbeam_channel::bounded;
 use super::ask::{Ask, Told};
 use super::child::{Answer, Child, thread};
 use super::gate::Seat;
+use super::offered;
 use crate::link::Message;
 use crate::link::message::{self as say, Cause};
 use crate::net::stream::{self, Session, TlsReader, TlsWriter};
@@ -19,7 +20,7 @@ use crate::net::tls;
 /// How long a tree's process may take to be reached. A follower waits 30 s for its welcome.
 const OPEN_MAX: Duration = Duration::from_secs(25);
 /// How long the other side may take to hear our last words, and to hang up.
-const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 const COPY_BYTES: usize = 64 << 10;
 const NAME_CHARS_MAX: usize = 200;
 
@@ -41,7 +42,8 @@ pub fn serve(child: &Arc<Child>, socket: TcpStream, from: SocketAddr, seat: Seat
     let first = Message::read_up_to(&mut session.reader, &mut body, max);
     drop(body);
     match first {
-        Ok(Message::Hello(hello)) => follow(child, session, hello, from, seat, until),
+        Ok(Message::Hello(hello)) => follow(child, session, hello, from, Some(seat), until),
+        Ok(Message::Offer(_)) => offered::keep(child, session, from, seat, until),
         Ok(Message::List(_)) => {
             let id = child.new_id();
             let key = session.peer.0;
@@ -101,7 +103,7 @@ fn no(cause: Cause, reason: String) -> Message {
     say::Refused { cause, reason }.into()
 }
 
-fn refused(answer: Option<Answer>) -> Message {
+pub fn refused(answer: Option<Answer>) -> Message {
     match answer {
         Some((Told::Refused { cause, reason, .. }, _)) => say::Refused { cause, reason }.into(),
         _ => no(
@@ -120,7 +122,7 @@ fn answer(child: &Child, id: u64, question: &Ask, until: Instant) -> Option<Answ
 }
 
 /// Says it, and waits a moment for the other side to hang up, so that nothing of it is lost.
-fn last_words(mut session: Session, message: Message) {
+pub fn last_words(mut session: Session, message: Message) {
     let mut bytes = Vec::new();
     if message.encode(&mut bytes).is_ok() && session.writer.write_all(&bytes).is_ok() {
         session.writer.finish();
@@ -130,12 +132,13 @@ fn last_words(mut session: Session, message: Message) {
     session.closer()();
 }
 
-fn follow(
+/// Asks for the tree, and passes on what both say.
+pub fn follow(
     child: &Arc<Child>,
     session: Session,
     mut hello: say::Hello,
     from: SocketAddr,
-    seat: Seat,
+    mut seat: Option<Seat>,
     until: Instant,
 ) {
     let Ok(tree) = String::from_utf8(std::mem::take(&mut hello.tree)) else {
@@ -150,7 +153,6 @@ fn follow(
         from: from.to_string(),
     };
     let answers = child.ask(id, &question);
-    let mut seat = Some(seat);
     let mut until = until;
     let answer = loop {
         match answers.recv_deadline(until) {
@@ -216,7 +218,7 @@ fn pass(mut session: Session, tree: &UnixStream, first: Message) {
     }
 }
 
-fn copy_down(mut from: &UnixStream, to: &mut TlsWriter) {
+pub fn copy_down(mut from: &UnixStream, to: &mut TlsWriter) {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
         match from.read(&mut buffer) {
@@ -232,7 +234,7 @@ fn copy_down(mut from: &UnixStream, to: &mut TlsWriter) {
     }
 }
 
-fn copy_up(from: &mut TlsReader, mut to: &UnixStream) {
+pub fn copy_up(from: &mut TlsReader, mut to: &UnixStream) {
     let mut buffer = vec![0; COPY_BYTES];
     let mut open = true;
     while let Ok(n @ 1..) = from.read(&mut buffer) {

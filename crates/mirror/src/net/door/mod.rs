@@ -10,6 +10,8 @@ mod ask;
 mod child;
 mod connection;
 mod gate;
+mod offered;
+mod offers;
 mod shed;
 
 use std::io;
@@ -32,11 +34,14 @@ use self::ask::{Ask, Told};
 use super::Program;
 use super::files::NetFileError;
 use super::keys::{Fingerprint, KeyPair};
+use super::trust::Address;
+use crate::cli::places::show;
 use crate::engine::back_off::BackOff;
 use crate::link::message::Cause;
 use crate::sys::pass;
 
 pub use child::{asked, run};
+pub use offers::{ENV as OFFERED_AT, ask_for};
 
 /// Listening sockets of one door.
 pub const LISTEN_MAX: usize = 16;
@@ -91,6 +96,10 @@ pub struct DoorSetup {
     pub listen: Vec<SocketAddr>,
     /// Key, `trusted.toml` and pairing tokens are there.
     pub config_dir: PathBuf,
+    /// Services that are offered connections to our trees, because they can't dial us. They must be known (`known.toml`).
+    pub connect_to: Vec<Address>,
+    /// A local socket where followers of this host get the connections that were offered here ([`OFFERED_AT`] tells them).
+    pub offers: Option<PathBuf>,
     /// Whom the door's process becomes; `None`: it stays who we are.
     pub user: Option<(u32, u32)>,
     pub limits: Limits,
@@ -110,6 +119,8 @@ impl DoorSetup {
             program,
             listen,
             config_dir,
+            connect_to: Vec::new(),
+            offers: None,
             user: is_root.then_some((NOBODY, NOBODY)),
             limits: Limits::default(),
             executable: "/proc/self/exe".into(),
@@ -128,6 +139,8 @@ pub enum DoorError {
     Listen { at: SocketAddr, source: io::Error },
     #[error("{0} addresses to listen on are too many: {LISTEN_MAX} at most")]
     TooMany(usize),
+    #[error("cannot listen at {}: {source}", show(.path))]
+    Local { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Files(#[from] NetFileError),
     #[error("cannot start the door's process: {0}")]
@@ -138,7 +151,7 @@ pub enum DoorError {
 pub struct Door {
     keeper: Arc<Keeper>,
     fingerprint: Fingerprint,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 /// Keeps a door's process running.
@@ -149,8 +162,6 @@ struct Keeper {
     closing: AtomicBool,
     /// Of the process that runs now; 0: none does.
     pid: AtomicU32,
-    /// To it.
-    link: Mutex<Option<Arc<OwnedFd>>>,
     answers: Arc<Answers>,
 }
 
@@ -173,6 +184,13 @@ impl Door {
                 _ => DoorError::Listen { at, source },
             })?);
         }
+        let local = match &setup.offers {
+            Some(path) => Some(offers::listen(path).map_err(|source| DoorError::Local {
+                path: path.clone(),
+                source,
+            })?),
+            None => None,
+        };
         let key = KeyPair::load_or_make(&setup.config_dir)?;
         let fingerprint = key.fingerprint();
         let answers = Arc::new(Answers::new(&setup, fingerprint, trees)?);
@@ -182,22 +200,40 @@ impl Door {
             listeners,
             closing: AtomicBool::new(false),
             pid: AtomicU32::new(0),
-            link: Mutex::default(),
             answers,
         });
         let first = keeper.start().map_err(DoorError::Start)?;
-        let thread = {
-            let keeper = keeper.clone();
-            std::thread::Builder::new()
-                .name("door".into())
-                .spawn(move || keeper.keep(first))
-                .map_err(DoorError::Start)?
-        };
-        Ok(Door {
-            keeper,
+        let mut door = Door {
+            keeper: keeper.clone(),
             fingerprint,
-            thread: Some(thread),
-        })
+            threads: Vec::new(),
+        };
+        door.spawn("door", move |keeper| keeper.keep(first))?;
+        if let Some(listener) = local {
+            door.spawn("offers", move |keeper| {
+                offers::giving(&keeper.answers, &listener, &keeper.closing);
+            })?;
+        }
+        for address in keeper.setup.connect_to.clone() {
+            door.spawn("connect", move |keeper| {
+                offers::offering(&keeper.answers, &address, &keeper.closing);
+            })?;
+        }
+        Ok(door)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &str,
+        run: impl FnOnce(&Keeper) + Send + 'static,
+    ) -> Result<(), DoorError> {
+        let keeper = self.keeper.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || run(&keeper))
+            .map_err(DoorError::Start)?;
+        self.threads.push(thread);
+        Ok(())
     }
 
     /// Where it listens: with the ports the kernel chose, where 0 was asked for.
@@ -223,11 +259,14 @@ impl Door {
 
     fn end(&mut self) {
         self.keeper.closing.store(true, Ordering::Release);
-        if let Some(link) = lock(&self.keeper.link).take() {
+        if let Some(link) = self.keeper.answers.link() {
             let _ = rustix::net::shutdown(&link, rustix::net::Shutdown::Both);
         }
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+        if let Some(path) = &self.keeper.setup.offers {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -282,7 +321,7 @@ impl Keeper {
             end(running);
             return Err(e);
         }
-        *lock(&self.link) = Some(running.link.clone());
+        self.answers.set_link(Some(running.link.clone()));
         self.pid.store(running.process.id(), Ordering::Release);
         Ok(running)
     }
@@ -306,7 +345,7 @@ impl Keeper {
             };
             let since = running.since;
             let why = self.answer(&running.link);
-            lock(&self.link).take();
+            self.answers.set_link(None);
             self.pid.store(0, Ordering::Release);
             let ended = end(running);
             self.answers.forget_all();
