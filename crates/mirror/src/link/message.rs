@@ -568,7 +568,7 @@ messages! {
     24 true Paired
     25 true List
     26 true Names
-    27 true Offer
+    29 true Offer
 }
 
 impl Message {

@@ -84,8 +84,9 @@ impl Far {
     pub fn connect(&self) -> Result<Peer, String> {
         match &self.way {
             Way::Offered { at } => {
-                let failed =
-                    |e: io::Error| format!("cannot ask the service here for a connection: {e}");
+                let failed = |e: io::Error| {
+                    format!("cannot ask the service here for a connection: {e}; does it `listen`?")
+                };
                 let tree = String::from_utf8_lossy(&self.path);
                 let stream = door::ask_for(at, &self.host, &tree).map_err(failed)?;
                 let writer = stream.try_clone().map_err(failed)?;

@@ -91,7 +91,10 @@ pub fn keep(
     };
     let begun = began.is_ok() && thread("kept", down).is_ok();
     let mut body = Vec::new();
-    while begun {
+    loop {
+        if !begun {
+            break;
+        }
         let wait = reader.wait_until(Some(Instant::now() + SILENT_MAX));
         let Ok(message) = wait
             .map_err(|_| ())

@@ -78,6 +78,8 @@ pub struct Tree {
     pub name: String,
     /// As typed.
     pub source: OsString,
+    /// The source's host dials ours (`connect_to` there); in `source` it stands with the name it is trusted by here.
+    pub accept: bool,
     pub dst: PathBuf,
     /// `None`: beside DST.
     pub state: Option<PathBuf>,
@@ -98,6 +100,7 @@ pub struct Tree {
 /// The table of a tree, as it is written.
 pub const TREE_KEYS: &[&str] = &[
     "source",
+    "accept",
     "dst",
     "state",
     "ignore",
@@ -334,6 +337,7 @@ impl Tree {
         Tree {
             name: name.to_owned(),
             source,
+            accept: false,
             dst,
             state: None,
             ignore: Vec::new(),
@@ -390,6 +394,18 @@ impl Tree {
         });
         let dst = table.parsed("dst", problems, path);
         let mut tree = Tree::new(named, source.unwrap_or_default(), dst.unwrap_or_default());
+        tree.accept = table.bool("accept", problems) == Some(true);
+        if tree.accept
+            && !matches!(
+                parse::source(&tree.source),
+                Ok(SourceSpec::Service { port: None, .. })
+            )
+        {
+            problems.add(
+                Some(&place),
+                "accept: the source is mirror://NAME/TREE then, with the name that `fs_mirror trust` shows",
+            );
+        }
         tree.state = table.parsed("state", problems, path);
         tree.ignore = patterns(&mut table, "ignore", problems);
         for (place, text) in table.texts("cross", problems).unwrap_or_default() {
@@ -504,6 +520,7 @@ impl fmt::Display for Tree {
         let list =
             |items: Vec<String>| (!items.is_empty()).then(|| format!("[{}]", items.join(", ")));
         put("source", Some(bytes(self.source.as_bytes())))?;
+        put("accept", self.accept.then(|| "true".into()))?;
         put("dst", Some(bytes(self.dst.as_os_str().as_bytes())))?;
         put(
             "state",

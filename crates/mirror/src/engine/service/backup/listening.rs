@@ -52,6 +52,8 @@ impl Trees for Places {
 #[derive(Default)]
 pub struct Listening {
     places: Arc<Places>,
+    /// Where our trees' processes ask for connections that were offered here.
+    offers: PathBuf,
     /// As it was opened.
     is: Option<(Vec<SocketAddr>, Option<String>)>,
     door: Option<Door>,
@@ -61,6 +63,13 @@ pub struct Listening {
 }
 
 impl Listening {
+    pub fn new(offers: PathBuf) -> Listening {
+        Listening {
+            offers,
+            ..Listening::default()
+        }
+    }
+
     /// These trees can be asked for.
     pub fn trees<'a>(&self, trees: impl Iterator<Item = &'a Tree>) {
         *self.places.lock() = trees
@@ -119,6 +128,7 @@ impl Listening {
             let user = user_of(name).ok_or_else(|| format!("there is no user {name} here"))?;
             setup.user = Some((user.uid, user.gid));
         }
+        setup.offers = Some(self.offers.clone());
         setup.log = Arc::new(log);
         Door::open(setup, self.places.clone()).map_err(|e| crate::cli::exit::chain(&e))
     }

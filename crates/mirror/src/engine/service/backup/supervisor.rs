@@ -25,6 +25,7 @@ use crate::engine::service::children::{Children, Happened, Spec};
 use crate::engine::service::notify::Notify;
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
+use crate::net::door::OFFERED_AT;
 use crate::sys::signal::{Signal, Signals};
 
 /// All in all five seconds from SIGTERM to the end.
@@ -77,6 +78,11 @@ fn settings_file(state: &Path, name: &str) -> PathBuf {
     state.join("trees").join(format!("{name}.toml"))
 }
 
+/// Where a tree's process gets a connection that its source's host dialed.
+fn offers_socket(state: &Path) -> PathBuf {
+    state.join("offers.sock")
+}
+
 /// Runs until it is told to stop.
 pub fn run(setup: Setup) -> Result<(), String> {
     let trees = setup.state.join("trees");
@@ -94,7 +100,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         trees: setup.loaded.trees,
         problems: Vec::new(),
         said: HashMap::new(),
-        listening: Listening::default(),
+        listening: Listening::new(offers_socket(&setup.state)),
     };
     let now = Arc::new(Mutex::new(service.now()));
     let telling = Telling::start(setup.state, now.clone(), setup.quiet)
@@ -212,6 +218,11 @@ impl Supervisor {
                 file.into(),
             ],
             settings: tree.fixed().to_string(),
+            env: if tree.accept {
+                vec![(OFFERED_AT.into(), offers_socket(&self.state).into())]
+            } else {
+                Vec::new()
+            },
             polite: tree.polite,
             ..Spec::new(tree.name.clone(), "fs_mirror")
         }
