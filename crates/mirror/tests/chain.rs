@@ -352,3 +352,180 @@ fn a_chain_of_four_converges_whatever_happens() {
         campaign(seed);
     }
 }
+
+/// Opens of directories and files, as the kernel tells them.
+struct Opens {
+    inotify: std::os::fd::OwnedFd,
+}
+
+impl Opens {
+    fn of(dirs: &[PathBuf]) -> Opens {
+        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+        let inotify = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+        for dir in dirs {
+            // Equal events that follow each other are one: what closes lies between two that open.
+            let flags = WatchFlags::OPEN | WatchFlags::CLOSE_NOWRITE;
+            add_watch(&inotify, dir, flags).unwrap();
+        }
+        Opens { inotify }
+    }
+
+    /// By name, those since the last time; of a directory that is watched itself: none.
+    fn taken(&self) -> Vec<String> {
+        let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 64 << 10];
+        use rustix::fs::inotify::ReadFlags;
+        let mut reader = rustix::fs::inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut names = Vec::new();
+        while let Ok(event) = reader.next() {
+            if !event.events().contains(ReadFlags::OPEN) {
+                continue;
+            }
+            let name = event
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned());
+            names.push(name.unwrap_or_default());
+        }
+        names
+    }
+}
+
+/// A directory and all below it.
+fn dirs_below(top: &Path) -> Vec<PathBuf> {
+    let mut dirs = vec![top.to_path_buf()];
+    let mut at = 0;
+    while let Some(dir) = dirs.get(at).cloned() {
+        at += 1;
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(entry.path());
+            }
+        }
+    }
+    dirs
+}
+
+#[test]
+fn a_break_costs_no_look_at_what_did_not_change() {
+    let chain = Chain::new();
+    let src = chain.bed.src();
+    for n in 0..20 {
+        fs::create_dir_all(src.join(format!("tree/{n}/below"))).unwrap();
+        fs::write(src.join(format!("tree/{n}/below/file")), n.to_string()).unwrap();
+    }
+    fs::create_dir(src.join("live")).unwrap();
+    let quiet = ["--verify-every", "0"];
+    let mut b = chain.follow("a", "b", &quiet);
+    b.wait_stderr("equal: ", LONG).unwrap();
+    chain.wait_idle("b");
+    stop(b);
+    let mut watched = dirs_below(&src.join("tree"));
+    watched.extend(dirs_below(&chain.tree("b").join("tree")));
+    let opens = Opens::of(&watched);
+    fs::write(src.join("live/while away"), "away").unwrap();
+    // Stopped, killed, and its link cut.
+    let b = chain.follow("a", "b", &quiet);
+    chain.wait_idle("b");
+    chain.cut("b");
+    fs::write(src.join("live/while cut"), "cut").unwrap();
+    chain.wait_idle("b");
+    let mut b = b;
+    b.kill().unwrap();
+    fs::write(src.join("live/while dead"), "dead").unwrap();
+    let b = chain.follow("a", "b", &quiet);
+    chain.wait_idle("b");
+    assert_eq!(
+        fs::read(chain.tree("b").join("live/while dead")).unwrap(),
+        b"dead"
+    );
+    assert_eq!(opens.taken(), Vec::<String>::new());
+    stop(b);
+    chain.equal("b");
+}
+
+#[test]
+fn each_changed_file_is_read_as_often_as_for_one_follower() {
+    let chain = Chain::new();
+    let src = chain.bed.src();
+    fs::write(src.join("before"), "before").unwrap();
+    let sizes = [
+        ("small", 1 << 10),
+        ("middle", 100 << 10),
+        ("large", 10 << 20),
+    ];
+    let mut followers = Vec::new();
+    let mut counts = Vec::new();
+    for name in ["b", "c", "d", "e"] {
+        let mut follower = chain.follow("a", name, &[]);
+        follower.wait_stderr("equal: ", LONG).unwrap();
+        followers.push(follower);
+        if name != "b" && name != "e" {
+            continue;
+        }
+        let opens = Opens::of(std::slice::from_ref(&src));
+        for (what, bytes) in sizes {
+            let beside = chain.bed.path("new");
+            fs::write(&beside, vec![counts.len() as u8 + 1; bytes]).unwrap();
+            fs::rename(beside, src.join(format!("{what} {name}"))).unwrap();
+        }
+        for name in ["b", "c", "d", "e"].iter().take(followers.len()) {
+            chain.wait_idle(name);
+        }
+        let taken = opens.taken();
+        let count = |what: &str| taken.iter().filter(|name| name.starts_with(what)).count();
+        counts.push(sizes.map(|(what, _)| count(what)));
+    }
+    println!("opens of small, middle, large; for one and for four: {counts:?}");
+    assert!(
+        counts[1]
+            .iter()
+            .zip(counts[0])
+            .all(|(four, one)| *four <= one),
+        "{counts:?}"
+    );
+    followers
+        .into_iter()
+        .for_each(|follower| drop(stop(follower)));
+    chain.equal("e");
+}
+
+#[test]
+fn an_older_state_at_the_source_is_told_as_a_fork() {
+    let chain = Chain::new();
+    let src = chain.bed.src();
+    chain.bed.populate(50, 4);
+    let (code, said) = chain.follow_once("a", "b", &[]);
+    assert_eq!(code, 0, "{said}");
+    let capture_ends = || chain.bed.daemons().into_iter().for_each(kill9);
+    capture_ends();
+    let (now, image) = (chain.bed.states(), chain.bed.path("image"));
+    let copy = |from: &Path, to: &Path| {
+        let done = Command::new("cp").arg("-a").args([from, to]).status();
+        assert!(done.unwrap().success());
+    };
+    copy(&now, &image);
+    fs::write(src.join("seen"), "seen").unwrap();
+    let (code, said) = chain.follow_once("a", "b", &[]);
+    assert_eq!(code, 0, "{said}");
+    capture_ends();
+    fs::remove_dir_all(&now).unwrap();
+    copy(&image, &now);
+    fs::write(src.join("other"), "other").unwrap();
+    let tree = inode(&chain.tree("b").join("tree"));
+    let (code, said) = chain.follow_once("a", "b", &[]);
+    assert!(
+        code == 0 && said.contains("unexplained fork"),
+        "{code} {said}"
+    );
+    chain.equal("b");
+    assert_eq!(inode(&chain.tree("b").join("tree")), tree, "equal stays");
+    // Until what lies aside is removed.
+    let (code, said) = chain.follow_once("a", "b", &[]);
+    assert!(code == 0 && !said.contains("compared again"), "{said}");
+    let (_, said) = chain.command("b", &["status"]);
+    assert!(said.contains("unexplained fork"), "{said}");
+    fs::remove_dir_all(chain.bed.path("b.fs_mirror/divergence")).unwrap();
+    let (code, said) = chain.follow_once("a", "b", &[]);
+    assert_eq!(code, 0, "{said}");
+    let (_, said) = chain.command("b", &["status"]);
+    assert!(!said.contains("unexplained fork"), "{said}");
+}

@@ -156,6 +156,15 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             out.row("confined", &format!("not by {wall}: {why}"));
         }
     }
+    for fork in &status.forks {
+        out.row(
+            "fork",
+            &format!(
+                "{}; the log before lies in {}: remove it when you know why",
+                fork.what, fork.aside
+            ),
+        );
+    }
     let counters = counters(status);
     if !counters.is_empty() {
         out.row("counted", &counters);
@@ -432,6 +441,12 @@ pub fn health(status: &Status, max_lag: Duration) -> (Health, String) {
                 counted(aside.entries, "entry", "entries"),
                 bytes(aside.bytes)
             ),
+        );
+    }
+    if let Some(fork) = status.forks.last() {
+        find(
+            Health::Warning,
+            format!("{} (remove {} when you know why)", fork.what, fork.aside),
         );
     }
     if why.is_empty() {

@@ -8,19 +8,26 @@ use mirror_core::Position;
 
 use super::applying::chain;
 use super::session::show;
-use super::status::Stamp;
+use super::status::{Fork, Stamp};
+use crate::disk::{RealDisk, read_file, replace_file};
 use crate::index::{Index, IndexError};
 use crate::log::{ContentError, LogError, LogReader};
 
 /// Files and directories of a mirror's state that are of one log.
-const OF_ONE_LOG: [&str; 6] = [
+const OF_ONE_LOG: [&str; 7] = [
     "index",
     "source-index",
     "applying",
     "made",
     "content",
     "log",
+    FORK,
 ];
+
+/// Why this log was given up: another history that nothing explains. It goes aside with the log, and is told until a person
+/// has removed that.
+const FORK: &str = "fork";
+const FORK_BYTES_MAX: usize = 4096;
 
 /// Logs and indexes that were put aside; the oldest go. What was in the copy is not among them.
 const ASIDE_MAX: usize = 8;
@@ -85,6 +92,29 @@ pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
         }
     }
     Ok(aside)
+}
+
+/// The log is to be given up for this, and no takeover explains it. Not being able to say so is no reason to stay apart.
+pub fn note_fork(state_dir: &Path, what: &str) {
+    let _ = RealDisk::open(state_dir).and_then(|disk| replace_file(&disk, FORK, what.as_bytes()));
+}
+
+/// What was noted of logs that lie aside, the oldest first.
+pub fn forks(state_dir: &Path) -> Vec<Fork> {
+    let base = state_dir.join("divergence");
+    let entries = std::fs::read_dir(&base).into_iter().flatten().flatten();
+    let mut forks: Vec<Fork> = entries
+        .filter_map(|entry| {
+            let disk = RealDisk::open(&entry.path()).ok()?;
+            let what = read_file(&disk, FORK, FORK_BYTES_MAX).ok()?;
+            Some(Fork {
+                aside: show(&entry.path()),
+                what: String::from_utf8_lossy(&what).into_owned(),
+            })
+        })
+        .collect();
+    forks.sort_by(|a, b| a.aside.cmp(&b.aside));
+    forks
 }
 
 /// Their names are times.

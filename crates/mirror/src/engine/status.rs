@@ -68,6 +68,9 @@ pub struct Status {
     /// Bytes a second that may be sent to all of them together now.
     #[serde(default)]
     pub bwlimit: Option<u64>,
+    /// Histories that were left for another one, and nothing explains it; until what lies aside of them is removed.
+    #[serde(default)]
+    pub forks: Vec<Fork>,
 }
 
 impl Status {
@@ -103,6 +106,7 @@ impl Status {
             confinement: None,
             replicas: Vec::new(),
             bwlimit: None,
+            forks: Vec::new(),
         }
     }
 }
@@ -278,6 +282,14 @@ pub struct Rolling {
     /// Since the mirror was made: changed by hand, and of that repaired.
     pub found: u64,
     pub repaired: u64,
+}
+
+/// See [`Status::forks`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// Where the log before lies.
+    pub aside: String,
+    pub what: String,
 }
 
 /// A replica as its primary sees it.

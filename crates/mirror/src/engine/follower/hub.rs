@@ -19,6 +19,7 @@ use crate::engine::control::{
 };
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
+use crate::engine::lost;
 use crate::engine::serving::{Chain, Seats};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
@@ -279,6 +280,12 @@ impl Hub {
         }
         known.reason = reason.to_owned();
         was
+    }
+
+    /// What the log was left for is read again.
+    pub fn look_for_forks(&self, state_dir: &std::path::Path) {
+        let forks = lost::forks(state_dir);
+        lock(&self.known).status.forks = forks;
     }
 
     pub fn set_reason(&self, reason: String) {

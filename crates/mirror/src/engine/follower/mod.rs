@@ -188,6 +188,7 @@ struct Follower {
 impl Follower {
     fn run(&mut self) -> Result<RunEnd, RunError> {
         reserve::give_up(&self.options.state_dir);
+        self.hub.look_for_forks(&self.options.state_dir);
         let mut control = self.serve()?;
         let mut door = self.let_in();
         let mut wait = Duration::from_millis(200);
@@ -301,6 +302,7 @@ impl Follower {
                         "{reason}. All is compared again, nothing equal is copied; the old log and index are in {}",
                         show(&aside)
                     )));
+                    self.hub.look_for_forks(&self.options.state_dir);
                     self.comparing = true;
                     self.known = Some(aside.join("index"));
                 }

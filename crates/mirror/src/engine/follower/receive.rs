@@ -22,6 +22,7 @@ use crate::disk::Disk;
 use crate::engine::applying::chain;
 use crate::engine::back_off::BackOff;
 use crate::engine::event::{Event, RunError};
+use crate::engine::lost;
 use crate::engine::options::MirrorOptions;
 use crate::engine::seed;
 use crate::link::conn::{HANDSHAKE_S_MAX, Incoming, escaped, silence};
@@ -489,6 +490,16 @@ impl Receiver {
                 "{reason}, and the mirrord there is too old to begin a copy without it: install the same version on both \
                  hosts"
             )));
+        }
+        let epoch = |at: Option<mirror_core::Position>| at.map(|at| at.epoch);
+        let ours = self.reached().map(|end| end.position);
+        if Cause::of(no.cause) == Cause::Forked && epoch(self.hub.known_end()) <= epoch(ours) {
+            let what = format!(
+                "unexplained fork: {reason}, and no takeover says why (an older image or copy of the state there, or \
+                 a lost disk?)"
+            );
+            lost::note_fork(&self.options.state_dir, &what);
+            return Ended::Restart(what);
         }
         Ended::Restart(reason)
     }
