@@ -1,0 +1,284 @@
+//! Hosts of their own (network namespaces): `mirrord serve` on one, `fs_mirror serve` on the next, a reader of that one on
+//! the third. Paired by tokens, then cut off, deaf, lossy, slow, refusing, killed; equal at the end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::compare::Options;
+use testkit::lab::{Host, Lab, Net, in_private_namespace};
+use testkit::proc::{Program, wait_equal, wait_until};
+use testkit::rng::Rng;
+use testkit::{generate, need, workload};
+
+const FS_MIRROR: &str = env!("CARGO_BIN_EXE_fs_mirror");
+const MIRRORD: &str = env!("CARGO_BIN_EXE_mirrord");
+const LONG: Duration = Duration::from_secs(120);
+
+/// A host with a service on it, and its files.
+struct Node {
+    host: Host,
+    program: &'static str,
+    dir: PathBuf,
+    service: Option<Program>,
+}
+
+impl Node {
+    fn new(
+        net: &Net,
+        name: &str,
+        program: &'static str,
+        base: &Path,
+    ) -> Result<Node, testkit::lab::Skip> {
+        let dir = base.join(name);
+        for below in ["etc/conf.d", "state", "run"] {
+            fs::create_dir_all(dir.join(below)).unwrap();
+        }
+        Ok(Node {
+            host: net.host(name)?,
+            program,
+            dir,
+            service: None,
+        })
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.dir.join(below)
+    }
+
+    /// One of the two programs, on this host.
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let mut command = self.host.command(program);
+        command
+            .args(words)
+            .current_dir("/")
+            .env("MIRRORD_CONFIG_DIR", self.path("etc"))
+            .env("FS_MIRROR_CONFIG_DIR", self.path("etc"))
+            .env("MIRRORD_STATE", self.path("state"))
+            .env("FS_MIRROR_STATE", self.path("state"))
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("JOURNAL_STREAM");
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, program: &str, words: &[&str]) -> String {
+        let output = self.command(program, words).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {text}{said}");
+        text
+    }
+
+    fn configure(&self, text: &str) {
+        let name = Path::new(self.program).file_name().unwrap();
+        let file = format!("etc/{}.toml", name.to_string_lossy());
+        fs::write(self.path(&file), text).unwrap();
+    }
+
+    fn serve(&mut self) {
+        let mut command = self.command(self.program, &["serve"]);
+        self.service = Some(Program::start(&mut command).unwrap());
+    }
+
+    /// This host makes a token, the other one uses it.
+    #[track_caller]
+    fn lets(&self, other: &Node) {
+        let token = wait_for(|| {
+            let words = [
+                "pair",
+                "--tree",
+                "www",
+                "--host",
+                &self.host.address,
+                "--json",
+            ];
+            let text = self.run(self.program, &words);
+            let made: Value = serde_json::from_str(&text).ok()?;
+            made["token"].as_str().map(str::to_owned)
+        });
+        // The service may be starting.
+        let words = ["pair", &self.host.address, &token];
+        let joined = wait_until("it is paired", LONG, || {
+            let done = other.command(FS_MIRROR, &words).output().unwrap();
+            done.status.success()
+        });
+        joined.unwrap();
+    }
+
+    fn said(&self) -> String {
+        self.service
+            .as_ref()
+            .map_or_else(String::new, Program::stderr)
+    }
+}
+
+fn wait_for<T>(mut get: impl FnMut() -> Option<T>) -> T {
+    let mut got = None;
+    wait_until("it is there", LONG, || {
+        got = get();
+        got.is_some()
+    })
+    .unwrap();
+    got.unwrap()
+}
+
+struct World {
+    net: Net,
+    _held: tempfile::TempDir,
+    src: PathBuf,
+    copies: [PathBuf; 2],
+    nodes: [Node; 3],
+}
+
+impl World {
+    /// Everything up to a tree that two hosts follow, one through the other.
+    fn new(lab: &Lab, files: u64) -> Result<World, testkit::lab::Skip> {
+        let net = lab.net()?;
+        let held = tempfile::Builder::new().prefix("hosts-").tempdir().unwrap();
+        // The process that listens is nobody, and gets in nowhere; a directory on the way may be open all the same.
+        let base = fs::canonicalize(held.path()).unwrap();
+        let mut web = Node::new(&net, "web", MIRRORD, &base)?;
+        let mut backup = Node::new(&net, "backup", FS_MIRROR, &base)?;
+        let mut reader = Node::new(&net, "reader", FS_MIRROR, &base)?;
+        let src = base.join("www");
+        fs::create_dir(&src).unwrap();
+        let params = generate::Params {
+            files,
+            ..generate::Params::default()
+        };
+        generate::tree(&src.join("tree"), &params).unwrap();
+        let copies = [backup.path("www"), reader.path("www")];
+
+        web.configure(&format!(
+            "listen = '0.0.0.0:8737'\n[tree.www]\npath = '{}'\n",
+            src.display()
+        ));
+        web.serve();
+        web.lets(&backup);
+        backup.configure("listen = '0.0.0.0:8737'\n");
+        let from = format!("mirror://{}/www", web.host.address);
+        let to = copies[0].display().to_string();
+        backup.run(FS_MIRROR, &["add", "www", &from, &to]);
+        let file = fs::read_to_string(backup.path("etc/conf.d/www.toml")).unwrap();
+        fs::write(
+            backup.path("etc/conf.d/www.toml"),
+            format!("{file}owners = \"apply\"\n"),
+        )
+        .unwrap();
+        backup.serve();
+        backup.lets(&reader);
+        let from = format!("mirror://{}/www", backup.host.address);
+        let to = copies[1].display().to_string();
+        reader.configure("");
+        reader.run(FS_MIRROR, &["add", "www", &from, &to]);
+        let file = fs::read_to_string(reader.path("etc/conf.d/www.toml")).unwrap();
+        fs::write(
+            reader.path("etc/conf.d/www.toml"),
+            format!("{file}owners = \"apply\"\n"),
+        )
+        .unwrap();
+        reader.serve();
+        Ok(World {
+            net,
+            _held: held,
+            src,
+            copies,
+            nodes: [web, backup, reader],
+        })
+    }
+
+    #[track_caller]
+    fn equal(&self) {
+        for copy in &self.copies {
+            let found = wait_equal(&self.src, copy, &Options::default(), LONG);
+            let said = || self.nodes.each_ref().map(Node::said).join("\n---\n");
+            assert!(found.is_ok(), "{}: {found:?}\n{}", copy.display(), said());
+        }
+    }
+
+    /// Something that happens to a host.
+    fn happens(&mut self, rng: &mut Rng) -> String {
+        let n = rng.below(3) as usize;
+        let node = &mut self.nodes[n];
+        let what = rng.below(7);
+        let done = match what {
+            0 => self.net.plugged(&node.host, false),
+            1 => self.net.deaf(&node.host),
+            2 => self.net.lossy(&node.host, 15),
+            3 => self.net.rate(&node.host, Some("2mbit")),
+            4 => self.net.refuses(&node.host),
+            5 => self.net.healed(&node.host),
+            _ => {
+                // With all that it started: the kernel ends them with it.
+                node.service = None;
+                node.serve();
+                Ok(())
+            }
+        };
+        done.unwrap();
+        let words = [
+            "cut", "deaf", "lossy", "slow", "refuses", "healed", "killed",
+        ];
+        format!("{} {}", node.host.name, words[what as usize])
+    }
+}
+
+#[test]
+fn from_a_token_to_a_chain_that_is_equal() {
+    in_private_namespace("from_a_token_to_a_chain_that_is_equal", |lab| {
+        let world = need!(World::new(lab, 300));
+        world.equal();
+        fs::write(world.src.join("later"), "later").unwrap();
+        fs::rename(world.src.join("tree"), world.src.join("moved")).unwrap();
+        // What was written before is on the backup host, says the worker; on the reader's, says its own command.
+        let [web, _, reader] = &world.nodes;
+        web.run(
+            MIRRORD,
+            &["wait", "www", "--for", "applied", "--timeout", "60s"],
+        );
+        assert_eq!(fs::read(world.copies[0].join("later")).unwrap(), b"later");
+        let copy = world.copies[1].display().to_string();
+        reader.run(
+            FS_MIRROR,
+            &["wait", "--idle", "-m", &copy, "--timeout", "60s"],
+        );
+        assert_eq!(fs::read(world.copies[1].join("later")).unwrap(), b"later");
+        world.equal();
+    });
+}
+
+#[test]
+fn whatever_happens_to_links_and_hosts() {
+    in_private_namespace("whatever_happens_to_links_and_hosts", |lab| {
+        let mut world = need!(World::new(lab, 100));
+        world.equal();
+        let seeds: u64 = std::env::var("SEEDS")
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(1);
+        for seed in 0..seeds {
+            let mut rng = Rng::new(seed);
+            let mut happened = Vec::new();
+            for step in 0..6 {
+                let params = workload::Params {
+                    seed: seed * 1000 + step,
+                    ops: rng.range(20, 100),
+                    existing: true,
+                    mappings: false,
+                    ..workload::Params::default()
+                };
+                workload::run(&world.src, &params).unwrap();
+                happened.push(world.happens(&mut rng));
+                std::thread::sleep(Duration::from_millis(rng.below(1500)));
+            }
+            println!("seed {seed}: {}", happened.join(", "));
+            for node in &world.nodes {
+                world.net.healed(&node.host).unwrap();
+            }
+            world.equal();
+        }
+    });
+}
