@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mirror::net::trust::Address;
+use mirror::net::{KeyPair, Known};
 use rustix::process::Signal;
 use serde_json::Value;
 use ssh_support::{Bed, LONG, MIRRORD, ended, kill9, signal, stop};
@@ -586,6 +588,75 @@ fn limits_are_taken_up_while_it_runs() {
         code == 2 && said.contains("detector of the tree a is set on the worker"),
         "{code} {said}"
     );
+    stop(follower);
+    stop(service);
+}
+
+#[test]
+fn other_hosts_come_in_by_the_door() {
+    let place = Place::new();
+    fs::write(place.tree("a").join("file"), "a").unwrap();
+    place.tree("b");
+    place.config("listen = '127.0.0.1:0'\n[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\n");
+    let mut service = place.serve(&["a", "b"]);
+    service
+        .wait_stderr("listening on 127.0.0.1:", LONG)
+        .unwrap();
+    let said = service.stderr();
+    let port = said.split("listening on 127.0.0.1:").nth(1).unwrap();
+    let port: u16 = port.split(',').next().unwrap().parse().unwrap();
+    // Each knows the other's key, and this one may follow one tree.
+    let (here, there) = (place.bed.path("etc"), place.bed.path("backup-etc"));
+    let door = KeyPair::load_or_make(&here).unwrap().fingerprint();
+    let key = KeyPair::load_or_make(&there).unwrap().fingerprint();
+    let address = Address::new("127.0.0.1", Some(port));
+    Known::set(&there, &address, door).unwrap();
+    let (code, said) = place.run(&format!("trust {key} --tree a"));
+    assert_eq!(code, 0, "{said}");
+    let mirror = |tree: &str, more: &[&str]| {
+        let mut command = Command::new(ssh_support::FS_MIRROR);
+        command
+            .arg("mirror")
+            .arg(format!("mirror://127.0.0.1:{port}/{tree}"))
+            .arg(place.bed.path(&format!("{tree}-copy")))
+            .args(more)
+            .env("FS_MIRROR_CONFIG_DIR", &there);
+        Program::start(&mut command).unwrap()
+    };
+    let (code, said) = ended(mirror("b", &["--once"]));
+    assert!(
+        code == 6 && said.contains("may not follow b"),
+        "{code} {said}"
+    );
+    let (code, said) = ended(mirror("a", &["--once", "--ignore", "*.log"]));
+    assert!(
+        code == 2 && said.contains("ignore of the tree a is set on the worker"),
+        "{code} {said}"
+    );
+    let follower = mirror("a", &[]);
+    place.equal("a", "a-copy");
+    barrier_holds(&place, "a", "a-copy", 2, "tls");
+    // The tree's process is another one; so is the connection.
+    kill9(place.pid("a"));
+    fs::write(place.tree("a").join("after"), "x").unwrap();
+    let (code, said) = place.run("wait a --timeout 60s");
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(text(&place.bed.path("a-copy/after")), "x");
+    // An address that is taken is told, and the trees are served all the same.
+    place.config(&format!(
+        "listen = '127.0.0.1:{port}'\n[tree.c]\npath = '@/b'\n"
+    ));
+    let mut other = Program::start(
+        place
+            .mirrord("serve")
+            .env("MIRRORD_STATE", place.bed.path("w2")),
+    )
+    .unwrap();
+    other
+        .wait_stderr("is in use: another program listens there", LONG)
+        .unwrap();
+    other.wait_stderr("c: started", LONG).unwrap();
+    stop(other);
     stop(follower);
     stop(service);
 }

@@ -6,6 +6,7 @@
 
 pub mod backup;
 pub mod children;
+mod listening;
 pub mod notify;
 pub mod rate;
 pub mod settings;

@@ -8,12 +8,13 @@ pub mod command;
 pub mod config;
 pub mod deadman;
 pub mod hooks;
-mod listening;
 pub mod load;
 pub mod supervisor;
 mod teller;
 pub mod textfile;
 pub mod watch;
+
+pub use command::user_of;
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};

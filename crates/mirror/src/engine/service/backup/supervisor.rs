@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal as Kill, kill_process};
 
+use super::super::listening::Listening;
 use super::config::{General, Tree};
-use super::listening::Listening;
 use super::load::{Loaded, Placed, load};
 use super::replace;
 use super::teller::{Now, Telling};
@@ -25,6 +25,7 @@ use crate::engine::service::children::{Children, Happened, Spec};
 use crate::engine::service::notify::Notify;
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
+use crate::net::Program;
 use crate::net::door::OFFERED_AT;
 use crate::sys::signal::{Signal, Signals};
 
@@ -100,14 +101,18 @@ pub fn run(setup: Setup) -> Result<(), String> {
         trees: setup.loaded.trees,
         problems: Vec::new(),
         said: HashMap::new(),
-        listening: Listening::new(offers_socket(&setup.state)),
+        listening: Listening::new(
+            Program::FsMirror,
+            log,
+            Some(offers_socket(&setup.state)),
+        ),
     };
     let now = Arc::new(Mutex::new(service.now()));
     let telling = Telling::start(setup.state, now.clone(), setup.quiet)
         .map_err(|e| format!("cannot start a thread: {e}"))?;
     service.want();
     let mut notify = Notify::new();
-    service.listening.tick(&service.general);
+    service.listen();
     let count = service.trees.len();
     if !service.quiet {
         log(&format!(
@@ -137,7 +142,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         if stop {
             break;
         }
-        service.listening.tick(&service.general);
+        service.listen();
         *now.lock().unwrap_or_else(PoisonError::into_inner) = service.now();
     }
     notify.stopping();
@@ -145,7 +150,8 @@ pub fn run(setup: Setup) -> Result<(), String> {
         log("stopping");
     }
     // Both at the same time.
-    let listening = std::mem::take(&mut service.listening);
+    let closed = Listening::new(Program::FsMirror, log, None);
+    let listening = std::mem::replace(&mut service.listening, closed);
     let door = std::thread::spawn(move || drop(listening));
     let Supervisor {
         children, quiet, ..
@@ -203,9 +209,15 @@ impl Supervisor {
             }
             specs.push(self.spec(tree));
         }
+        let places = self.trees.values().map(|placed| &placed.tree);
         self.listening
-            .trees(self.trees.values().map(|placed| &placed.tree));
+            .trees(places.map(|tree| (tree.name.clone(), tree.state_dir())));
         self.children.want(specs);
+    }
+
+    fn listen(&mut self) {
+        let General { listen, user, .. } = &self.general;
+        self.listening.tick(listen, user.as_deref());
     }
 
     fn spec(&self, tree: &Tree) -> Spec {

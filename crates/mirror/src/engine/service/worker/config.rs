@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::super::backup::user_of;
 use super::super::rate::Rates;
 use super::super::settings::{self, Place, Problem, Problems, Table};
 use crate::cli::config::is_plain_relative;
@@ -230,9 +231,12 @@ fn take(mut table: Table, config: &mut Config, problems: &mut Problems) {
             Err(why) => problems.add(Some(&place), format!("listen: {why}")),
         }
     }
-    config.user = table.parsed("user", problems, |text| match text {
-        "" => Err("it is empty".into()),
-        name => Ok(name.to_owned()),
+    config.user = table.parsed("user", problems, |text| match user_of(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err(format!(
+            "there is no user {} here",
+            mirror_core::escape(text.as_bytes())
+        )),
     });
     config.state = table.parsed("state", problems, |text| {
         let path = PathBuf::from(parse::unescape(text).map_err(|e| e.0)?);

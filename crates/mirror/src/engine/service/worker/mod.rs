@@ -1,5 +1,6 @@
 //! `mirrord serve`: a process for each tree, kept running; a configuration that is read again on SIGHUP; lines for whoever
-//! keeps the log. It opens no file of a tree and no socket to the network.
+//! keeps the log. It opens no file of a tree; what comes from the network
+//! ends in a process of its own ([`crate::net::door`]).
 
 pub mod config;
 mod summary;
@@ -16,6 +17,7 @@ use config::{Asked, Config, TreePath};
 use trees::{Before, Tree};
 
 use super::children::{Children, Happened, Spec};
+use super::listening::Listening;
 use super::notify::Notify;
 use super::settings::Problem;
 use crate::engine::control::{LockError, StateLock};
@@ -23,6 +25,7 @@ use crate::engine::event::RunError;
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
 use crate::engine::worker::{config as state, names};
+use crate::net::Program;
 use crate::sys::signal::{Signal, Signals};
 
 /// All processes end within this: some of the five seconds are ours.
@@ -98,6 +101,7 @@ pub fn serve(asked: Asked) -> Result<(), NotBegun> {
         told: BTreeSet::new(),
         gone: BTreeSet::new(),
         children: Children::new(STOP_WITHIN),
+        listening: Listening::new(Program::Mirrord, say, None),
         notify: Notify::new(),
         summary: summary::Summary::default(),
     };
@@ -116,6 +120,7 @@ struct Service {
     /// Trees whose directory is gone.
     gone: BTreeSet<String>,
     children: Children,
+    listening: Listening,
     notify: Notify,
     summary: summary::Summary,
 }
@@ -137,6 +142,7 @@ impl Service {
     fn run(&mut self, signals: &Signals) {
         say(&format!("mirrord {} serves", env!("CARGO_PKG_VERSION")));
         self.apply(true);
+        self.listen();
         self.notify.ready(&self.in_short());
         let (mut looked, mut summed) = (Instant::now(), Instant::now());
         loop {
@@ -152,6 +158,7 @@ impl Service {
                 }
             }
             self.notify.alive();
+            self.listen();
             if looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
                 self.apply(false);
@@ -175,8 +182,13 @@ impl Service {
     fn stop(&mut self) {
         self.notify.stopping();
         say("stopping");
+        // Both at the same time.
+        let closed = Listening::new(Program::Mirrord, say, None);
+        let listening = std::mem::replace(&mut self.listening, closed);
+        let door = std::thread::spawn(move || drop(listening));
         self.children
             .stop_all(&mut |name, happened| said(name, happened));
+        let _ = door.join();
         say("stopped");
     }
 
@@ -248,8 +260,17 @@ impl Service {
                 say(&format!("{}: cannot write its settings: {e}", tree.name));
             }
         }
+        let places = trees
+            .values()
+            .map(|tree| (tree.name.clone(), tree.state_dir.clone()));
+        self.listening.trees(places);
         self.children.want(trees.values().map(spec).collect());
         self.trees = trees;
+    }
+
+    fn listen(&mut self) {
+        let Config { listen, user, .. } = &self.config;
+        self.listening.tick(listen, user.as_deref());
     }
 
     fn tell_gone(&mut self, trees: &BTreeMap<String, Tree>) {

@@ -1,4 +1,4 @@
-//! The door of the backup service: other hosts follow our trees through it, as they would follow a worker's.
+//! The door of a service: other hosts follow its trees through it, a worker's as well as a backup's.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,9 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::command::user_of;
-use super::config::{General, Tree};
-use super::supervisor::log;
+use super::backup::user_of;
 use crate::engine::serving::socket;
 use crate::link::message::Cause;
 use crate::net::door::{Door, DoorSetup, Trees};
@@ -17,6 +15,8 @@ use crate::net::{Program, config_dir};
 
 /// After it could not be opened.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// How long who asks for a tree waits for its process.
+const STARTS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where each tree's process can be reached.
 #[derive(Default)]
@@ -35,25 +35,36 @@ impl Trees for Places {
 
     fn open(&self, tree: &str) -> Result<UnixStream, (Cause, String)> {
         let Some(state) = self.lock().get(tree).cloned() else {
-            return Err((Cause::Usage, format!("no tree {tree} is followed here")));
+            return Err((Cause::Usage, format!("there is no tree {tree} here")));
         };
-        match socket::connect(&state) {
-            Ok(Some(stream)) => Ok(stream),
-            Ok(None) => Err((
-                Cause::Failed,
-                format!("tree {tree} has nothing to serve yet"),
-            )),
-            Err(e) => Err((Cause::Failed, format!("tree {tree} can't be reached: {e}"))),
+        let until = Instant::now() + STARTS_WITHIN;
+        loop {
+            match socket::connect(&state) {
+                Ok(Some(stream)) => return Ok(stream),
+                // Its process is being started, say.
+                Ok(None) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Ok(None) => {
+                    let why = format!("tree {tree} has nothing to serve yet");
+                    return Err((Cause::Failed, why));
+                }
+                Err(e) => {
+                    let why = format!("tree {tree} can't be reached: {e}");
+                    return Err((Cause::Failed, why));
+                }
+            }
         }
     }
 }
 
 /// The door, if one is wanted; opened again when it could not be, or when what is wanted changes.
-#[derive(Default)]
 pub struct Listening {
+    program: Program,
+    log: fn(&str),
     places: Arc<Places>,
     /// Where our trees' processes ask for connections that were offered here.
-    offers: PathBuf,
+    offers: Option<PathBuf>,
     /// As it was opened.
     is: Option<(Vec<SocketAddr>, Option<String>)>,
     door: Option<Door>,
@@ -63,23 +74,27 @@ pub struct Listening {
 }
 
 impl Listening {
-    pub fn new(offers: PathBuf) -> Listening {
+    pub fn new(program: Program, log: fn(&str), offers: Option<PathBuf>) -> Listening {
         Listening {
+            program,
+            log,
+            places: Arc::default(),
             offers,
-            ..Listening::default()
+            is: None,
+            door: None,
+            problem: None,
+            tried: None,
         }
     }
 
-    /// These trees can be asked for.
-    pub fn trees<'a>(&self, trees: impl Iterator<Item = &'a Tree>) {
-        *self.places.lock() = trees
-            .map(|tree| (tree.name.clone(), tree.state_dir()))
-            .collect();
+    /// These trees can be asked for: their names, and the state directories of their processes.
+    pub fn trees(&self, trees: impl Iterator<Item = (String, PathBuf)>) {
+        *self.places.lock() = trees.collect();
     }
 
     /// To be called now and then.
-    pub fn tick(&mut self, general: &General) {
-        let wanted = (general.listen.clone(), general.user.clone());
+    pub fn tick(&mut self, listen: &[SocketAddr], user: Option<&str>) {
+        let wanted = (listen.to_vec(), user.map(str::to_owned));
         if self.is.as_ref() != Some(&wanted) {
             // Its addresses may be wanted again.
             self.door = None;
@@ -90,14 +105,14 @@ impl Listening {
         let waits = self
             .tried
             .is_some_and(|tried| tried.elapsed() < AGAIN_AFTER);
-        if self.door.is_some() || general.listen.is_empty() || waits {
+        if self.door.is_some() || listen.is_empty() || waits {
             return;
         }
         self.tried = Some(Instant::now());
-        match self.open(general) {
+        match self.open(listen, user) {
             Ok(door) => {
                 let at: Vec<String> = door.addresses().iter().map(SocketAddr::to_string).collect();
-                log(&format!(
+                (self.log)(&format!(
                     "listening on {}, key {}",
                     at.join(", "),
                     door.fingerprint()
@@ -108,7 +123,7 @@ impl Listening {
             Err(why) => {
                 let line = format!("cannot listen: {why}");
                 if self.problem.as_ref() != Some(&line) {
-                    log(&format!(
+                    (self.log)(&format!(
                         "{line}; trying again every {} s",
                         AGAIN_AFTER.as_secs()
                     ));
@@ -118,18 +133,14 @@ impl Listening {
         }
     }
 
-    fn open(&self, general: &General) -> Result<Door, String> {
-        let mut setup = DoorSetup::new(
-            Program::FsMirror,
-            general.listen.clone(),
-            config_dir(Program::FsMirror)?,
-        );
-        if let Some(name) = &general.user {
+    fn open(&self, listen: &[SocketAddr], user: Option<&str>) -> Result<Door, String> {
+        let mut setup = DoorSetup::new(self.program, listen.to_vec(), config_dir(self.program)?);
+        if let Some(name) = user {
             let user = user_of(name).ok_or_else(|| format!("there is no user {name} here"))?;
             setup.user = Some((user.uid, user.gid));
         }
-        setup.offers = Some(self.offers.clone());
-        setup.log = Arc::new(log);
+        setup.offers.clone_from(&self.offers);
+        setup.log = Arc::new(self.log);
         Door::open(setup, self.places.clone()).map_err(|e| crate::cli::exit::chain(&e))
     }
 }
