@@ -101,11 +101,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         trees: setup.loaded.trees,
         problems: Vec::new(),
         said: HashMap::new(),
-        listening: Listening::new(
-            Program::FsMirror,
-            log,
-            Some(offers_socket(&setup.state)),
-        ),
+        listening: Listening::new(Program::FsMirror, log, Some(offers_socket(&setup.state))),
     };
     let now = Arc::new(Mutex::new(service.now()));
     let telling = Telling::start(setup.state, now.clone(), setup.quiet)
