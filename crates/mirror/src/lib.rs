@@ -7,6 +7,8 @@ pub mod cli;
 pub mod disk;
 pub mod engine;
 pub mod filter;
+#[cfg(test)]
+mod fuzz;
 pub mod index;
 pub mod link;
 pub mod log;

@@ -371,6 +371,7 @@ fn has_begun(state_dir: &Path) -> io::Result<bool> {
 
 /// Makes the state directory if need be, ours alone, and takes its lock.
 fn open_state(state_dir: &Path) -> Result<StateLock, CliError> {
+    parents_are_safe(state_dir)?;
     match fs::DirBuilder::new().mode(0o700).create(state_dir) {
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -385,6 +386,27 @@ fn open_state(state_dir: &Path) -> Result<StateLock, CliError> {
         Err(e) => return Err(cannot("make", state_dir, &e)),
     }
     Ok(StateLock::take(state_dir)?)
+}
+
+/// Whoever may rename our state could put another in its place. A sticky directory (as `/tmp`) does not let him.
+fn parents_are_safe(state_dir: &Path) -> Result<(), CliError> {
+    let us = rustix::process::geteuid().as_raw();
+    for dir in state_dir.ancestors().skip(1) {
+        let Ok(meta) = fs::metadata(dir) else {
+            continue;
+        };
+        let theirs = meta.uid() != us && meta.uid() != 0;
+        if theirs && meta.mode() & 0o022 != 0 && meta.mode() & 0o1000 == 0 {
+            return Err(CliError::failed(format!(
+                "{} belongs to user {} and may be written by more than him: {} in it is not safe there; `chmod go-w` it, \
+                 or keep the mirror elsewhere",
+                show(dir),
+                meta.uid(),
+                show(state_dir)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Also for root: where others may write beside DST, a directory or a link of theirs would lead us elsewhere.

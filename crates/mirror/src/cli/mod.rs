@@ -32,6 +32,7 @@ use crate::net::{Program, door};
 
 /// `fs_mirror`, from its arguments to its exit code.
 pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let _ = crate::sys::confine::keep_memory_private();
     if door::asked() {
         return be_a_door("fs_mirror");
     }
@@ -66,6 +67,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
 
 /// `mirrord`, from its arguments to its exit code.
 pub fn mirrord(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let _ = crate::sys::confine::keep_memory_private();
     if door::asked() {
         return be_a_door("mirrord");
     }

@@ -10,7 +10,7 @@ mod error;
 mod header;
 mod many;
 mod overlay;
-mod row;
+pub(crate) mod row;
 mod scan;
 mod store;
 #[cfg(test)]

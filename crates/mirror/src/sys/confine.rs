@@ -22,6 +22,11 @@ pub fn no_new_privileges() -> Result<()> {
     set_no_new_privs(true)
 }
 
+/// No core dump of this process is written, and nobody but root looks into its memory: keys and contents are in it.
+pub fn keep_memory_private() -> Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+}
+
 /// All but these go, also out of what a program could get back. Those that we don't have don't come.
 pub fn keep_capabilities(keep: CapabilitySet) -> Result<()> {
     // Before the right to do so goes itself.

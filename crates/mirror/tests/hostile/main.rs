@@ -5,5 +5,6 @@ mod nonsense;
 mod odd;
 #[path = "../ssh_support/mod.rs"]
 mod ssh_support;
+mod told;
 mod trial;
 mod walls;

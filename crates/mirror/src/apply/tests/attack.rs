@@ -124,3 +124,89 @@ fn an_equal_file_put_there_by_hand_is_taken_over() {
     }
     pair.sync();
 }
+
+/// Trades a directory of the copy for a symlink that leads out, and back, as fast as it goes.
+fn flip(dst: &std::path::Path, out: &std::path::Path, stop: &AtomicBool) -> u64 {
+    let (at, away) = (dst.join("home"), dst.join("home.away"));
+    let (mut flips, mut graves) = (0, 0u64);
+    while !stop.load(Ordering::Relaxed) {
+        if std::fs::rename(&at, &away).is_ok() {
+            let _ = std::os::unix::fs::symlink(out, &at);
+            flips += 1;
+            if flips % 7 == 0 {
+                std::thread::sleep(Duration::from_micros(flips % 300));
+            }
+            let _ = std::fs::remove_file(&at);
+            let _ = std::fs::rename(&away, &at);
+        } else {
+            // It was made anew meanwhile: with that one, then.
+            graves += 1;
+            let _ = std::fs::rename(&away, dst.with_extension(format!("grave{graves}")));
+            std::thread::yield_now();
+        }
+    }
+    let _ = std::fs::rename(&away, &at);
+    flips
+}
+
+#[test]
+fn a_directory_that_becomes_a_symlink_under_our_hands_leads_nowhere() {
+    let seconds = std::env::var("ATTACK_SECONDS").map_or(3, |n| n.parse().unwrap());
+    let mut pair = pair_with(Options {
+        flush: Flush::Never,
+        ..Options::default()
+    });
+    // Names as in the copy: whoever follows the link finds them there.
+    let out = tempfile::tempdir().unwrap();
+    for base in [out.path().to_path_buf(), pair.src("home")] {
+        std::fs::create_dir_all(base.join("sub")).unwrap();
+        for name in ["f", "sub/f", "g"] {
+            std::fs::write(base.join(name), b"as it was").unwrap();
+        }
+    }
+    pair.sync();
+    let before = super::hostile::canary(out.path());
+    let stop = AtomicBool::new(false);
+    let (dst, out_path) = (pair.dst.clone(), out.path().to_path_buf());
+    let (flips, rounds, failed) = std::thread::scope(|scope| {
+        let attacker = scope.spawn(|| flip(&dst, &out_path, &stop));
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let (mut rounds, mut failed) = (0u64, 0);
+        while Instant::now() < until || rounds < 20 {
+            rounds += 1;
+            let text = format!("round {rounds}");
+            pair.write("home/f", text.as_bytes());
+            pair.write("home/sub/f", text.as_bytes());
+            let mode = if rounds % 2 == 0 { 0o666 } else { 0o600 };
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(pair.src("home/g"), mode).unwrap();
+            let (here, there) = ("home/new", "home/sub/new");
+            match rounds % 3 {
+                0 => pair.write(here, b"new"),
+                1 if pair.src(here).exists() => pair.mv(here, there),
+                _ if pair.src(there).exists() => pair.rm(there),
+                _ => {}
+            }
+            let records = pair.source.look();
+            let Pair {
+                applier, source, ..
+            } = &mut pair;
+            let applier = applier.as_mut().unwrap();
+            match applier.apply(&records, Digest([0; 32]), &source.contents) {
+                Ok(outcome) => failed += outcome.failed.len(),
+                Err(e) => {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("{e:?}");
+                }
+            }
+            if rounds % 20 == 0 {
+                applier.retry(&source.contents).unwrap();
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        (attacker.join().unwrap(), rounds, failed)
+    });
+    println!("{rounds} rounds, {flips} flips, {failed} failures");
+    assert_eq!(super::hostile::canary(out.path()), before);
+    assert!(flips > 10);
+}

@@ -3,6 +3,7 @@
 mod attack;
 mod faults;
 mod foreign;
+mod hostile;
 mod order;
 mod same;
 mod source;

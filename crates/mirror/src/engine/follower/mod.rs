@@ -9,6 +9,7 @@ mod begin;
 mod contents;
 mod dial;
 mod dry_run;
+mod exposed;
 mod far;
 mod hub;
 mod listed;
@@ -464,6 +465,9 @@ impl Follower {
             Err(error) => return Err(failed("cannot open DST", &error)),
         };
         place.opened();
+        if fresh && let Some(line) = exposed::warning(&self.options.dst, self.options.owners) {
+            self.ui.event(Event::Notice(line));
+        }
         let confine = Confine::new(&place.dst, &place.state, self.options.owners)
             .map_err(|e| failed("cannot open DST", &e))?;
         let confine = Arc::new(confine);
