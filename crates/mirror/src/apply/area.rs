@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/staging/new/     new inodes before they get a name; wiped at open
 //! STATE/staging/sink/    what capture or a link stages ahead of its record; wiped at open
+//! STATE/staging/travelling/   contents on their way, as far as they came: kept over a restart
 //! STATE/staging/limbo/   inodes that are between two names; sorted out after a crash by what the rows know of them
 //! STATE/staging/aside/   new inodes about to trade places with something strange; after a crash moved to adopted
 //! STATE/adopted/EPOCH.SEQUENCE/N/NAME   what somebody made by hand in the tree and that stood in the way
@@ -33,6 +34,7 @@ pub struct Area {
     pub root_path: PathBuf,
     pub new: Arc<OwnedFd>,
     pub sink: Arc<OwnedFd>,
+    pub travelling: Arc<OwnedFd>,
     pub limbo: Arc<OwnedFd>,
     pub aside: Arc<OwnedFd>,
     adopted: Arc<OwnedFd>,
@@ -76,6 +78,7 @@ impl Area {
             root_path: dst.into(),
             new: Arc::new(own_dir(&staging, "new", state)?),
             sink: Arc::new(own_dir(&staging, "sink", state)?),
+            travelling: Arc::new(own_dir(&staging, "travelling", state)?),
             limbo: Arc::new(own_dir(&staging, "limbo", state)?),
             aside: Arc::new(own_dir(&staging, "aside", state)?),
             adopted: Arc::new(own_dir(&state_fd, "adopted", state)?),

@@ -45,6 +45,8 @@ pub(super) struct Batch<'a, S: Store> {
     /// Of those, the ones whose metadata is already as wanted.
     pub complete: BTreeSet<ObjectId>,
     pub failed: BTreeMap<ObjectId, Failure>,
+    /// Of those: their contents are on their way.
+    pub travels: BTreeSet<ObjectId>,
     /// What strange things outside the tree were called in it.
     pub called: BTreeMap<Place, Vec<u8>>,
     /// Objects whose inode's ctime changed.
@@ -194,6 +196,9 @@ impl<S: Store> Batch<'_, S> {
             if before != *occupant || other {
                 self.set(&place, *occupant)?;
             }
+            if let Some(Occupant::Old(id)) = occupant {
+                self.stays_known(*id, at)?;
+            }
         }
         for (place, id) in &seen.limbo {
             let target = self.target(*id);
@@ -220,6 +225,19 @@ impl<S: Store> Batch<'_, S> {
             if open > 0 {
                 self.unplaced.insert(*id, open);
             }
+        }
+        Ok(())
+    }
+
+    /// What an earlier process renamed before it died is the row's inode still, and until it is replaced the row must say
+    /// where it is: nothing else would know it for ours.
+    fn stays_known(&mut self, id: ObjectId, at: &At) -> Result<(), StepError> {
+        let Some(mut row) = self.row(id)? else {
+            return Ok(());
+        };
+        let is_it = |stat: &Stat| (stat.ino, stat.btime) == (row.local.ino, row.local.btime);
+        if self.stats.get(at).is_some_and(is_it) && row.names.insert(at.clone()) {
+            self.put(id, row)?;
         }
         Ok(())
     }

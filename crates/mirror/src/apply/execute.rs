@@ -7,6 +7,7 @@ use mirror_core::{At, ObjectId, Position};
 
 use super::batch::{Batch, StepError, ToFlush};
 use super::look::Looked;
+use super::pending::Held;
 use super::{
     Applier, ApplyError, Contents, Counts, Failure, Outcome, Store, crash, store_error, wipe_all,
 };
@@ -23,6 +24,8 @@ impl<S: Store> Applier<S> {
         &mut self,
         merged: &Merged,
         position: Option<Position>,
+        // Time of the first record; `None`: no records, only what is owed.
+        fresh: Option<u64>,
         contents: &dyn Contents,
     ) -> Result<Executed, ApplyError> {
         let mut rows = Overlay::new(&self.store);
@@ -47,6 +50,7 @@ impl<S: Store> Applier<S> {
             made: BTreeMap::new(),
             complete: BTreeSet::new(),
             failed: BTreeMap::new(),
+            travels: BTreeSet::new(),
             called: BTreeMap::new(),
             stirred: BTreeSet::new(),
             stamped: BTreeSet::new(),
@@ -76,6 +80,7 @@ impl<S: Store> Applier<S> {
             rows,
             now,
             failed,
+            travels,
             counts,
             ..
         } = batch;
@@ -106,6 +111,11 @@ impl<S: Store> Applier<S> {
             !row.names.is_empty() || *id == ObjectId::ROOT || in_limbo.contains(id)
         };
         let mut failed = failed;
+        // What waits may wait for that; once nothing travels it is known.
+        let any_travels = !travels.is_empty()
+            || !self.asked
+            || (pending.travels.iter()).any(|id| !merged.objects.contains_key(id));
+        let before = self.store.position();
         for (id, target) in &merged.objects {
             let row = match changes.get(id) {
                 Some(row) => row.as_ref(),
@@ -113,9 +123,11 @@ impl<S: Store> Applier<S> {
             };
             let row = row.filter(|row| kept(id, row));
             if settled(id, row) && !failed.contains_key(id) {
-                if pending.wanted.remove(id).is_some() {
+                let known = pending.wanted.remove(id).is_some();
+                if pending.held.remove(id).is_none() && known {
                     outcome.healed.push(*id);
                 }
+                pending.travels.remove(id);
                 pending.why.remove(id);
                 continue;
             }
@@ -134,9 +146,26 @@ impl<S: Store> Applier<S> {
                 void,
                 also: seen.into_iter().filter(|at| !known(at)).collect(),
             };
-            pending.wanted.insert(*id, wanted);
-            pending.why.insert(*id, why.clone());
-            outcome.failed.push(why);
+            let travels = travels.contains(id);
+            match travels {
+                true => pending.travels.insert(*id),
+                false => pending.travels.remove(id),
+            };
+            let new = pending.wanted.insert(*id, wanted).is_none();
+            let may_wait = travels || (any_travels && why.step == "wait");
+            // Where it had failed, and was passed, nothing goes back.
+            if may_wait && (new || fresh.is_some() || pending.held.contains_key(id)) {
+                let since_ns = fresh.unwrap_or_default();
+                let held = Held { before, since_ns };
+                pending.held.entry(*id).or_insert(held);
+                pending.why.insert(*id, why);
+            } else if may_wait {
+                pending.why.entry(*id).or_insert(why);
+            } else {
+                pending.held.remove(id);
+                pending.why.insert(*id, why.clone());
+                outcome.failed.push(why);
+            }
         }
         // What failed without being part of the batch: directories whose time could not be restored.
         for (id, why) in failed {
@@ -156,9 +185,8 @@ impl<S: Store> Applier<S> {
             outcome.failed.push(why);
         }
         let newly = outcome.failed.len();
-        if newly > self.options.failed_max
-            || pending.wanted.len() > self.options.failed_max.max(newly)
-        {
+        let failed = pending.wanted.len().saturating_sub(pending.held.len());
+        if newly > self.options.failed_max || failed > self.options.failed_max.max(newly) {
             let first = outcome
                 .failed
                 .first()
@@ -197,7 +225,7 @@ impl<S: Store> Applier<S> {
         self.limbo.retain(|_, id| !merged.objects.contains_key(id));
         self.limbo.extend(limbo);
         self.staging.tidy();
-        if !outcome.failed.is_empty() {
+        if !outcome.failed.is_empty() || any_travels {
             // What was made in vain would be in the way of the next try.
             let _ = wipe_all(&self.area.new);
         }

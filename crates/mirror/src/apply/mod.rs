@@ -12,6 +12,7 @@ pub mod crash;
 mod dirs;
 mod error;
 mod execute;
+mod filler;
 mod foreign;
 mod journal;
 mod limbo;
@@ -52,6 +53,7 @@ use pending::Pending;
 
 pub use content::same_bytes;
 pub use error::ApplyError;
+pub use filler::{FillError, Filler};
 pub use options::{Flush, Options, Owners};
 pub use outcome::{Counts, Difference, DifferenceKind, Failure, Outcome, Recorded};
 pub use staging::{Staged, StagedDir, StagedFile, Staging, Token};
@@ -62,6 +64,32 @@ pub use verify::{Further, Open};
 pub trait Contents: Sync {
     /// The bytes of this content; `place`: where this host's log keeps them, if the record said so.
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched;
+    /// The same, but never [`Fetched::Travels`]: waits for it, however long it takes.
+    fn fetch_patiently(
+        &self,
+        object: ObjectId,
+        content: &Content,
+        place: Option<ContentRef>,
+    ) -> Fetched {
+        self.fetch(object, content, place)
+    }
+    /// Of what was answered with [`Fetched::Travels`] only this is still wanted.
+    fn keep(&self, wanted: &BTreeMap<ObjectId, Digest>) {
+        let _ = wanted;
+    }
+    /// Whether some of it is there, or is known not to come, since this was asked last.
+    fn has_arrived(&self) -> bool {
+        false
+    }
+}
+
+/// For those who must have it now.
+pub struct Patient<'a>(pub &'a dyn Contents);
+
+impl Contents for Patient<'_> {
+    fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        self.0.fetch_patiently(object, content, place)
+    }
 }
 
 /// What [`Contents::fetch`] found.
@@ -75,6 +103,8 @@ pub enum Fetched {
     /// The source does not have that version now, and looks at the object again because it was asked (*restate*). The old
     /// occupant stays; [`Applier::retry`] asks again, unless a successor record came first.
     Gone,
+    /// On its way: the object waits, and all that does not depend on it goes on. [`Applier::retry`] once it is there.
+    Travels,
     /// Not now; tried again by [`Applier::retry`].
     Failed(String),
 }
@@ -100,6 +130,8 @@ pub struct Applier<S: Store> {
     /// Since when the rows are not durable, and how many batches that is.
     dirty: Option<Instant>,
     batches: u32,
+    /// What an earlier process held was asked for again by this one.
+    asked: bool,
 }
 
 const ROOT_KEY: &str = "apply.root";
@@ -175,7 +207,12 @@ impl<S: Store> Applier<S> {
         let replay_until =
             applying.filter(|position| store.position().is_none_or(|have| have < *position));
         let mut applier = Applier {
-            staging: Arc::new(Staging::new(area.sink.clone(), rules.clone())),
+            asked: pending.held.is_empty(),
+            staging: Arc::new(Staging::new(
+                area.sink.clone(),
+                area.travelling.clone(),
+                rules.clone(),
+            )),
             dirs: Dirs::new(options.dir_fds_max),
             store,
             area,
@@ -272,9 +309,40 @@ impl<S: Store> Applier<S> {
             self.checkpoint()?;
         }
         Ok(Outcome {
-            applied: Some(position),
+            applied: self.applied(),
             ..outcome
         })
+    }
+
+    /// All records up to here are in the copy, but for what failed. Behind the rows' position while contents travel.
+    pub fn applied(&self) -> Option<Position> {
+        let held = self.pending.held.values().map(|held| held.before);
+        held.chain([self.store.position()]).min().flatten()
+    }
+    /// Time of the oldest record that waits for a content on its way.
+    pub fn held_since_ns(&self) -> Option<u64> {
+        self.pending.held.values().map(|held| held.since_ns).min()
+    }
+    /// Objects whose contents are on their way, and what of.
+    pub fn travelling(&self) -> BTreeMap<ObjectId, Content> {
+        let content = |id: &ObjectId| {
+            let want = self.pending.wanted.get(id)?.want.as_ref()?;
+            Some((*id, want.state.kind.content()?.clone()))
+        };
+        self.pending.travels.iter().filter_map(content).collect()
+    }
+    /// Of those: had failed before, and the position passed them.
+    pub fn asked_again(&self) -> usize {
+        let held = |id: &&ObjectId| !self.pending.held.contains_key(id);
+        self.pending.travels.iter().filter(held).count()
+    }
+    /// What an earlier process waited for was not asked for again yet.
+    pub fn must_ask(&self) -> bool {
+        !self.asked && self.replay_until.is_none()
+    }
+    /// Something waits for a content on its way.
+    pub fn holds(&self) -> bool {
+        !self.pending.held.is_empty()
     }
 
     /// Tries again what failed.
@@ -283,13 +351,19 @@ impl<S: Store> Applier<S> {
             return Ok(self.outcome());
         }
         let outcome = self.batch(&[], self.store.position(), contents)?;
+        self.asked = true;
         self.dirty.get_or_insert_with(Instant::now);
-        Ok(outcome)
+        Ok(Outcome {
+            applied: self.applied(),
+            ..outcome
+        })
     }
 
-    /// What is not as it should be, as of the position.
+    /// What is not as it should be, as of [`Applier::applied`].
     pub fn failed(&self) -> Vec<Failure> {
-        self.pending.why.values().cloned().collect()
+        let failed = |(id, _): &(&ObjectId, &Failure)| !self.pending.held.contains_key(id);
+        let failed = self.pending.why.iter().filter(failed);
+        failed.map(|(_, why)| why.clone()).collect()
     }
 
     /// Where an object is by the rows, or will be that is only wanted yet. `None`: it is not known at all.
@@ -398,7 +472,7 @@ impl<S: Store> Applier<S> {
     }
     fn outcome(&self) -> Outcome {
         Outcome {
-            applied: self.store.position(),
+            applied: self.applied(),
             recorded: self.recorded,
             ..Outcome::default()
         }
@@ -424,7 +498,8 @@ impl<S: Store> Applier<S> {
                     ApplyError::Records(format!("{what}, at {position}"))
                 }
             })?;
-            match self.execute(&merged, position, contents) {
+            let fresh = groups.first().map(|record| record.time_ns);
+            match self.execute(&merged, position, fresh, contents) {
                 Ok(Executed::Done(outcome)) => return Ok(*outcome),
                 Ok(Executed::Unknown) => {
                     self.checkpoint()?;

@@ -5,7 +5,7 @@ use mirror_core::{ObjectId, Position};
 /// What one call of [`Applier::apply`] or [`Applier::retry`] did.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The rows, and the tree but for `failed`, are as of here.
+    /// The tree is as of here but for `failed`; the rows may be further, but for what waits for contents on their way.
     pub applied: Option<Position>,
     pub counts: Counts,
     /// Objects that are not as they should be, with the reason. They stay listed in [`Applier::failed`].

@@ -1,11 +1,12 @@
 //! What failed and is still wanted, kept with the rows: `apply.pending` in the index.
 //!
-//! Bytes: count of objects (u32), then for each: id (u64), flags (u8: 1 wanted, 2 void, 4 lies about), step and reason (u16
-//! length and text each), and with 1 or 4 the number of records (u32) and the records as [`mirror_core::codec`] writes
+//! Bytes: count of objects (u32), then for each: id (u64), flags (u8: 1 wanted, 2 void, 4 lies about, 8 held, 16 held from the
+//! beginning), step and reason (u16 length and text each), with 8 or 16 where the rows stood before (epoch u32, sequence
+//! u64) and the time of the first record after that (u64), and with 1 or 4 the number of records (u32) and the records as [`mirror_core::codec`] writes
 //! them: when wanted a `Create` under the first name and a `Link` for each other; an `Unlink` for each name where
 //! something of it lies about. All little endian; crc32c (u32) of it all at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mirror_core::codec;
 use mirror_core::plan::Wanted;
@@ -20,6 +21,19 @@ pub const KEY: &str = "apply.pending";
 pub struct Pending {
     pub wanted: BTreeMap<ObjectId, Wanted>,
     pub why: BTreeMap<ObjectId, Failure>,
+    /// Of those: did not fail, but wait for a content on its way.
+    pub held: BTreeMap<ObjectId, Held>,
+    /// Their contents are on their way to this process.
+    pub travels: BTreeSet<ObjectId>,
+}
+
+/// Since when something is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Where the rows stood before the batch that met it.
+    pub before: Option<Position>,
+    /// Of the first record of that.
+    pub since_ns: u64,
 }
 
 const STEPS: [&str; 20] = [
@@ -75,10 +89,24 @@ impl Pending {
         for (id, wanted) in &self.wanted {
             out.extend(id.0.to_le_bytes());
             let (is_wanted, lies) = (wanted.want.is_some(), !wanted.also.is_empty());
-            out.push(u8::from(is_wanted) | u8::from(wanted.void) << 1 | u8::from(lies) << 2);
+            let held = self.held.get(id);
+            let before = held.and_then(|held| held.before);
+            let from_nothing = held.is_some() && before.is_none();
+            out.push(
+                u8::from(is_wanted)
+                    | u8::from(wanted.void) << 1
+                    | u8::from(lies) << 2
+                    | u8::from(before.is_some()) << 3
+                    | u8::from(from_nothing) << 4,
+            );
             let why = self.why.get(id);
             text(&mut out, why.map_or("wait", |why| why.step));
             text(&mut out, why.map_or("", |why| &why.reason));
+            if let Some(held) = held {
+                out.extend(before.map_or(0, |at| at.epoch).to_le_bytes());
+                out.extend(before.map_or(0, |at| at.sequence).to_le_bytes());
+                out.extend(held.since_ns.to_le_bytes());
+            }
             if !is_wanted && !lies {
                 continue;
             }
@@ -127,6 +155,13 @@ impl Pending {
                 .copied()
                 .find(|known| *known == step)
                 .unwrap_or("stage");
+            if flags & 24 != 0 {
+                let epoch = u32::from_le_bytes(take(&mut rest)?);
+                let sequence = u64::from_le_bytes(take(&mut rest)?);
+                let since_ns = u64::from_le_bytes(take(&mut rest)?);
+                let before = (flags & 8 != 0).then_some(Position { epoch, sequence });
+                pending.held.insert(id, Held { before, since_ns });
+            }
             let void = flags & 2 != 0;
             pending.why.insert(
                 id,
@@ -281,6 +316,22 @@ mod tests {
                 void,
             };
             pending.why.insert(*id, why);
+        }
+        for (n, before) in [
+            (9, None),
+            (
+                11,
+                Some(Position {
+                    epoch: 2,
+                    sequence: 7,
+                }),
+            ),
+        ] {
+            let held = Held {
+                before,
+                since_ns: 5,
+            };
+            pending.held.insert(id(n), held);
         }
         let bytes = pending.encode().unwrap();
         assert_eq!(Pending::decode(&bytes), Some(pending));

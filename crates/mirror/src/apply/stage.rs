@@ -48,6 +48,7 @@ enum From {
 enum Made {
     /// Open for the flush, if asked for.
     File(Stat, Option<OwnedFd>),
+    Travels,
     Failed {
         step: &'static str,
         reason: String,
@@ -318,6 +319,10 @@ impl<S: Store> Batch<'_, S> {
                     self.counts.add_bytes(job.content.bytes);
                     self.is_made(job.object, &job.place, &stat)?;
                 }
+                Made::Travels => {
+                    self.travels.insert(job.object);
+                    self.fail(job.object, "fetch", "it is on its way".into());
+                }
                 Made::Failed { step, reason, void } => {
                     self.fail(job.object, step, reason);
                     if void && let Some(failure) = self.failed.get_mut(&job.object) {
@@ -483,6 +488,7 @@ fn make_file(
                 reason: "this version of it is gone at the source".into(),
                 void: true,
             }),
+            Fetched::Travels => Err(Made::Travels),
             Fetched::Failed(reason) => Err(Made::Failed {
                 step: "fetch",
                 reason,

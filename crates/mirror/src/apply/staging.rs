@@ -26,6 +26,7 @@ pub struct Token(pub u64);
 /// The staging area.
 pub struct Staging {
     sink: Arc<OwnedFd>,
+    travelling: Arc<OwnedFd>,
     rules: Rules,
     next: AtomicU64,
     inner: Mutex<Inner>,
@@ -117,9 +118,10 @@ pub(super) fn local_of(stat: &Stat) -> Local {
 }
 
 impl Staging {
-    pub(super) fn new(sink: Arc<OwnedFd>, rules: Rules) -> Staging {
+    pub(super) fn new(sink: Arc<OwnedFd>, travelling: Arc<OwnedFd>, rules: Rules) -> Staging {
         Staging {
             sink,
+            travelling,
             rules,
             next: AtomicU64::new(0),
             inner: Mutex::default(),
@@ -155,6 +157,55 @@ impl Staging {
             file: Some(file),
         })
     }
+    // What travels has a file of its own from the first piece on, by a name that its writer chose. No failure of a batch
+    // touches it, and the next process finds what came.
+
+    /// Opened, or made.
+    pub fn open_travelling(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        Ok(openat(&*self.travelling, name, flags, mode)?)
+    }
+    pub fn drop_travelling(&self, name: &str) {
+        let _ = target::unlink(&*self.travelling, name.as_bytes());
+    }
+    pub fn travelling(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        sys::dir::list(&*self.travelling, |name, _, _| {
+            names.extend(String::from_utf8(name.to_vec()));
+        })?;
+        Ok(names)
+    }
+    /// It is complete, verified and flushed: for [`super::Fetched::Staged`].
+    pub fn arrived(&self, name: &str, content: &Content) -> io::Result<Staged> {
+        let parked = self.fresh_name('t');
+        target::rename_noreplace(
+            &*self.travelling,
+            name.as_bytes(),
+            &*self.sink,
+            parked.as_bytes(),
+        )?;
+        let seal = || {
+            let file = open::file(&*self.sink, parked.as_bytes())?;
+            self.seal(&file, content, &Meta::default(), false)
+        };
+        match seal() {
+            Ok(mut entry) => {
+                // Apart from all that others chose.
+                let token = Token(u64::MAX - self.next.fetch_add(1, Ordering::Relaxed));
+                entry.parked = Some(parked);
+                let mut inner = lock(&self.inner);
+                inner.count_in(&entry);
+                inner.files.insert(token, entry);
+                Ok(Staged(Some(token)))
+            }
+            Err(e) => {
+                let _ = target::unlink(&*self.sink, parked.as_bytes());
+                Err(e.into())
+            }
+        }
+    }
+
     /// What was finished under this token is the content of `object` (a file), or the files of `object` (a directory).
     /// Call it after `finish` and before the record is given to apply.
     pub fn bind(&self, token: Token, object: ObjectId) {

@@ -1,5 +1,6 @@
 //! The steps of a plan on the real file system. A step whose premise an earlier failure took away is left out.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -216,6 +217,7 @@ impl<S: Store> Batch<'_, S> {
         {
             return Err(StepError::Held);
         }
+        self.not_into_itself(object, to)?;
         let (from_dir, from_name) = self.physical(from)?;
         let (to_dir, to_name) = self.physical(to)?;
         if matches!(from, Place::Tree(_)) {
@@ -251,6 +253,27 @@ impl<S: Store> Batch<'_, S> {
         }
         self.counts.renamed += u64::from(matches!((from, to), (Place::Tree(_), Place::Tree(_))));
         self.trace(Trace::Renamed);
+        Ok(())
+    }
+
+    /// What was to leave a directory before that moves below it may have been held back.
+    fn not_into_itself(&self, object: ObjectId, to: &Place) -> Result<(), StepError> {
+        let Place::Tree(at) = to else { return Ok(()) };
+        if !self.target(object).is_some_and(|t| t.is_dir()) {
+            return Ok(());
+        }
+        let mut way = BTreeSet::new();
+        let mut dir = at.parent;
+        while dir != ObjectId::ROOT && way.insert(dir) {
+            if dir == object {
+                return Err(StepError::Held);
+            }
+            let row = self.row(dir)?;
+            let Some(name) = row.as_ref().and_then(|row| row.names.first()) else {
+                break;
+            };
+            dir = name.parent;
+        }
         Ok(())
     }
 
@@ -290,6 +313,10 @@ impl<S: Store> Batch<'_, S> {
         let to = &Place::Tree(to.clone());
         self.expect(from, Some(Occupant::Is(object)))?;
         self.expect(to, Some(other))?;
+        self.not_into_itself(object, to)?;
+        if let Occupant::Is(other) | Occupant::Old(other) = other {
+            self.not_into_itself(other, from)?;
+        }
         let (from_dir, from_name) = self.physical(from)?;
         let (to_dir, to_name) = self.physical(to)?;
         self.recheck(from, &from_dir, &from_name)?;
@@ -472,7 +499,7 @@ impl<S: Store> Batch<'_, S> {
             .objects
             .values()
             .flat_map(|target| target.old.iter().chain(&target.want));
-        let mut dirs: std::collections::BTreeSet<ObjectId> = objects
+        let mut dirs: BTreeSet<ObjectId> = objects
             .flat_map(|object| &object.names)
             .map(|at| at.parent)
             .collect();

@@ -217,6 +217,12 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             ),
         );
     }
+    let travelling = status.travelling;
+    if travelling.files > 0 {
+        let files = counted(travelling.files, "large file", "large files");
+        let bytes = bytes(travelling.bytes);
+        out.row("on its way", &format!("{files}, {bytes}; all else goes on"));
+    }
     if let Some(rolling) = &status.rolling {
         let full = match rolling.last_full {
             Some(at) => format!("all of the copy by {}", stamp(at, zone)),

@@ -11,7 +11,7 @@ use mirror_core::{Content, Digest, ObjectId, Position};
 use super::control::Until;
 use super::differing::Differing;
 use super::seed::{Chained, Spooled};
-use super::status::{Failed, Hold, PathText, Rolling};
+use super::status::{Failed, Hold, PathText, Rolling, Travelling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
 
 /// What others may see and wait for.
@@ -24,6 +24,12 @@ pub struct Applied {
 #[derive(Default, Clone)]
 pub struct ApplyStatus {
     pub applied: Option<Position>,
+    /// The rows are as of here, but for what waits for contents on their way.
+    pub passed: Option<Position>,
+    /// Contents on their way that apply has passed, and their bytes.
+    pub travelling: Travelling,
+    /// Of those: had failed before, and are asked for again.
+    pub again: u64,
     /// Rows and position were durable up to here a while ago: older records are not needed any more.
     pub saved: Option<Position>,
     /// The log's durable end as apply last saw it.

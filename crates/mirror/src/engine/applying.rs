@@ -23,10 +23,10 @@ use super::event::{Event, Ui};
 use super::going::Tally;
 use super::options::OnMassChange;
 use super::seed::{self, Chained, Spooled};
-use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp};
+use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp, Travelling};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
-    Store, store_error,
+    Patient, Store, store_error,
 };
 use crate::index::Index;
 use crate::log::{Cursor, LogError, LogReader, Waited};
@@ -47,6 +47,8 @@ const SEEDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// First wait before what failed is tried again; doubled up to a minute. From the start again when more fails.
 const RETRY_MS_MIN: u64 = 100;
 const RETRY_MS_MAX: u64 = 60_000;
+/// Likewise what waits for a content on its way.
+const HELD_MS: u64 = 10_000;
 /// How often records that contradict the copy's rows are tried: not even time heals that.
 const MISFIT_TRIES_MAX: u32 = 3;
 /// Things moved aside that are named, each in a line.
@@ -102,8 +104,9 @@ impl ApplyLoop {
         {
             let mut status = applied.lock();
             // Until all of it is set as it can be set now, no position is reached.
-            let position = setup.applier.store().position();
+            let position = setup.applier.applied();
             status.applied = position.filter(|_| !setup.applier.is_behind());
+            status.passed = setup.applier.store().position();
             status.recorded = setup.applier.recorded();
             // What failed before this start is known before it is tried again.
             status.failed_total = setup.applier.failed().len() as u64;
@@ -260,14 +263,18 @@ impl Running {
                 batch = std::mem::take(&mut next);
             }
             self.fill(&mut cursor, &mut batch).map_err(|e| chain(&e))?;
+            self.arrived();
             if batch.is_empty() {
-                self.applied.update(|status| status.waiting_since_ns = None);
+                let waiting = self.applier.held_since_ns();
+                self.applied
+                    .update(|status| status.waiting_since_ns = waiting);
                 self.retry()?;
                 self.roll();
                 self.idle(&cursor, woken)?;
                 continue;
             }
             let waiting = batch.records.first().map(|record| record.time_ns);
+            let waiting = self.applier.held_since_ns().or(waiting);
             let end = self.reader.tail().durable().map(|end| end.position);
             self.applied.update(|status| {
                 status.waiting_since_ns = waiting;
@@ -326,7 +333,7 @@ impl Running {
 
     /// What is in the copy as it can be set here.
     fn reached(&self) -> Option<Position> {
-        let position = self.applier.store().position();
+        let position = self.applier.applied();
         position.filter(|_| !self.applier.is_behind())
     }
 
@@ -337,7 +344,8 @@ impl Running {
         }
         let mut outcomes = Vec::new();
         let stop = self.stop.clone();
-        let set = self.applier.set_again(&*self.contents, &mut |outcome| {
+        let patient = Patient(&*self.contents);
+        let set = self.applier.set_again(&patient, &mut |outcome| {
             outcomes.push(outcome);
             !stop.load(std::sync::atomic::Ordering::Acquire)
         });
@@ -443,7 +451,7 @@ impl Running {
             ApplyOrder::Repair { differences, done } => {
                 let outcome = self
                     .applier
-                    .repair(&differences, &*self.contents)
+                    .repair(&differences, &Patient(&*self.contents))
                     .map_err(|e| chain(&e));
                 let _ = done.send(outcome.map(|mut outcome| {
                     let failed = outcome.failed.clone();
@@ -605,11 +613,24 @@ impl Running {
         }
     }
 
+    /// Contents that were on their way are there, or an earlier process waited for some.
+    fn arrived(&mut self) {
+        if self.applier.replay_until().is_none()
+            && (self.contents.has_arrived() || self.applier.must_ask())
+        {
+            self.try_again();
+        }
+    }
+
     fn retry(&mut self) -> Result<(), String> {
         if self.applier.failed().is_empty() {
-            self.retry_at = None;
             self.retry_ms = RETRY_MS_MIN;
-            return Ok(());
+            if !self.applier.holds() {
+                self.retry_at = None;
+                return Ok(());
+            }
+            // Who waits for a content is told when it came; this is for what was lost on the way to being told.
+            self.retry_ms = HELD_MS;
         }
         let at = *self
             .retry_at
@@ -654,6 +675,9 @@ impl Running {
             };
             self.trouble.insert(failure.object, trouble);
         }
+        let travelling = self.applier.travelling();
+        let wanted = travelling.iter().map(|(id, content)| (*id, content.digest));
+        self.contents.keep(&wanted.collect());
         let all = self.applier.failed();
         let total = all.len() as u64;
         let failed = self.failed(&all);
@@ -672,8 +696,17 @@ impl Running {
             self.ui.event(Event::Healed { path });
         }
         self.tell_aside(&outcome.moved_aside);
+        let passed = self.applier.store().position();
+        let again = self.applier.asked_again() as u64;
+        let on_way = Travelling {
+            files: travelling.len() as u64,
+            bytes: travelling.values().map(|content| content.bytes).sum(),
+        };
         self.applied.update(|status| {
             status.applied = position;
+            status.passed = passed;
+            status.travelling = on_way;
+            status.again = again;
             add(&mut status.counts, &outcome.counts);
             status.recorded = outcome.recorded;
             status.failed = failed;

@@ -62,6 +62,9 @@ pub struct Status {
     /// What the threads that take a worker's word are behind; `None`: nobody else's word is taken here.
     #[serde(default)]
     pub confinement: Option<Confinement>,
+    /// Contents on their way, for which nothing else waits. Until they are there what they belong to is not *applied*.
+    #[serde(default)]
+    pub travelling: Travelling,
     /// Replicas (of a worker), by name: those that are connected, and those that were and are waited for.
     #[serde(default)]
     pub replicas: Vec<Replica>,
@@ -104,11 +107,18 @@ impl Status {
             aside: None,
             rolling: None,
             confinement: None,
+            travelling: Travelling::default(),
             replicas: Vec::new(),
             bwlimit: None,
             forks: Vec::new(),
         }
     }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Travelling {
+    pub files: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,6 +36,12 @@ impl Bucket {
         state.changes
     }
 
+    /// Bytes a second.
+    pub fn rate(&self) -> Option<u64> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.bytes_per_s
+    }
+
     /// Counts `bytes` as sent now, and says how long to wait before sending anything more.
     pub fn take(&self, bytes: usize, now: Instant) -> Duration {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use std::io::{BufReader, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,11 @@ pub fn silence(asked_ms: u64) -> Duration {
 /// The sending half. Shared by many threads; a message goes out as one piece.
 pub struct Outgoing {
     writer: Mutex<Box<dyn Write + Send>>,
+    /// Messages that wait for the writer and go first.
+    first: Mutex<usize>,
+    let_in: Condvar,
+    /// Whoever sends behind these. One at a time, so that no more than one is in their way.
+    behind: Mutex<()>,
     closer: Closer,
     closed: AtomicBool,
     pub bucket: Bucket,
@@ -72,6 +77,9 @@ impl Outgoing {
     pub fn new(writer: impl Write + Send + 'static, closer: Closer) -> Outgoing {
         Outgoing {
             writer: Mutex::new(Box::new(writer)),
+            first: Mutex::new(0),
+            let_in: Condvar::new(),
+            behind: Mutex::new(()),
             closer,
             closed: AtomicBool::new(false),
             bucket: Bucket::default(),
@@ -99,17 +107,54 @@ impl Outgoing {
 
     /// Likewise what [`Message::encode`] made.
     pub fn send_encoded(&self, bytes: &[u8]) -> Result<(), LinkError> {
+        let waits = self.take(bytes.len());
+        self.write(bytes)?;
+        self.rest(&waits)
+    }
+
+    /// Likewise, when nobody has anything else to say.
+    pub fn send_behind(&self, message: impl Into<Message>) -> Result<(), LinkError> {
+        let mut bytes = Vec::new();
+        message.into().encode(&mut bytes)?;
+        let waits = {
+            let _one = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(
+                self.let_in
+                    .wait_while(first, |first| *first > 0)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+            let waits = self.take(bytes.len());
+            self.put(&bytes)?;
+            waits
+        };
+        self.rest(&waits)
+    }
+
+    /// Counts bytes as sent: each limit there is, how often it was changed by then, and how long to wait for it.
+    fn take(&self, bytes: usize) -> Vec<(&Bucket, u64, Duration)> {
         let now = Instant::now();
-        let waits = [Some(&self.bucket), self.shared.as_deref()]
+        self.buckets()
+            .map(|bucket| (bucket, bucket.changes(), bucket.take(bytes, now)))
+            .collect()
+    }
+
+    fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        [Some(&self.bucket), self.shared.as_deref()]
             .into_iter()
             .flatten()
-            .map(|bucket| (bucket, bucket.changes(), bucket.take(bytes.len(), now)))
-            .collect::<Vec<_>>();
-        self.write(bytes)?;
+    }
+
+    /// Bytes a second that may be sent, if there is a limit.
+    pub fn rate(&self) -> Option<u64> {
+        self.buckets().filter_map(Bucket::rate).min()
+    }
+
+    fn rest(&self, waits: &[(&Bucket, u64, Duration)]) -> Result<(), LinkError> {
         let began = Instant::now();
         for (bucket, changes, wait) in waits {
             // Another limit makes up for nothing, but holds at once.
-            while bucket.changes() == changes
+            while bucket.changes() == *changes
                 && let Some(left) = wait.checked_sub(began.elapsed())
                 && !left.is_zero()
             {
@@ -123,6 +168,18 @@ impl Outgoing {
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), LinkError> {
+        let count = |more: bool| {
+            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            *first = if more { *first + 1 } else { *first - 1 };
+        };
+        count(true);
+        let done = self.put(bytes);
+        count(false);
+        self.let_in.notify_all();
+        done
+    }
+
+    fn put(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_closed() {
             return Err(LinkError::Closed);

@@ -28,6 +28,10 @@ pub const FEATURE_LIST: u64 = 16;
 /// Groups in one [`SeedList`], and in all of them.
 pub const LIST_GROUPS: usize = 8 << 10;
 pub const LIST_GROUPS_MAX: usize = 8 << 20;
+/// [`Taken`] is said, and heeded.
+pub const FEATURE_TAKEN: u64 = 2;
+/// [`Request::from`] is understood.
+pub const FEATURE_FROM: u64 = 8;
 
 /// A position and the head hash after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -316,6 +320,16 @@ pub struct Request {
     pub object: u64,
     #[cbor(n(2), with = "minicbor::bytes")]
     pub digest: [u8; 32],
+    /// So many bytes of it are there already: they are left out. Only if both have [`FEATURE_FROM`].
+    #[n(3)]
+    pub from: Option<u64>,
+}
+
+/// F: bytes of pieces that were taken since the connection began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Taken {
+    #[n(0)]
+    pub bytes: u64,
 }
 
 /// W: the next bytes of a requested content.
@@ -569,6 +583,7 @@ messages! {
     25 true List
     26 true Names
     29 true Offer
+    31 false Taken
 }
 
 impl Message {

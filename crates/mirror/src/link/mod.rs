@@ -15,6 +15,7 @@ pub mod spool;
 pub mod stream;
 #[cfg(test)]
 mod tests;
+pub mod window;
 
 pub use conn::{Closer, Incoming, LinkError, Outgoing, Pulse};
 pub use message::Message;

@@ -22,6 +22,7 @@ use super::message::{
     PROTOCOL, PROTOCOL_MIN, SMALL_BYTES_MAX,
 };
 use super::report::{BarrierReport, Fit, Report};
+use super::window::Window;
 use crate::capture::state::{Barrier, Order};
 use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::chain::{self, Chain};
@@ -30,9 +31,12 @@ use crate::log::{Cursor, End, LogError, LogReader, Waited};
 
 /// Requests for content that wait; a follower asks for a few at a time.
 const REQUESTS_MAX: usize = 256;
-const REQUEST_THREADS: usize = 2;
+const REQUEST_THREADS: usize = 4;
 /// Parts of a listed tree that were asked for and not sent yet.
 pub const WANTS_MAX: usize = 64 << 10;
+/// Of a bandwidth that was asked for, a piece takes this part of a second, so that little else waits behind it.
+const PIECES_PER_S: u64 = 20;
+const PIECE_BYTES_MIN: usize = 4 << 10;
 /// Barriers and verifications of one follower at once.
 const ASKED_MAX: usize = 16;
 /// Records gathered before they are sent.
@@ -252,6 +256,7 @@ pub fn serve(
         tree: OnceLock::new(),
         records_only: AtomicBool::new(false),
         seeds: hello.features & say::FEATURE_SEED != 0,
+        window: (hello.features & say::FEATURE_TAKEN != 0).then(|| Window::new(Instant::now())),
         seeding: AtomicBool::new(false),
         state,
     };
@@ -293,6 +298,8 @@ struct Connection<'a> {
     records_only: AtomicBool,
     /// The follower takes a tree whole.
     seeds: bool,
+    /// Pieces that it has not taken yet. `None`: it does not say so.
+    window: Option<Window>,
     /// And is sent one now.
     seeding: AtomicBool,
     state: &'a Mutex<FollowerState>,
@@ -323,7 +330,10 @@ impl<'a> Connection<'a> {
         let _ = self.tree.set(open.tree);
         self.outgoing.send(say::Welcome {
             protocol: PROTOCOL.min(protocol),
-            features: say::FEATURE_SEED | say::FEATURE_LIST,
+            features: say::FEATURE_SEED
+                | say::FEATURE_LIST
+                | say::FEATURE_TAKEN
+                | say::FEATURE_FROM,
             program: open.program.into(),
             tree: open.tree,
             path: open.path.clone(),
@@ -460,6 +470,12 @@ impl<'a> Connection<'a> {
                     // Of a newer version: better not at all than wrong.
                     _ => {}
                 },
+                Message::Taken(taken) => {
+                    let fits = |window: &Window| window.taken(taken.bytes, Instant::now());
+                    if !self.window.as_ref().is_some_and(fits) {
+                        return Err(LinkError::Nonsense("it takes more than was sent".into()));
+                    }
+                }
                 Message::Heartbeat(_) => {}
                 other => {
                     return Err(LinkError::Nonsense(format!(
@@ -851,17 +867,23 @@ impl<'a> Connection<'a> {
         let mut sent = Ok(());
         let mut gathered: Vec<u8> = Vec::new();
         let mut send = |bytes: Vec<u8>| {
-            sent = self.outgoing.send_bulk(say::Piece {
-                id: request.id,
-                bytes,
-            });
+            sent = self.send_piece(request.id, bytes, &|| !wanted());
             sent.is_ok()
         };
         let (object, digest) = (ObjectId(request.object), Digest(request.digest));
+        // All of it is read, and checked; the first part is there.
+        let mut skip = request.from.unwrap_or(0);
         let mut end = self.served.read_back(object, digest, &mut |piece| {
-            for part in piece.chunks(PIECE_BYTES) {
+            let there = usize::try_from(skip).unwrap_or(usize::MAX).min(piece.len());
+            skip -= there as u64;
+            let mut rest = piece.get(there..).unwrap_or_default();
+            while !rest.is_empty() {
+                let size = self.piece_bytes();
+                let room = size.saturating_sub(gathered.len()).max(1);
+                let (part, after) = rest.split_at(rest.len().min(room));
                 gathered.extend_from_slice(part);
-                if gathered.len() >= PIECE_BYTES && !send(std::mem::take(&mut gathered)) {
+                rest = after;
+                if gathered.len() >= size && !send(std::mem::take(&mut gathered)) {
                     return false;
                 }
             }
@@ -869,6 +891,11 @@ impl<'a> Connection<'a> {
         });
         if end == ReadBack::Complete && !gathered.is_empty() && !send(gathered) {
             end = ReadBack::Stopped;
+        }
+        if !wanted() {
+            // Nobody waits for the rest of it.
+            end = ReadBack::Stopped;
+            sent = Ok(());
         }
         sent?;
         self.cancelled
@@ -881,6 +908,28 @@ impl<'a> Connection<'a> {
             ReadBack::Failed(reason) => self.piece_end(request.id, 2, reason),
             ReadBack::Stopped => Ok(()),
         }
+    }
+
+    fn piece_bytes(&self) -> usize {
+        let window = self.window.as_ref().map_or(PIECE_BYTES, Window::piece);
+        let rate = self.outgoing.rate();
+        let in_time = rate.map_or(PIECE_BYTES as u64, |rate| rate / PIECES_PER_S);
+        window
+            .min(usize::try_from(in_time).unwrap_or(PIECE_BYTES))
+            .max(PIECE_BYTES_MIN)
+    }
+
+    fn send_piece(
+        &self,
+        id: u64,
+        bytes: Vec<u8>,
+        unwanted: &dyn Fn() -> bool,
+    ) -> Result<(), LinkError> {
+        let waits = |window: &Window| window.wait(bytes.len(), unwanted);
+        if !self.window.as_ref().is_none_or(waits) {
+            return Err(LinkError::Closed);
+        }
+        self.outgoing.send_behind(say::Piece { id, bytes })
     }
 
     fn piece_end(&self, id: u64, end: u8, reason: String) -> Result<(), LinkError> {

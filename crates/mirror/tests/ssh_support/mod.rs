@@ -150,6 +150,11 @@ impl Bed {
                 .map(|d| d.to_string().replace(&"n".repeat(255), "LONG"))
                 .collect();
             let (_, status) = self.command(&["status"]);
+            // Which side of the log is to blame.
+            let (_, index) = self.command(&["verify", "--against", "index"]);
+            let (_, source) = self.command(&["verify", "--against", "source"]);
+            let status =
+                format!("{status}\nagainst its index: {index}\nagainst the source: {source}");
             let logs: Vec<String> = fs::read_dir(self.states())
                 .into_iter()
                 .flatten()

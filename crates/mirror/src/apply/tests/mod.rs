@@ -7,6 +7,7 @@ mod hostile;
 mod order;
 mod same;
 mod source;
+mod travel;
 
 use std::convert::Infallible;
 use std::path::PathBuf;

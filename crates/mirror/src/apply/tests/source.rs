@@ -1,6 +1,6 @@
 //! A source tree, looked at in the simplest way: list everything, compare with what was seen last, say what changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -38,6 +38,9 @@ pub struct Kept {
     pub fetched: Mutex<Vec<ObjectId>>,
     /// What to answer instead, by object.
     pub instead: Mutex<HashMap<ObjectId, &'static str>>,
+    /// Contents of so many bytes travel, until they are there.
+    pub travel_from: Mutex<Option<u64>>,
+    pub there: Mutex<HashSet<Digest>>,
 }
 
 impl Contents for Kept {
@@ -48,6 +51,12 @@ impl Contents for Kept {
             Some("wrong") => return Fetched::Bytes(vec![b'!'; content.bytes as usize]),
             Some(reason) => return Fetched::Failed(reason.into()),
             None => {}
+        }
+        let travels = |from| content.bytes >= from;
+        if self.travel_from.lock().unwrap().is_some_and(travels)
+            && !self.there.lock().unwrap().contains(&content.digest)
+        {
+            return Fetched::Travels;
         }
         match self.bytes.lock().unwrap().get(&content.digest.0) {
             Some(bytes) if bytes.len() > 100_000 => {

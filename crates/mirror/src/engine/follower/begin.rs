@@ -12,7 +12,7 @@ use std::time::Duration;
 use mirror_core::{Record, codec};
 
 use super::contents::WireContents;
-use crate::apply::{Applier, Contents, Counts, Flush};
+use crate::apply::{Applier, Contents, Counts, Flush, Patient};
 use crate::engine::applying::limits::{Bounds, Fits, Pace, Taken, fits};
 use crate::engine::applying::{Enter, Told, chain};
 use crate::engine::event::{Event, Ui};
@@ -184,7 +184,7 @@ fn apply(
                 return Err("stopped".into());
             }
             let outcome = applier
-                .apply(some, at.head, contents)
+                .apply(some, at.head, &Patient(contents))
                 .map_err(|e| chain(&e))?;
             made.add(&outcome.counts);
             pace.did(records, ops_max);

@@ -1,6 +1,6 @@
 //! Contents on a follower: from the log's content segments, from memory, or asked of the worker.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use mirror_core::{Content, ContentRef, Digest, ObjectId, Position};
 
 use super::hub::Hub;
+use super::travel::Travel;
 use super::wire::{Link, PieceOf};
 use crate::apply::{Contents, Fetched};
 use crate::capture::read::hasher;
@@ -19,11 +20,11 @@ use crate::log::ContentStore;
 /// Contents that came ahead of their record and are not kept beside the log. What does not fit goes there too.
 const MEMORY_BYTES_MAX: usize = 48 << 20;
 /// Checked before it is handed over; larger is streamed, and apply checks it.
-const WHOLE_BYTES_MAX: u64 = 1 << 20;
+pub const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// How long a content that must be asked for waits for a link that is down.
 const LINK_WAIT: Duration = Duration::from_secs(10);
 /// A worker that is there and does not send.
-const STALLED: Duration = Duration::from_secs(600);
+pub const STALLED: Duration = Duration::from_secs(600);
 
 /// Contents in memory until the records that bring them are applied.
 #[derive(Default)]
@@ -119,7 +120,7 @@ impl Fetching {
         self.lock().contains_key(digest)
     }
 
-    fn begin(self: &Arc<Fetching>, digest: Digest) -> Fetch {
+    pub fn begin(self: &Arc<Fetching>, digest: Digest) -> Fetch {
         *self.lock().entry(digest).or_default() += 1;
         Fetch {
             of: self.clone(),
@@ -129,7 +130,7 @@ impl Fetching {
 }
 
 /// One of them, until dropped.
-struct Fetch {
+pub struct Fetch {
     of: Arc<Fetching>,
     digest: Digest,
 }
@@ -153,6 +154,7 @@ pub struct WireContents {
     pub memory: Arc<Memory>,
     pub fetching: Arc<Fetching>,
     pub hub: Arc<Hub>,
+    pub travel: Arc<Travel>,
     /// The session ends: nothing is waited for.
     pub stopping: Arc<AtomicBool>,
 }
@@ -183,11 +185,28 @@ impl WireContents {
         }
     }
 
+    /// What is here already.
+    fn here(&self, content: &Content, place: Option<ContentRef>) -> Option<Fetched> {
+        if content.bytes == 0 {
+            return Some(Fetched::Bytes(Vec::new()));
+        }
+        if let Some(place) = place
+            && let Some(store) = &self.store
+            && let Ok(bytes) = store.get(place)
+            && is_it(&bytes, content)
+        {
+            return Some(Fetched::Bytes(bytes));
+        }
+        let bytes = self.memory.get(&content.digest)?;
+        is_it(&bytes, content).then(|| Fetched::Bytes(bytes.to_vec()))
+    }
+
+    /// In the calling thread.
     fn ask(&self, object: ObjectId, content: &Content) -> Fetched {
         let Some(link) = self.link() else {
             return Fetched::Failed("the link to the source is down".into());
         };
-        let Ok((id, pieces)) = link.request(object, content.digest) else {
+        let Ok((id, pieces)) = link.request(object, content.digest, 0) else {
             return Fetched::Failed("the link to the source went down".into());
         };
         let mut coming = Coming {
@@ -230,22 +249,28 @@ impl WireContents {
 
 impl Contents for WireContents {
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
-        if content.bytes == 0 {
-            return Fetched::Bytes(Vec::new());
-        }
-        if let Some(place) = place
-            && let Some(store) = &self.store
-            && let Ok(bytes) = store.get(place)
-            && is_it(&bytes, content)
-        {
-            return Fetched::Bytes(bytes);
-        }
-        if let Some(bytes) = self.memory.get(&content.digest)
-            && is_it(&bytes, content)
-        {
-            return Fetched::Bytes(bytes.to_vec());
-        }
-        self.ask(object, content)
+        self.here(content, place)
+            .or_else(|| self.travel.fetch(object, content, false))
+            .unwrap_or_else(|| self.ask(object, content))
+    }
+
+    fn fetch_patiently(
+        &self,
+        object: ObjectId,
+        content: &Content,
+        place: Option<ContentRef>,
+    ) -> Fetched {
+        self.here(content, place)
+            .or_else(|| self.travel.fetch(object, content, true))
+            .unwrap_or_else(|| self.ask(object, content))
+    }
+
+    fn keep(&self, wanted: &BTreeMap<ObjectId, Digest>) {
+        self.travel.keep(wanted);
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.travel.has_arrived()
     }
 }
 
@@ -277,7 +302,7 @@ impl Coming {
         let until = Instant::now() + STALLED;
         loop {
             match self.pieces.recv_timeout(Duration::from_millis(200)) {
-                Ok(PieceOf::Bytes(bytes)) => {
+                Ok(PieceOf::Bytes(bytes, _taken)) => {
                     self.left = self
                         .left
                         .checked_sub(bytes.len() as u64)

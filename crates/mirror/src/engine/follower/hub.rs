@@ -633,6 +633,7 @@ impl Hub {
         status.aside = self.aside.known();
         status.rolling = applied.rolling;
         status.replicas = self.seats.replicas();
+        status.travelling = applied.travelling;
         let scanning = report.scan.is_some();
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         let held = applied.hold.is_some() || report.hold.is_some();
@@ -782,6 +783,23 @@ impl Hub {
         }
     }
 
+    /// What had failed and is on its way now has come, or failed again.
+    fn wait_again(&self, until: &Until<'_>) -> Result<(), ControlError> {
+        loop {
+            let handles = self.handles(until)?;
+            let state = handles.applied.lock();
+            if state.again == 0 {
+                return Ok(());
+            }
+            if until.over() {
+                let what = "what had failed before is still on its way";
+                return Err(ControlError::Timeout(what.into()));
+            }
+            let nap = until.nap().min(Duration::from_millis(50));
+            drop(handles.applied.wait(state, nap));
+        }
+    }
+
     /// Rows and tree of the copy durable.
     fn checkpoint(&self, until: &Until<'_>) -> Result<(), ControlError> {
         let handles = self.handles(until)?;
@@ -835,6 +853,7 @@ impl Control for Hub {
                 break covered;
             }
             rounds += 1;
+            self.wait_again(until)?;
         };
         while !self.handles(until)?.adopted.load(Ordering::Acquire) {
             self.wait_applied(covered.position, until)?;

@@ -16,6 +16,7 @@ mod listed;
 mod receive;
 mod serving;
 mod ssh;
+mod travel;
 mod verify;
 mod wire;
 
@@ -56,6 +57,7 @@ use hub::{Handles, Hub};
 use listed::Known;
 use receive::{ANSWER_TIMEOUTS, Ended, Receiver, answer_max};
 use serving::{Door, Live, Serving};
+use travel::Travel;
 use wire::Covered;
 
 /// How often old records of our own log are dropped.
@@ -524,8 +526,15 @@ impl Follower {
                 }
             })
             .map_err(|e| failed("cannot start a thread", &e))?;
+        let travel = Travel::new(
+            applier.staging(),
+            self.hub.clone(),
+            fetching.clone(),
+            stopping.clone(),
+        );
         let mut session = Session {
             follower: self,
+            travel: travel.clone(),
             place,
             confine,
             log: &log,
@@ -567,6 +576,7 @@ impl Follower {
         drop(begin.map(Begin::join));
         let told = apply.as_ref().map(|apply| apply.applied.clone());
         let applied = apply.map_or(Ok(()), |apply| apply.stop().map(drop));
+        travel.close();
         // Held while it was being closed, here or there.
         let held = told.and_then(|told| told.lock().hold.clone());
         let held = held.or_else(|| self.hub.known_report().hold);
@@ -694,6 +704,7 @@ struct Session<'a> {
     log: &'a Mutex<Option<Log>>,
     memory: Arc<Memory>,
     fetching: Arc<Fetching>,
+    travel: Arc<Travel>,
     stopping: Arc<AtomicBool>,
     ended: Channel<Ended>,
     has_begun: Channel<()>,
@@ -721,7 +732,6 @@ impl Session<'_> {
         let mut saved = Instant::now();
         let mut looked = Instant::now();
         let mut pruned = Instant::now();
-        let mut acked: Option<Position> = None;
         let mut acks: Option<Acks> = None;
         loop {
             let nap = match self.first {
@@ -789,15 +799,12 @@ impl Session<'_> {
                     }
                     return Ok(End::Retry(format!("apply stopped: {reason}")));
                 }
-                let (applied, needed) = {
+                let (passed, needed) = {
                     let state = apply.applied.lock();
-                    (state.applied, state.saved)
+                    (state.passed, state.saved)
                 };
-                if let Some(applied) = applied
-                    && acked != Some(applied)
-                {
-                    acked = Some(applied);
-                    self.memory.applied(applied);
+                if let Some(passed) = passed {
+                    self.memory.applied(passed);
                 }
                 if pruned.elapsed() >= PRUNE_EVERY {
                     pruned = Instant::now();
@@ -872,6 +879,7 @@ impl Session<'_> {
             memory: self.memory.clone(),
             fetching: self.fetching.clone(),
             hub: self.follower.hub.clone(),
+            travel: self.travel.clone(),
             stopping: self.stopping.clone(),
         };
         let options = &self.follower.options;
@@ -962,10 +970,13 @@ impl Session<'_> {
             memory: self.memory.clone(),
             fetching: self.fetching.clone(),
             hub: self.follower.hub.clone(),
+            travel: self.travel.clone(),
             stopping: self.stopping.clone(),
         });
         let tail = reader.tail();
         let served = reader.clone();
+        let wake = tail.clone();
+        self.travel.wakes(move || wake.wake());
         let apply = ApplyLoop::start(ApplySetup {
             applier,
             reader,
@@ -1150,7 +1161,13 @@ impl Session<'_> {
         let Some(apply) = &self.apply else {
             return Ok(None);
         };
-        let failed = apply.applied.lock().failed_total;
+        let (failed, again) = {
+            let state = apply.applied.lock();
+            (state.failed_total, state.again)
+        };
+        if again > 0 && self.follower.hub.is_connected() {
+            return Ok(None);
+        }
         if failed > 0 && self.rounds < ONCE_ROUNDS {
             // What changed while it was read has a successor on its way.
             self.rounds += 1;

@@ -276,7 +276,7 @@ impl Receiver {
         }
         self.join_chain(&welcome)?;
         let begin = self.begin_log(&welcome)?;
-        let link = Arc::new(Link::new(outgoing.clone()));
+        let link = Arc::new(Link::new(outgoing.clone(), welcome.features & FEATURES));
         match begin {
             Some(None) if self.listed.is_some() => {
                 link.follow_listed(self.options.bwlimit.get())?
@@ -696,12 +696,16 @@ pub fn answer_max(options: &MirrorOptions) -> Duration {
     silence(timeout_ms(options)) * ANSWER_TIMEOUTS
 }
 
+/// What this side knows.
+const FEATURES: u64 =
+    say::FEATURE_SEED | say::FEATURE_LIST | say::FEATURE_TAKEN | say::FEATURE_FROM;
+
 /// What we are and want.
 pub fn hello(options: &MirrorOptions, far: &Far, replica: &[u8]) -> say::Hello {
     say::Hello {
         protocol: PROTOCOL,
         protocol_min: PROTOCOL_MIN,
-        features: say::FEATURE_SEED | say::FEATURE_LIST,
+        features: FEATURES,
         role: "follower".into(),
         program: concat!("fs_mirror ", env!("CARGO_PKG_VERSION")).into(),
         tree: far.path.clone(),

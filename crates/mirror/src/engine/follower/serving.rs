@@ -286,16 +286,16 @@ fn forward(
     let Some(link) = hub.links.get() else {
         return down();
     };
-    let Ok((id, pieces)) = link.request(object, digest) else {
+    let Ok((id, pieces)) = link.request(object, digest, 0) else {
         return down();
     };
     let mut until = Instant::now() + PIECE_WITHIN;
     let end = loop {
         match pieces.recv_timeout(NAP) {
-            Ok(PieceOf::Bytes(bytes)) if each(&bytes) => {
+            Ok(PieceOf::Bytes(bytes, _taken)) if each(&bytes) => {
                 until = Instant::now() + PIECE_WITHIN;
             }
-            Ok(PieceOf::Bytes(_)) => break ReadBack::Stopped,
+            Ok(PieceOf::Bytes(..)) => break ReadBack::Stopped,
             Ok(PieceOf::End(0, _)) => return ReadBack::Complete,
             Ok(PieceOf::End(1, _)) => return ReadBack::Void,
             Ok(PieceOf::End(_, reason)) => return ReadBack::Failed(reason),

@@ -15,6 +15,8 @@ use crate::log::End;
 
 /// Pieces of one content that wait for whoever asked for it.
 const PIECES_MAX: usize = 16;
+/// Likewise where the worker keeps a window: it bounds the bytes, and nobody need wait.
+const WINDOW_PIECES_MAX: usize = 4096;
 /// Differences that wait likewise.
 const FOUND_MAX: usize = 1024;
 /// How long the connection waits for whoever asked for a content, and does not take it.
@@ -25,9 +27,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub enum PieceOf {
-    Bytes(Vec<u8>),
+    Bytes(Vec<u8>, Credit),
     /// As in [`say::PieceEnd`].
     End(u8, String),
+}
+
+/// Counts a piece as taken when it is dropped, whoever had it last.
+pub struct Credit {
+    bytes: u64,
+    taken: Arc<Counter>,
+}
+
+/// Pieces taken over one connection.
+struct Counter {
+    outgoing: Arc<Outgoing>,
+    bytes: Mutex<u64>,
+    /// The worker wants to know.
+    said: bool,
+}
+
+impl Drop for Credit {
+    fn drop(&mut self) {
+        if self.taken.said {
+            // Said in order, or the worker would be told less than before.
+            let mut bytes = lock(&self.taken.bytes);
+            *bytes += self.bytes;
+            let _ = self.taken.outgoing.send(say::Taken { bytes: *bytes });
+        }
+    }
 }
 
 /// What a barrier covers.
@@ -45,6 +72,9 @@ pub enum VerifyOf {
 /// A connection that follows. Questions end (their channels close) when it does.
 pub struct Link {
     pub outgoing: Arc<Outgoing>,
+    /// Of both sides.
+    features: u64,
+    taken: Arc<Counter>,
     /// It was said where to begin.
     following: AtomicBool,
     next: AtomicU64,
@@ -60,9 +90,16 @@ struct Asked {
 }
 
 impl Link {
-    pub fn new(outgoing: Arc<Outgoing>) -> Link {
+    pub fn new(outgoing: Arc<Outgoing>, features: u64) -> Link {
+        let taken = Counter {
+            outgoing: outgoing.clone(),
+            bytes: Mutex::new(0),
+            said: features & say::FEATURE_TAKEN != 0,
+        };
         Link {
             outgoing,
+            features,
+            taken: Arc::new(taken),
             following: AtomicBool::new(false),
             next: AtomicU64::new(1),
             asked: Mutex::default(),
@@ -122,8 +159,15 @@ impl Link {
         &self,
         object: ObjectId,
         digest: Digest,
+        from: u64,
     ) -> Result<(u64, Receiver<PieceOf>), LinkError> {
-        let (sender, pieces) = bounded(PIECES_MAX);
+        let windowed = self.features & say::FEATURE_TAKEN != 0;
+        let most = if windowed {
+            WINDOW_PIECES_MAX
+        } else {
+            PIECES_MAX
+        };
+        let (sender, pieces) = bounded(most);
         let id = self.ask(
             |asked, id| drop(asked.contents.insert(id, sender)),
             |id| {
@@ -131,11 +175,17 @@ impl Link {
                     id,
                     object: object.0,
                     digest: digest.0,
+                    from: (from > 0).then_some(from),
                 }
                 .into()
             },
         )?;
         Ok((id, pieces))
+    }
+
+    /// The worker can leave out what is there of a content.
+    pub fn resumes(&self) -> bool {
+        self.features & say::FEATURE_FROM != 0
     }
 
     pub fn cancel(&self, id: u64) {
@@ -165,7 +215,13 @@ impl Link {
     /// An answer that came in. False: it is none.
     pub fn answer(&self, message: Message) -> Result<Option<Message>, LinkError> {
         match message {
-            Message::Piece(piece) => self.piece(piece.id, PieceOf::Bytes(piece.bytes)),
+            Message::Piece(piece) => {
+                let credit = Credit {
+                    bytes: piece.bytes.len() as u64,
+                    taken: self.taken.clone(),
+                };
+                self.piece(piece.id, PieceOf::Bytes(piece.bytes, credit));
+            }
             Message::PieceEnd(end) => {
                 let reason = crate::link::conn::escaped(&end.reason);
                 self.piece(end.id, PieceOf::End(end.end, reason));

@@ -102,8 +102,15 @@ fn message() -> impl Strategy<Value = Message> {
                 }
                 .into()
             }),
-        (any::<u64>(), any::<u64>(), any::<[u8; 32]>())
-            .prop_map(|(id, object, digest)| say::Request { id, object, digest }.into()),
+        (any::<u64>(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(id, object, digest)| {
+            say::Request {
+                id,
+                object,
+                digest,
+                from: Some(id).filter(|id| id % 2 == 0),
+            }
+            .into()
+        }),
         (any::<u64>(), bytes()).prop_map(|(id, bytes)| say::Piece { id, bytes }.into()),
         (any::<u64>(), any::<u8>(), ".*").prop_map(|(id, end, reason)| say::PieceEnd {
             id,

@@ -315,6 +315,7 @@ fn records_come_with_their_contents_before_them() {
             id: 9,
             object: large_id.0,
             digest: large.0,
+            from: None,
         })
         .unwrap();
     let mut bytes = Vec::new();
@@ -339,6 +340,7 @@ fn records_come_with_their_contents_before_them() {
             id: 10,
             object: large_id.0,
             digest: large.0,
+            from: None,
         })
         .unwrap();
     loop {
@@ -604,6 +606,7 @@ fn twenty_are_sent_what_was_read_once_and_one_that_stops_holds_nobody_back() {
                     id: 1,
                     object: object.0,
                     digest: digest.0,
+                    from: None,
                 };
                 hand.out.send(asked).unwrap();
                 let mut bytes = 0;
