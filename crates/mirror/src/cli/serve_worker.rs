@@ -187,8 +187,9 @@ fn show_config(config: &Config, state: &std::path::Path, say: Say) {
             })
             .collect();
         let user = &config.user;
+        let dials: Vec<String> = config.connect_to.iter().map(ToString::to_string).collect();
         ui::say(
-            &json!({"listen": listen, "user": user, "state": state, "trees": trees}).to_string(),
+            &json!({"listen": listen, "connect_to": dials, "user": user, "state": state, "trees": trees}).to_string(),
         );
         return;
     }
@@ -203,6 +204,9 @@ fn show_config(config: &Config, state: &std::path::Path, say: Say) {
         }
     ));
     ui::say(&format!("states:  {state}"));
+    for address in &config.connect_to {
+        ui::say(&format!("dials:   {address}"));
+    }
     for tree in &config.trees {
         let set = &tree.settings;
         ui::say(&format!("{}: {}", tree.name, tree.path.show()));

@@ -11,6 +11,7 @@ use super::backup::user_of;
 use crate::engine::serving::socket;
 use crate::link::message::Cause;
 use crate::net::door::{Door, DoorSetup, Trees};
+use crate::net::trust::Address;
 use crate::net::{Program, config_dir};
 
 /// After it could not be opened.
@@ -58,6 +59,20 @@ impl Trees for Places {
     }
 }
 
+/// What a door is wanted for.
+#[derive(Clone, PartialEq)]
+struct Wanted {
+    listen: Vec<SocketAddr>,
+    connect_to: Vec<Address>,
+    user: Option<String>,
+}
+
+impl Wanted {
+    fn is_none(&self) -> bool {
+        self.listen.is_empty() && self.connect_to.is_empty()
+    }
+}
+
 /// The door, if one is wanted; opened again when it could not be, or when what is wanted changes.
 pub struct Listening {
     program: Program,
@@ -66,7 +81,7 @@ pub struct Listening {
     /// Where our trees' processes ask for connections that were offered here.
     offers: Option<PathBuf>,
     /// As it was opened.
-    is: Option<(Vec<SocketAddr>, Option<String>)>,
+    is: Option<Wanted>,
     door: Option<Door>,
     /// Why it is not open.
     pub problem: Option<String>,
@@ -93,30 +108,33 @@ impl Listening {
     }
 
     /// To be called now and then.
-    pub fn tick(&mut self, listen: &[SocketAddr], user: Option<&str>) {
-        let wanted = (listen.to_vec(), user.map(str::to_owned));
+    pub fn tick(&mut self, listen: &[SocketAddr], connect_to: &[Address], user: Option<&str>) {
+        let wanted = Wanted {
+            listen: listen.to_vec(),
+            connect_to: connect_to.to_vec(),
+            user: user.map(str::to_owned),
+        };
         if self.is.as_ref() != Some(&wanted) {
             // Its addresses may be wanted again.
             self.door = None;
             self.tried = None;
             self.problem = None;
-            self.is = Some(wanted);
+            self.is = Some(wanted.clone());
         }
         let waits = self
             .tried
             .is_some_and(|tried| tried.elapsed() < AGAIN_AFTER);
-        if self.door.is_some() || listen.is_empty() || waits {
+        if self.door.is_some() || wanted.is_none() || waits {
             return;
         }
         self.tried = Some(Instant::now());
-        match self.open(listen, user) {
+        match self.open(&wanted) {
             Ok(door) => {
                 let at: Vec<String> = door.addresses().iter().map(SocketAddr::to_string).collect();
-                (self.log)(&format!(
-                    "listening on {}, key {}",
-                    at.join(", "),
-                    door.fingerprint()
-                ));
+                if !at.is_empty() {
+                    let (at, key) = (at.join(", "), door.fingerprint());
+                    (self.log)(&format!("listening on {at}, key {key}"));
+                }
                 self.door = Some(door);
                 self.problem = None;
             }
@@ -133,9 +151,11 @@ impl Listening {
         }
     }
 
-    fn open(&self, listen: &[SocketAddr], user: Option<&str>) -> Result<Door, String> {
-        let mut setup = DoorSetup::new(self.program, listen.to_vec(), config_dir(self.program)?);
-        if let Some(name) = user {
+    fn open(&self, wanted: &Wanted) -> Result<Door, String> {
+        let (program, listen) = (self.program, wanted.listen.clone());
+        let mut setup = DoorSetup::new(program, listen, config_dir(program)?);
+        setup.connect_to.clone_from(&wanted.connect_to);
+        if let Some(name) = &wanted.user {
             let user = user_of(name).ok_or_else(|| format!("there is no user {name} here"))?;
             setup.user = Some((user.uid, user.gid));
         }

@@ -213,7 +213,7 @@ impl Supervisor {
 
     fn listen(&mut self) {
         let General { listen, user, .. } = &self.general;
-        self.listening.tick(listen, user.as_deref());
+        self.listening.tick(listen, &[], user.as_deref());
     }
 
     fn spec(&self, tree: &Tree) -> Spec {

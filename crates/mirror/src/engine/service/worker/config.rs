@@ -19,9 +19,10 @@ use crate::engine::worker::config::LiveSettings;
 use crate::engine::worker::floor::Floor;
 use crate::filter::Filter;
 use crate::net::PORT;
+use crate::net::trust::Address;
 use crate::sys::polite::{IoNice, Polite};
 
-const KEYS: &[&str] = &["listen", "user", "state", "tree"];
+const KEYS: &[&str] = &["listen", "connect_to", "user", "state", "tree"];
 const TREE_KEYS: &[&str] = &[
     "path",
     "ignore",
@@ -54,6 +55,8 @@ pub struct Asked {
 pub struct Config {
     /// Empty: nowhere.
     pub listen: Vec<SocketAddr>,
+    /// Backups that can't dial us: they are dialled, and offered our trees.
+    pub connect_to: Vec<Address>,
     /// Whom the network process becomes.
     pub user: Option<String>,
     pub state: Option<PathBuf>,
@@ -127,6 +130,7 @@ pub fn load(asked: &Asked) -> (Config, Vec<Problem>) {
     let mut problems = Problems::default();
     let mut config = Config {
         listen: Vec::new(),
+        connect_to: Vec::new(),
         user: None,
         state: None,
         trees: Vec::new(),
@@ -229,6 +233,12 @@ fn take(mut table: Table, config: &mut Config, problems: &mut Problems) {
         match address(&text) {
             Ok(address) => config.listen.push(address),
             Err(why) => problems.add(Some(&place), format!("listen: {why}")),
+        }
+    }
+    for (place, text) in table.texts("connect_to", problems).unwrap_or_default() {
+        match parse::host(&text) {
+            Ok((host, port)) => config.connect_to.push(Address::new(&host, port)),
+            Err(e) => problems.add(Some(&place), format!("connect_to: {}", e.0)),
         }
     }
     config.user = table.parsed("user", problems, |text| match user_of(text) {
@@ -371,13 +381,14 @@ mod tests {
     #[test]
     fn a_whole_configuration() {
         let (config, problems) = of(
-            "listen = ['0.0.0.0:9000', '::1']\nuser = 'nobody'\nstate = '/var/lib/x'\n\
+            "listen = ['0.0.0.0:9000', '::1']\nconnect_to = 'backup:99'\nuser = 'nobody'\nstate = '/var/lib/x'\n\
              [tree.blog]\npath = '/srv/blog'\nignore = ['*.log', '!keep.log']\ncross = 'mnt'\ndetector = 'scan'\n\
              log_max = '1M'\nmin_free = '10%'\nnice = 10\nio_nice = 'idle'\nmemory_max = '1G'\nbwlimit = '5M'\n\
              [tree.sites]\npath = '/var/www/*'\nio_nice = 7\n",
         );
         assert_eq!(problems, Vec::<String>::new());
         assert_eq!(config.listen.len(), 2);
+        assert_eq!(config.connect_to, [Address::new("backup", Some(99))]);
         assert_eq!(config.listen[1].port(), PORT);
         assert_eq!(config.trees[1].path, TreePath::Each("/var/www".into()));
         let blog = &config.trees[0].settings;
@@ -397,7 +408,7 @@ mod tests {
         );
         let begins = [
             "line 1: listen: here is no address",
-            "line 2: no setting is called lissen; there are listen, user, state, tree",
+            "line 2: no setting is called lissen; there are listen, connect_to, user, state, tree",
             "line 4: path: srv does not begin with a slash",
             "line 5: nice is a number from -20 to 19",
             "line 6: path is missing",

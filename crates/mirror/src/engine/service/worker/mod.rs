@@ -269,8 +269,10 @@ impl Service {
     }
 
     fn listen(&mut self) {
-        let Config { listen, user, .. } = &self.config;
-        self.listening.tick(listen, user.as_deref());
+        let config = &self.config;
+        let user = config.user.as_deref();
+        self.listening
+            .tick(&config.listen, &config.connect_to, user);
     }
 
     fn tell_gone(&mut self, trees: &BTreeMap<String, Tree>) {
