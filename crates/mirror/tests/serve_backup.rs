@@ -131,6 +131,13 @@ impl Host {
         u32::try_from(tree["pid"].as_u64()?).ok()
     }
 
+    /// Likewise, once the service says so.
+    #[track_caller]
+    fn running(&self, name: &str) -> u32 {
+        self.wait("it has a process", |host| host.pid(name).is_some());
+        self.pid(name).unwrap()
+    }
+
     fn state(&self, name: &str) -> Value {
         let (_, text) = self.run(&["status", "--json"]);
         let lines = text
@@ -253,13 +260,13 @@ fn trees_are_followed_each_on_its_own() {
     }
 
     // A process that dies is started again, and the others do not notice.
-    kill9(host.pid("same").unwrap());
+    kill9(host.running("same"));
     fs::write(same.join("third"), "x").unwrap();
     host.equal(&same, "same");
     host.wait("it is another process", |host| {
         host.pid("same").is_some_and(|pid| Some(pid) != before[0])
     });
-    assert_eq!(host.pid("live"), before[1]);
+    assert_eq!(Some(host.running("live")), before[1]);
     let log = host.stop();
     // What fails in the same way again and again is said once.
     assert_eq!(log.matches("broken: fs_mirror: SRC").count(), 1, "{log}");
@@ -324,8 +331,7 @@ fn a_tree_keeps_within_its_limits_and_the_others_go_on() {
     let (code, said) = host.run(&["check"]);
     assert_eq!(code, 2, "{said}");
     assert!(said.contains("OK free: following"), "{said}");
-    host.wait("it has a process", |host| host.pid("bytes").is_some());
-    let before = host.pid("bytes");
+    let before = host.running("bytes");
 
     // Room is made at the source, or the limit raised.
     fs::remove_file(bytes.join("large")).unwrap();
@@ -343,7 +349,7 @@ fn a_tree_keeps_within_its_limits_and_the_others_go_on() {
     ] {
         host.equal(source, name);
     }
-    assert_eq!(host.pid("bytes"), before);
+    assert_eq!(host.running("bytes"), before);
     host.stop();
 }
 
@@ -414,7 +420,7 @@ fn alarms_hooks_and_monitors() {
     assert!(said.starts_with("FS_MIRROR OK - 2 trees: 2 ok"), "{said}");
 
     // One that hangs: it does not answer, and what it wrote last is old.
-    let pid = host.pid("shop").unwrap();
+    let pid = host.running("shop");
     signal(pid, Signal::STOP);
     let file = host.path("b/shop.fs_mirror/status.json");
     let mut status: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
@@ -534,4 +540,158 @@ fn what_is_wrong_is_one_line_each() {
     });
     assert!(host.dst("a").join("first").exists() && host.path("b/a.fs_mirror/index").exists());
     host.stop();
+}
+
+#[test]
+fn all_trees_of_a_host_are_followed_from_another_service() {
+    let mut host = Host::new();
+    let remote = format!("remote_command = \"{MIRRORD}\"\n");
+    let far = |host: &Host, name: &str| {
+        let source = host.source(name);
+        host.tree(name, &format!("far:{}", source.display()), &remote);
+        source
+    };
+    let blog = far(&host, "blog");
+    let shop = far(&host, "shop");
+    // What is read on this host is not offered: its log is nobody else's.
+    host.local("local", "");
+    fs::write(
+        host.path("etc/fs_mirror.toml"),
+        "listen = [\"127.0.0.1:0\"]\n",
+    )
+    .unwrap();
+    host.serve();
+    host.equal(&blog, "blog");
+    host.equal(&shop, "shop");
+    host.wait("it listens", |host| {
+        host.log().contains("listening on 127.0.0.1:")
+    });
+    let log = host.log();
+    let at = log
+        .split("listening on ")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next());
+    let at = at.unwrap().to_owned();
+    let (code, said) = host.run(&["pair", "--tree", "*", "--host", &at, "--json"]);
+    assert_eq!(code, 0, "{said}");
+    let told: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    let token = told["token"].as_str().unwrap().to_owned();
+
+    let mut other = Host::new();
+    let (code, said) = other.run(&["pair", &at, &token]);
+    assert_eq!(code, 0, "{said}");
+    let (source, dst) = (format!("mirror://{at}/*"), other.dst("web/*"));
+    let (code, said) = other.run(&[
+        "add",
+        "web",
+        &source,
+        dst.to_str().unwrap(),
+        "--owners",
+        "apply",
+    ]);
+    assert_eq!(code, 0, "{said}");
+    other.serve();
+    other.equal(&blog, "web/blog");
+    other.equal(&shop, "web/shop");
+    let new = far(&host, "new");
+    host.reload();
+    other.reload();
+    other.equal(&new, "web/new");
+    assert!(!other.dst("web/local").exists());
+
+    // A tree that is offered no more is kept, and said to be alone.
+    let before = other.running("web.blog");
+    let (code, said) = host.run(&["remove", "shop"]);
+    assert_eq!(code, 0, "{said}");
+    host.wait("it is followed no more", |host| {
+        host.log().contains("shop: followed no more")
+    });
+    other.reload();
+    other.wait("it is told", |other| {
+        other
+            .log()
+            .contains("web: shop is offered no more; its copy is kept")
+    });
+    other.wait("monitors are told", |other| {
+        other
+            .run(&["check"])
+            .1
+            .contains("web.shop: offered no more; its copy is kept")
+    });
+    assert!(other.dst("web/shop").join("first").exists());
+    fs::write(blog.join("second"), "x").unwrap();
+    other.equal(&blog, "web/blog");
+    assert_eq!(other.running("web.blog"), before);
+    other.stop();
+    host.stop();
+}
+
+/// How long each of these trees takes to show a change, in ms, sorted.
+fn lags(host: &Host, sources: &[(PathBuf, &str)], rounds: usize) -> Vec<u64> {
+    let mut all = Vec::new();
+    for n in 0..rounds {
+        for (source, name) in sources {
+            let file = format!("lag{n}");
+            let began = std::time::Instant::now();
+            fs::write(source.join(&file), "x").unwrap();
+            let there = host.dst(name).join(&file);
+            wait_until("it is there", LONG, || there.exists()).unwrap();
+            all.push(began.elapsed().as_millis() as u64);
+        }
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    all.sort_unstable();
+    all
+}
+
+/// Not a test: prints what others feel while one tree seeds, another's quota is full and a third's network trickles.
+/// `cargo test --test serve_backup -- --ignored --nocapture others`
+#[test]
+#[ignore = "a measurement"]
+fn what_the_others_feel() {
+    let mut host = Host::new();
+    let others: Vec<(PathBuf, &str)> = ["o1", "o2", "o3"]
+        .into_iter()
+        .map(|name| (host.local(name, ""), name))
+        .collect();
+    host.serve();
+    for (source, name) in &others {
+        host.equal(source, name);
+    }
+    let show = |what: &str, lags: &[u64]| {
+        let at = |part: usize| lags.get(lags.len() * part / 100).copied().unwrap_or(0);
+        println!(
+            "{what}: p50 {} ms, p90 {} ms, p99 {} ms, {} changes",
+            at(50),
+            at(90),
+            at(99),
+            lags.len()
+        );
+    };
+    show("alone", &lags(&host, &others, 60));
+
+    let seeding = host.source("seeding");
+    let params = testkit::generate::Params {
+        files: 20_000,
+        seed: 1,
+        ..testkit::generate::Params::default()
+    };
+    testkit::generate::tree(&seeding.join("tree"), &params).unwrap();
+    let full = host.local("full", "bytes_max = \"1M\"");
+    fs::write(full.join("large"), vec![1; 8 << 20]).unwrap();
+    let slow = host.source("slow");
+    fs::write(slow.join("large"), vec![1; 8 << 20]).unwrap();
+    let remote = format!("remote_command = \"{MIRRORD}\"\nbwlimit = \"10K\"\n");
+    host.tree("slow", &format!("far:{}", slow.display()), &remote);
+    host.tree("seeding", &seeding.display().to_string(), "nice = 10");
+    host.reload();
+    host.wait("the quota is full", |host| {
+        host.is_held("full", "bytes_max")
+    });
+    show("beside them", &lags(&host, &others, 60));
+    println!("seeding meanwhile: {}", host.state("seeding"));
+    println!("slow meanwhile: {}", host.state("slow"));
+    host.stop();
+    let _ = testkit::generate::remove(&seeding);
+    let _ = testkit::generate::remove(&host.dst("seeding"));
 }

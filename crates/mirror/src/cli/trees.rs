@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::cli::args::{AddArgs, ListArgs, RemoveArgs, Say};
 use crate::cli::control::{Seen, check_line, exit_of, judge, look, show_seen};
 use crate::cli::exit::{CliError, Exit};
-use crate::cli::places::{self, PlaceError, show};
+use crate::cli::places::{self, show};
 use crate::cli::serve_backup::{file, must_be_there, state_dir};
 use crate::cli::show::Health;
 use crate::cli::text::counted;
@@ -22,6 +22,7 @@ use crate::cli::{parse, ui};
 use crate::engine::control::StateLock;
 use crate::engine::service::backup::config::{Tree, file_of, name};
 use crate::engine::service::backup::load::{Loaded, conf_d, load, load_with};
+use crate::engine::service::backup::offers::Offers;
 use crate::engine::service::backup::watch::Service;
 use crate::engine::service::rate::Rates;
 
@@ -55,15 +56,9 @@ pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
             .map_or("it can't be read back".into(), |p| p.why.clone());
         return Err(CliError::usage(why));
     }
-    match places::check(
-        &parse::source(&tree.source)?,
-        &tree.dst,
-        tree.state.as_deref(),
-        &tree.cross,
-    ) {
-        Ok(_) => {}
-        Err(e @ PlaceError::SourceGone { .. }) => return Err(e.into()),
-        Err(e) => return Err(e.into()),
+    if tree.every_below().is_none() {
+        let source = parse::source(&tree.source)?;
+        places::check(&source, &tree.dst, tree.state.as_deref(), &tree.cross)?;
     }
     write_new(&path, &text)
         .map_err(|e| CliError::failed(format!("cannot write {}: {e}", show(&path))))?;
@@ -286,7 +281,9 @@ fn look_at_all(loaded: &Loaded) -> (Vec<(Tree, Result<Seen, CliError>)>, Option<
         .as_deref()
         .is_some_and(|state| matches!(StateLock::holder(state), Ok(Some(_))));
     let service = state.as_deref().and_then(Service::read).filter(|_| runs);
-    let seen = loaded.trees.values().map(|placed| {
+    let offers = state.as_deref().map(Offers::load).unwrap_or_default();
+    let trees = offers.expand(&loaded.trees).into_values();
+    let seen = trees.map(|placed| {
         let tree = placed.tree.clone();
         let mut seen = look(&tree.state_dir());
         let process = service
@@ -401,7 +398,7 @@ pub fn check(config: &Path, max_lag: Duration, say: Say) -> Exit {
         && let Some(problem) = service
             .problems
             .iter()
-            .find(|p| p.starts_with("cannot listen"))
+            .find(|p| p.starts_with("cannot listen") || p.ends_with("its copy is kept"))
     {
         health = health.max(Health::Warning);
         line.push_str(&format!("; {problem}"));

@@ -362,6 +362,13 @@ impl Tree {
         }
     }
 
+    /// It stands for all trees of a host, `mirror://host/*`, each in a directory of its name in this one.
+    pub fn every_below(&self) -> Option<&Path> {
+        let every = self.source.as_bytes().starts_with(b"mirror://")
+            && self.source.as_bytes().ends_with(b"/*");
+        every.then(|| self.dst.parent()).flatten()
+    }
+
     /// What a running process can't take over: it must be started again when this differs.
     pub fn fixed(&self) -> Tree {
         Tree {
@@ -407,6 +414,25 @@ impl Tree {
             );
         }
         tree.state = table.parsed("state", problems, path);
+        let every = tree.every_below().is_some();
+        if every != tree.dst.ends_with("*") {
+            problems.add(
+                Some(&place),
+                "all trees of a host are source = \"mirror://host/*\" and dst = \"/directory/*\"",
+            );
+        }
+        if every && tree.accept {
+            problems.add(
+                Some(&place),
+                "accept: a host that dials is followed tree by tree, not with *",
+            );
+        }
+        if every && tree.state.is_some() {
+            problems.add(
+                Some(&place),
+                "state: each of many trees has its state beside its DST",
+            );
+        }
         tree.ignore = patterns(&mut table, "ignore", problems);
         for (place, text) in table.texts("cross", problems).unwrap_or_default() {
             match words(parse::unescape(&text)).map(PathBuf::from) {

@@ -154,15 +154,22 @@ fn apart(loaded: &mut Loaded, order: Vec<String>, problems: &mut Problems) {
         let Some(Placed { tree, place }) = loaded.trees.get(&name) else {
             continue;
         };
-        let mine = [
-            ("DST", tree.dst.clone()),
-            ("the state directory", tree.state_dir()),
-        ];
-        let mine = mine.map(|(what, path)| At {
-            what,
-            path: canonical(&path),
-            tree: name.clone(),
-        });
+        let mine = match tree.every_below() {
+            // All below is of trees that it stands for.
+            Some(dir) => vec![("DST", dir.to_path_buf())],
+            None => vec![
+                ("DST", tree.dst.clone()),
+                ("the state directory", tree.state_dir()),
+            ],
+        };
+        let mine: Vec<At> = mine
+            .into_iter()
+            .map(|(what, path)| At {
+                what,
+                path: canonical(&path),
+                tree: name.clone(),
+            })
+            .collect();
         let mut why = None;
         for one in &mine {
             let other = taken

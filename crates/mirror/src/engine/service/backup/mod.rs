@@ -9,6 +9,7 @@ pub mod config;
 pub mod deadman;
 pub mod hooks;
 pub mod load;
+pub mod offers;
 pub mod supervisor;
 mod teller;
 pub mod textfile;

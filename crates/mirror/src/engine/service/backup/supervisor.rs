@@ -18,9 +18,12 @@ use rustix::process::{Pid, Signal as Kill, kill_process};
 use super::super::listening::Listening;
 use super::config::{General, Tree};
 use super::load::{Loaded, Placed, load};
+use super::offers::{Asking, Offers};
 use super::replace;
 use super::teller::{Now, Telling};
+use crate::cli::parse;
 use crate::engine::control::StateLock;
+use crate::engine::options::SourceSpec;
 use crate::engine::service::children::{Children, Happened, Spec};
 use crate::engine::service::notify::Notify;
 use crate::engine::session::show;
@@ -63,7 +66,12 @@ struct Supervisor {
     quiet: bool,
     children: Children,
     general: General,
+    /// As configured.
+    asked: BTreeMap<String, Placed>,
+    /// With those that patterns stand for.
     trees: BTreeMap<String, Placed>,
+    asking: Asking,
+    offers: Offers,
     problems: Vec<String>,
     said: HashMap<String, Said>,
     listening: Listening,
@@ -92,13 +100,18 @@ pub fn run(setup: Setup) -> Result<(), String> {
         .recursive(true)
         .create(&trees)
         .map_err(|e| format!("cannot make {}: {e}", show(&trees)))?;
+    let asking =
+        Asking::start(&setup.state, log).map_err(|e| format!("cannot start a thread: {e}"))?;
     let mut service = Supervisor {
         file: setup.file,
         state: setup.state.clone(),
         quiet: setup.quiet,
         children: Children::new(STOP_WITHIN),
         general: setup.loaded.general,
-        trees: setup.loaded.trees,
+        asked: setup.loaded.trees,
+        trees: BTreeMap::new(),
+        asking,
+        offers: Offers::load(&setup.state),
         problems: Vec::new(),
         said: HashMap::new(),
         listening: Listening::new(Program::FsMirror, log, Some(offers_socket(&setup.state))),
@@ -139,6 +152,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
             break;
         }
         service.listen();
+        service.offered();
         *now.lock().unwrap_or_else(PoisonError::into_inner) = service.now();
     }
     notify.stopping();
@@ -157,6 +171,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         Happened::Said(_) if *quiet => {}
         other => log(&format!("{name}: {other}")),
     });
+    service.asking.stop();
     let _ = door.join();
     telling.stop();
     drop(setup.lock);
@@ -188,6 +203,7 @@ impl Supervisor {
                 .iter()
                 .chain(&self.listening.problem)
                 .cloned()
+                .chain(self.offers.gone(&self.asked))
                 .collect(),
             config: self.file.clone(),
         }
@@ -195,6 +211,8 @@ impl Supervisor {
 
     /// These trees, and no others, with settings where their processes look for them.
     fn want(&mut self) {
+        self.trees = self.offers.expand(&self.asked);
+        self.asking.want(&self.asked);
         let mut specs = Vec::new();
         for placed in self.trees.values() {
             let tree = &placed.tree;
@@ -203,9 +221,18 @@ impl Supervisor {
                 log(&format!("{}: cannot write {}: {e}", tree.name, show(&file)));
                 continue;
             }
+            let many = !self.asked.contains_key(&tree.name);
+            if let Some(dir) = tree.dst.parent().filter(|dir| many && !dir.exists())
+                && let Err(e) = std::fs::create_dir(dir)
+            {
+                log(&format!("{}: cannot make {}: {e}", tree.name, show(dir)));
+            }
             specs.push(self.spec(tree));
         }
+        // A tree of this host itself has no log that others could follow.
+        let local = |tree: &Tree| matches!(parse::source(&tree.source), Ok(SourceSpec::Local(_)));
         let places = self.trees.values().map(|placed| &placed.tree);
+        let places = places.filter(|tree| !local(tree));
         self.listening
             .trees(places.map(|tree| (tree.name.clone(), tree.state_dir())));
         self.children.want(specs);
@@ -277,6 +304,15 @@ impl Supervisor {
         }
     }
 
+    /// What hosts offer is not what it was.
+    fn offered(&mut self) {
+        let offers = self.asking.offers();
+        if offers != self.offers {
+            self.offers = offers;
+            self.want();
+        }
+    }
+
     /// Takes over what is right of the configuration; what is wrong stays as it was.
     fn reload(&mut self) {
         let loaded = load(&self.file);
@@ -291,7 +327,7 @@ impl Supervisor {
             self.general = loaded.general;
         }
         let mut after = loaded.trees;
-        for (name, placed) in &self.trees {
+        for (name, placed) in &self.asked {
             let unknown =
                 loaded.bad_trees.contains(name) || loaded.bad_files.contains(&*placed.place.file);
             if unknown && !after.contains_key(name) {
@@ -299,7 +335,10 @@ impl Supervisor {
                 after.insert(name.clone(), placed.clone());
             }
         }
-        let before = std::mem::replace(&mut self.trees, after);
+        self.asked = after;
+        let before = std::mem::take(&mut self.trees);
+        self.want();
+        self.asking.ask_soon();
         let mut live = Vec::new();
         let (mut added, mut changed) = (0, 0);
         for (name, placed) in &self.trees {
@@ -330,7 +369,6 @@ impl Supervisor {
             removed.len(),
             self.problems.len()
         ));
-        self.want();
         for name in live {
             let pid = self.children.view(&name).and_then(|view| view.pid);
             // Not waited for yet, so the number is still its own.

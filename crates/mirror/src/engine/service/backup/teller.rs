@@ -75,6 +75,8 @@ struct Loop {
     alarms: Alarms,
     teller: Option<Teller>,
     textfile_at: Option<Instant>,
+    /// As last written there: it is written at once when one changes.
+    states: Vec<(String, &'static str)>,
     summary_at: Instant,
     deadman_at: Option<Instant>,
     /// A call goes on.
@@ -91,6 +93,7 @@ impl Loop {
             quiet,
             teller: None,
             textfile_at: None,
+            states: Vec::new(),
             summary_at: Instant::now(),
             deadman_at: None,
             calling: Arc::default(),
@@ -106,10 +109,15 @@ impl Loop {
             .collect();
         let mut wrong = self.leave_word(&all, now).err();
         self.tell(&all, now);
+        let states: Vec<(String, &'static str)> = all
+            .iter()
+            .map(|seen| (seen.name.clone(), seen.state()))
+            .collect();
         let due = |at: Option<Instant>, every: Duration| at.is_none_or(|at| at.elapsed() >= every);
         if let Some(path) = &now.general.textfile
-            && due(self.textfile_at, TEXTFILE_EVERY)
+            && (due(self.textfile_at, TEXTFILE_EVERY) || self.states != states)
         {
+            self.states = states;
             self.textfile_at = Some(Instant::now());
             let text = metrics(&all, Stamp::now());
             let written = replace(path, text.as_bytes(), 0o644);
