@@ -206,3 +206,47 @@ fn a_changing_tree_with_large_files_arrives_over_a_link_that_breaks() {
     idle_and_equal(&bed);
     stop(follower);
 }
+
+/// Not a test either: how long small changes take to arrive with and without a large file on its way (`LINK`: the link's words,
+/// `LARGE_MIB`).
+#[test]
+#[ignore = "a measurement"]
+fn measure_small_changes_beside_a_large_one() {
+    let var = |name: &str, otherwise: &str| std::env::var(name).unwrap_or(otherwise.into());
+    let bed = bed(&var("LINK", "rate=100mbit"));
+    let mib: usize = var("LARGE_MIB", "256").parse().unwrap();
+    let follower = followed(&bed);
+    let measure = |what: &str, most: usize, go_on: &dyn Fn() -> bool| {
+        let mut took = Vec::new();
+        while took.len() < most && go_on() {
+            let name = format!("{what}{}", took.len());
+            let began = std::time::Instant::now();
+            fs::write(bed.src().join(&name), &name).unwrap();
+            while !bed.dst().join(&name).exists() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            took.push(began.elapsed());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        took.sort();
+        let at = |part: usize| {
+            took.get(took.len() * part / 100)
+                .copied()
+                .unwrap_or_default()
+        };
+        println!(
+            "{what}: {} changes, p50 {:?}, p99 {:?}",
+            took.len(),
+            at(50),
+            at(99)
+        );
+    };
+    measure("alone", 300, &|| true);
+    fs::write(bed.src().join("large"), bytes(9, mib * MIB)).unwrap();
+    bed.wait("it travels", || !staged(&bed).is_empty());
+    let began = std::time::Instant::now();
+    measure("beside", 1000, &|| !staged(&bed).is_empty());
+    bed.wait("it is there", || staged(&bed).is_empty());
+    println!("the large one took {:?}", began.elapsed());
+    stop(follower);
+}

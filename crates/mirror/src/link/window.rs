@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 /// What may wait somewhere on the way, as time.
 const QUEUE_MAX: Duration = Duration::from_millis(5);
-const WINDOW_MIN: u64 = 128 << 10;
+const WINDOW_MIN: u64 = 64 << 10;
 const WINDOW_START: u64 = 256 << 10;
 const WINDOW_MAX: u64 = 16 << 20;
 /// A window is so many pieces: what one takes to be sent must not look like a queue.
 const PIECES: u64 = 64;
-const PIECE_MIN: u64 = 16 << 10;
+const PIECE_MIN: u64 = 8 << 10;
 const PIECE_MAX: u64 = super::message::PIECE_BYTES as u64;
 /// The fastest answer of so long is what the link can do. Twice this, at most.
 const FASTEST_OF: Duration = Duration::from_secs(60);
