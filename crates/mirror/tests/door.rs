@@ -602,11 +602,6 @@ fn a_worker_that_nobody_reaches_offers_connections() {
     assert!(code == 0 && said.contains("mirror://w1/NAME"), "{said}");
     let address = Address::new("127.0.0.1", Some(backup.at.port()));
     let config = backup.config("worker");
-    let worker = Room::of(Some(states[0].clone()), |setup| {
-        setup.listen.clear();
-        setup.config_dir = config;
-        setup.connect_to = vec![address];
-    });
     let mirror = |tree: &str, more: &[&str]| {
         let mut command = Command::new(FS_MIRROR);
         command
@@ -616,7 +611,15 @@ fn a_worker_that_nobody_reaches_offers_connections() {
             .env("FS_MIRROR_OFFERED_AT", &offers);
         testkit::proc::Program::start(&mut command).unwrap()
     };
-    let (code, said) = ended(mirror("shop", &["--once"]));
+    // A follower that waits already gets the first one.
+    let first = mirror("shop", &["--once"]);
+    std::thread::sleep(Duration::from_millis(500));
+    let worker = Room::of(Some(states[0].clone()), |setup| {
+        setup.listen.clear();
+        setup.config_dir = config;
+        setup.connect_to = vec![address];
+    });
+    let (code, said) = ended(first);
     assert!(
         code == 6 && said.contains("may not follow shop"),
         "{code} {said}"

@@ -258,8 +258,8 @@ impl Answers {
                     }
                 }
             }
-            Ask::Offer { id, key, from } => match self.keep(id, &Fingerprint(key), &from) {
-                Ok(()) => Told::Kept { id },
+            Ask::Offer { id, key, from } => match self.keep(id, &Fingerprint(key), &from, link) {
+                Ok(()) => return,
                 Err((cause, reason)) => Told::Refused {
                     id,
                     cause: cause.code(),
@@ -312,7 +312,13 @@ impl Answers {
     }
 
     /// A connection that somebody offers who is known here by a name.
-    fn keep(&self, id: u64, key: &Fingerprint, from: &str) -> Result<(), (Cause, String)> {
+    fn keep(
+        &self,
+        id: u64,
+        key: &Fingerprint,
+        from: &str,
+        link: &Arc<OwnedFd>,
+    ) -> Result<(), (Cause, String)> {
         self.look_at_trust(true);
         let trusted = self.trusted();
         let Some(peer) = trusted.peer(key) else {
@@ -325,7 +331,10 @@ impl Answers {
             );
             return Err((Cause::Forbidden, why));
         };
-        self.offers.keep(id, *key, &peer.name)?;
+        self.offers.check_room(key)?;
+        // Said before anybody can take it: a follower may wait already.
+        tell(link, &Told::Kept { id }, None);
+        self.offers.keep(id, *key, &peer.name);
         self.say(&format!("{} ({from}) offers a connection", peer.name));
         Ok(())
     }

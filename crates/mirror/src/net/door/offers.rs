@@ -72,14 +72,20 @@ struct Kept {
 }
 
 impl Offers {
-    /// A connection that may stay until somebody takes it.
-    pub fn keep(&self, id: u64, key: Fingerprint, name: &str) -> Result<(), (Cause, String)> {
-        let mut kept = lock(&self.kept);
-        let of_key = kept.iter().filter(|one| one.key == key).count();
+    /// One more may stay.
+    pub fn check_room(&self, key: &Fingerprint) -> Result<(), (Cause, String)> {
+        let kept = lock(&self.kept);
+        let of_key = kept.iter().filter(|one| one.key == *key).count();
         if of_key >= KEPT_OF_KEY_MAX || kept.len() >= KEPT_MAX {
             let why = "more connections are offered here than anybody takes".to_owned();
             return Err((Cause::Failed, why));
         }
+        Ok(())
+    }
+
+    /// A connection that stays until somebody takes it, which may be at once.
+    pub fn keep(&self, id: u64, key: Fingerprint, name: &str) {
+        let mut kept = lock(&self.kept);
         kept.push_back(Kept {
             id,
             key,
@@ -87,7 +93,6 @@ impl Offers {
         });
         drop(kept);
         self.more.notify_all();
-        Ok(())
     }
 
     /// It ended. False: it was not kept.
