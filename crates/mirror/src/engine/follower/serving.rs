@@ -21,8 +21,9 @@ use super::hub::Hub;
 use super::wire::{Covered, PieceOf, VerifyOf};
 use crate::capture::state::{Barrier, Order};
 use crate::engine::applying::{Applied, ApplyOrder, ApplyOrders};
+use crate::engine::confine::{Confine, Part};
 use crate::engine::event::Event;
-use crate::engine::options::MirrorOptions;
+use crate::engine::options::{MirrorOptions, Owners};
 use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::keep::{self, Keep};
 use crate::engine::serving::{Chain, Seats, socket};
@@ -125,9 +126,15 @@ impl Serving {
         let opened = socket::listen(&self.state_dir).and_then(|listener| {
             seats.begin();
             let (served, seats): (Arc<dyn Served>, _) = (self.clone(), seats.clone());
+            // Of the copy they get what apply opens for them: log and spool are all they reach themselves.
+            let confine = Confine::new(&self.state_dir, &self.state_dir, Owners::Record)?;
+            let hub = self.hub.clone();
             std::thread::Builder::new()
                 .name("accept".into())
-                .spawn(move || seats.accept(&served, &listener))
+                .spawn(move || {
+                    hub.confined(&confine.enter(Part::Receive));
+                    seats.accept(&served, &listener);
+                })
         });
         match opened {
             Ok(accepting) => Some(Door {
