@@ -627,11 +627,11 @@ fn all_trees_of_a_host_are_followed_from_another_service() {
 }
 
 /// How long each of these trees takes to show a change, in ms, sorted.
-fn lags(host: &Host, sources: &[(PathBuf, &str)], rounds: usize) -> Vec<u64> {
+fn lags(host: &Host, sources: &[(PathBuf, &str)], of: &str) -> Vec<u64> {
     let mut all = Vec::new();
-    for n in 0..rounds {
+    for n in 0..60 {
         for (source, name) in sources {
-            let file = format!("lag{n}");
+            let file = format!("{of}{n}");
             let began = std::time::Instant::now();
             fs::write(source.join(&file), "x").unwrap();
             let there = host.dst(name).join(&file);
@@ -668,7 +668,7 @@ fn what_the_others_feel() {
             lags.len()
         );
     };
-    show("alone", &lags(&host, &others, 60));
+    show("alone", &lags(&host, &others, "alone"));
 
     let seeding = host.source("seeding");
     let params = testkit::generate::Params {
@@ -688,7 +688,7 @@ fn what_the_others_feel() {
     host.wait("the quota is full", |host| {
         host.is_held("full", "bytes_max")
     });
-    show("beside them", &lags(&host, &others, 60));
+    show("beside them", &lags(&host, &others, "beside"));
     println!("seeding meanwhile: {}", host.state("seeding"));
     println!("slow meanwhile: {}", host.state("slow"));
     host.stop();
