@@ -104,7 +104,10 @@ impl Host {
             if report.timed_out && report.missing.is_empty() {
                 report.missing.push(match expected.len() {
                     0 => "no replica was ever connected".into(),
-                    n => format!("only {n} known"),
+                    n => {
+                        let more = (wanted.unwrap_or(1) as usize).saturating_sub(n).max(1);
+                        format!("{more} more replica(s), of which nothing was ever heard here")
+                    }
                 });
             }
             return Ok(report);
