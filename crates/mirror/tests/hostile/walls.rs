@@ -48,7 +48,8 @@ fn the_threads_that_take_its_word_are_behind_walls_and_a_person_can_see_which() 
             let most = 0b1_1111 | 1 << 9 | 1 << 21 | 1 << 27 | 1 << 31;
             assert_eq!(effective & !most, 0, "{name} {effective:x}");
             seen.push(name.trim().to_owned());
-        } else {
+        } else if ["dial", "control"].contains(&name.trim()) {
+            // They start programs and open what comes and goes.
             assert_eq!(field("Seccomp:"), "0", "{name}");
         }
     }
