@@ -383,6 +383,9 @@ fn an_address_that_is_taken_is_named() {
 
 #[test]
 fn a_tree_is_mirrored_over_tls() {
+    if !testkit::is_root() {
+        return testkit::print_skip("needs root (files with set-id bits)");
+    }
     let bed = Bed::new();
     bed.populate(200, 7);
     // A worker's daemon, started as ssh would.
