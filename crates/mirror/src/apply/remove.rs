@@ -135,8 +135,9 @@ impl<S: Store> Removing<'_, '_, S> {
         let place = Place::Tree(at.clone());
         if let Some(Occupant::Old(id)) = self.batch.now.get(&place).copied() {
             let old = self.batch.target(id).and_then(|t| t.old.as_ref());
-            let ours = old.is_some_and(|old| super::dirs::is_local(&stat, &old.local));
-            return Ok(ours.then_some(id));
+            if old.is_some_and(|old| super::dirs::is_local(&stat, &old.local)) {
+                return Ok(Some(id));
+            }
         }
         if let Some(ours) = self.batch.journal.before.get(&super::journal::inode(&stat)) {
             return Ok(Some(ours.object));

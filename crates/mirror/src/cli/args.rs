@@ -587,6 +587,7 @@ mod tests {
             "trust mk1:x --tree blog --tree shop --name b",
             "trust --remove b --json",
             "pair worker1:99 mt1:x",
+            "pair worker1 mt1:x --tree blog",
             "pair --tree blog --host w.example:1 --name b1 -c /x.toml",
         ];
         for line in good {
@@ -609,7 +610,6 @@ mod tests {
             "verify --against me",
             "pair",
             "pair worker1",
-            "pair worker1 mt1:x --tree blog",
             "trust --remove",
         ];
         for line in bad {

@@ -290,7 +290,9 @@ impl Running {
                 break;
             }
             let Some(last) = batch.head() else { continue };
-            match self.applier.apply(&batch.records, last, &*self.contents) {
+            // Not passed over while they travel: decision 0008.
+            let patient = Patient(&*self.contents);
+            match self.applier.apply(&batch.records, last, &patient) {
                 Ok(outcome) => {
                     if std::mem::take(&mut tries) > 0 {
                         self.applied.update(|status| status.waits = None);
@@ -645,7 +647,7 @@ impl Running {
     }
 
     fn try_again(&mut self) {
-        match self.applier.retry(&*self.contents) {
+        match self.applier.retry(&Patient(&*self.contents)) {
             Ok(outcome) => self.took(outcome),
             Err(error) => self.ui.event(Event::Notice(format!(
                 "trying again failed: {}",

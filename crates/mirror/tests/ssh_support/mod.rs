@@ -149,6 +149,14 @@ impl Bed {
                 .take(20)
                 .map(|d| d.to_string().replace(&"n".repeat(255), "LONG"))
                 .collect();
+            if let Ok(keep) = std::env::var("KEEP_FAILED") {
+                let to = format!("{keep}.{}", std::process::id());
+                let _ = Command::new("cp")
+                    .arg("-a")
+                    .arg(self.path(""))
+                    .arg(to)
+                    .status();
+            }
             let (_, status) = self.command(&["status"]);
             // Which side of the log is to blame.
             let (_, index) = self.command(&["verify", "--against", "index"]);

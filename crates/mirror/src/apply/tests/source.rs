@@ -41,6 +41,8 @@ pub struct Kept {
     /// Contents of so many bytes travel, until they are there.
     pub travel_from: Mutex<Option<u64>>,
     pub there: Mutex<HashSet<Digest>>,
+    /// The source has these no more.
+    pub gone: Mutex<HashSet<Digest>>,
 }
 
 impl Contents for Kept {
@@ -51,6 +53,9 @@ impl Contents for Kept {
             Some("wrong") => return Fetched::Bytes(vec![b'!'; content.bytes as usize]),
             Some(reason) => return Fetched::Failed(reason.into()),
             None => {}
+        }
+        if self.gone.lock().unwrap().contains(&content.digest) {
+            return Fetched::Gone;
         }
         let travels = |from| content.bytes >= from;
         if self.travel_from.lock().unwrap().is_some_and(travels)
