@@ -14,4 +14,5 @@ pub mod link;
 pub mod log;
 pub mod net;
 mod planted;
+mod sync;
 pub mod sys;

@@ -3,7 +3,10 @@
 //! Names are relative to the state directory: `file` or `dir/file`. A write is safe after `flush` of the file, a
 //! new, renamed or removed name after `flush_dir` of its directory. Nothing here knows what the files hold.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 mod real;
@@ -61,6 +64,20 @@ pub fn replace_file(disk: &dyn Disk, name: &str, bytes: &[u8]) -> io::Result<()>
     file.flush()?;
     disk.rename(&beside, name)?;
     disk.flush_dir(name.rsplit_once('/').map_or("", |(dir, _)| dir))
+}
+
+/// A file that has no name any more, made in `dir` under a name that nobody else uses there. It goes with its descriptor.
+pub fn nameless(dir: &Path, name: &str) -> io::Result<File> {
+    let path = dir.join(name);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// A whole file of at most `bytes_max` bytes.

@@ -18,6 +18,7 @@ use mirror_core::{
     At, Change, Digest, Name, Object, ObjectId, Position, Record, Rows, State, codec,
 };
 
+use crate::disk::nameless;
 use crate::index::Index;
 use crate::log::{End, Tail};
 
@@ -113,7 +114,8 @@ pub fn spool_rows(
     state_dir: &Path,
     chained: Chained,
 ) -> Result<Spooled, String> {
-    let file = nameless(state_dir).map_err(cannot_write)?;
+    let name = format!("seed.{:?}", std::thread::current().id());
+    let file = nameless(state_dir, &name).map_err(cannot_write)?;
     let mut out = Spool {
         out: BufWriter::new(&file),
         offset: 0,
@@ -140,18 +142,6 @@ fn durable(tail: &Tail, position: Position) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
-}
-
-fn nameless(dir: &Path) -> io::Result<File> {
-    let path = dir.join(format!("seed.{:?}", std::thread::current().id()));
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
 }
 
 /// Anew, for us alone.

@@ -7,17 +7,19 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mirror_core::Digest;
 
 use super::message::PIECE_BYTES;
 use super::serve::ReadBack;
+use crate::disk::nameless;
 use crate::engine::local::outer::space;
+use crate::sync::lock;
 
 /// All contents in it together.
 pub const SPOOL_BYTES_MAX: u64 = 1 << 30;
@@ -28,10 +30,6 @@ const LOOK_EVERY_BYTES: u64 = 16 << 20;
 /// A content that nobody asks for any more stays so long.
 const KEPT: Duration = Duration::from_secs(60);
 const NAP: Duration = Duration::from_millis(200);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 pub struct Spool {
     dir: PathBuf,
@@ -95,16 +93,7 @@ impl Spool {
 
     fn nameless(&self) -> io::Result<File> {
         let number = self.number.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(format!("spool.{number}"));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
-        std::fs::remove_file(&path)?;
-        Ok(file)
+        nameless(&self.dir, &format!("spool.{number}"))
     }
 
     /// A new one under this digest. `None`: there is one, or it can't be made.

@@ -8,11 +8,12 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use mirror_core::{Change, ContentRef, Digest, Local, Position, Who};
 
 use crate::disk::Disk;
+use crate::sync::lock;
 
 pub mod content;
 mod cursor;
@@ -155,10 +156,6 @@ struct Shared {
     segments: Mutex<BTreeMap<Position, segment::Header>>,
     tail: Tail,
     content: ContentStore,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn io_error(step: &'static str, name: &str, source: io::Error) -> LogError {

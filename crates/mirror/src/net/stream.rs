@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendFlags, sockopt};
@@ -15,6 +15,7 @@ use rustls::Connection;
 use super::keys::Fingerprint;
 use super::tls;
 use crate::link::Closer;
+use crate::sync::lock;
 
 /// Ciphertext read at once.
 const RAW_BYTES: usize = 64 << 10;
@@ -68,10 +69,6 @@ struct Shared {
     out: Mutex<Vec<u8>>,
     socket: TcpStream,
     closed: AtomicBool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn late() -> io::Error {

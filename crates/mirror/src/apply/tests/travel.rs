@@ -169,11 +169,18 @@ fn what_does_not_come_fails_and_is_passed_and_never_goes_back() {
 
 #[test]
 fn any_change_while_anything_travels_and_any_crash() {
-    let number = |name, otherwise| std::env::var(name).map_or(otherwise, |n| n.parse().unwrap());
-    let first = number("TRAVEL_SEED", 0);
-    for seed in first..first + number("TRAVEL_SEEDS", 6) {
+    each_seed("TRAVEL", 6, churn);
+}
+
+/// So many seeds, or those that `NAME_SEED` and `NAME_SEEDS` say.
+fn each_seed(name: &str, seeds: u64, run: fn(u64)) {
+    let number = |what: &str, otherwise| {
+        std::env::var(format!("{name}_{what}")).map_or(otherwise, |n| n.parse().unwrap())
+    };
+    let first = number("SEED", 0);
+    for seed in first..first + number("SEEDS", seeds) {
         eprintln!("seed {seed}");
-        churn(seed);
+        run(seed);
     }
 }
 
@@ -219,12 +226,7 @@ fn churn(seed: u64) {
 #[test]
 #[ignore = "seeds fail, also where nothing is gone: the reason why the loop waits for contents, decision 0008"]
 fn any_change_while_older_versions_are_gone() {
-    let number = |name, otherwise| std::env::var(name).map_or(otherwise, |n| n.parse().unwrap());
-    let first = number("GONE_SEED", 0);
-    for seed in first..first + number("GONE_SEEDS", 20) {
-        eprintln!("seed {seed}");
-        churn_gone(seed);
-    }
+    each_seed("GONE", 20, churn_gone);
 }
 
 fn churn_gone(seed: u64) {

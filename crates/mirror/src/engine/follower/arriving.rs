@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use mirror_core::{Content, Digest};
 
 use super::contents::is_it;
+use crate::disk::nameless;
 use crate::engine::local::outer::space;
 use crate::engine::session::show;
 use crate::link::message::{AHEAD_BYTES_MAX, Block};
@@ -94,7 +94,7 @@ impl Arriving {
         room(&self.state_dir, offset, after).map_err(Full::NoRoom)?;
         let written = match &self.file {
             Some(file) => file.write_all_at(bytes, offset),
-            None => nameless(&self.state_dir).and_then(|file| {
+            None => nameless(&self.state_dir, FILE).and_then(|file| {
                 let done = file.write_all_at(bytes, offset);
                 self.file = Some(file);
                 done
@@ -146,19 +146,6 @@ pub fn room(state_dir: &Path, before: u64, after: u64) -> Result<(), String> {
 
 fn no_room(state_dir: &Path, why: &str) -> String {
     format!("no room in {} for what comes: {why}", show(state_dir))
-}
-
-fn nameless(dir: &Path) -> io::Result<File> {
-    let path = dir.join(FILE);
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&path)?;
-    std::fs::remove_file(&path)?;
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -29,13 +29,10 @@ use crate::link::report::{self, Cut, Report};
 use crate::link::serve::now_ns;
 use crate::link::{LinkError, Outgoing};
 use crate::log::{End, Tail};
+use crate::sync::lock;
 
 /// How long a question waits for a link that is down.
 const LINK_WAIT: Duration = Duration::from_secs(15);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The copy, while a session has it open.
 #[derive(Clone)]

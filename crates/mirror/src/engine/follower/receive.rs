@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -30,6 +30,7 @@ use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
 use crate::link::serve::{hostname, now_ns};
 use crate::link::{LinkError, Outgoing, Pulse};
 use crate::log::{End, GROUP_BYTES_MAX, Log, LogError, LogOptions};
+use crate::sync::lock;
 
 /// Records that came and are not whole groups yet. A worker gathers little more than one group.
 pub const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
@@ -91,10 +92,6 @@ impl From<LinkError> for Broken {
     fn from(error: LinkError) -> Broken {
         Broken::Link(error)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Receiver {

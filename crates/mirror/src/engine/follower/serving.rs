@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ use crate::link::report::Report;
 use crate::link::serve::{Compared, Found, Open, Reach, ReadBack, Ready, Served};
 use crate::link::stream::{Streamed, stream};
 use crate::log::{End, LogReader};
+use crate::sync::lock;
 
 const NAP: Duration = Duration::from_millis(200);
 /// After a start it may take so long to reach upstream; from then on who comes is told that there is nothing.
@@ -48,10 +49,6 @@ const REACH_WITHIN: Duration = Duration::from_secs(10);
 const LIST_WITHIN: Duration = Duration::from_secs(600);
 /// Contents the copy turned out not to have.
 const BAD_MAX: usize = 1024;
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A session's log and copy.
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -12,6 +12,7 @@ use crate::link::message::{self as say, Message};
 use crate::link::report::{self, BarrierReport};
 use crate::link::{LinkError, Outgoing};
 use crate::log::End;
+use crate::sync::lock;
 
 /// Pieces of one content that wait for whoever asked for it.
 const PIECES_MAX: usize = 16;
@@ -21,10 +22,6 @@ const WINDOW_PIECES_MAX: usize = 4096;
 const FOUND_MAX: usize = 1024;
 /// How long the connection waits for whoever asked for a content, and does not take it.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 pub enum PieceOf {
     Bytes(Vec<u8>, Credit),

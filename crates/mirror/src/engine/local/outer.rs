@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
@@ -25,6 +25,7 @@ use crate::engine::status::{
 use crate::engine::verify;
 use crate::index::Index;
 use crate::log::Tail;
+use crate::sync::lock;
 
 /// How long a release waits for the loops to go on.
 pub const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -69,10 +70,6 @@ pub struct Outer {
     pub aside: aside::Watch,
     /// The session is being closed: nothing may wait for room.
     pub stopping: AtomicBool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Outer {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::keep::Keep;
@@ -13,6 +13,7 @@ use crate::engine::status::{Lag, Replica, Stamp};
 use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::message::{Bye, Cause};
 use crate::link::serve::{FollowerState, Served, refuse, serve};
+use crate::sync::lock;
 
 /// Connections at once, to one tree.
 pub const FOLLOWERS_MAX: usize = 64;
@@ -30,10 +31,6 @@ pub struct Seats {
     taken: Mutex<BTreeMap<u64, Seat>>,
     /// Nobody is served any more.
     over: AtomicBool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Seats {

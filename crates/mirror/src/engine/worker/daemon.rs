@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mirror_core::{Digest, ObjectId};
@@ -39,6 +39,7 @@ use crate::link::message::{Cause, Hello};
 use crate::link::report::Report;
 use crate::link::serve::{Compared, Found, ReadBack, Ready, Served};
 use crate::log::LogOptions;
+pub(super) use crate::sync::lock;
 use crate::sys::{Errno, lease, mounts};
 
 /// A daemon that never could begin ends soon: those who asked were told why.
@@ -140,10 +141,6 @@ fn make_room(state_dir: &Path, stop: &Stop) -> Result<StateLock, RunError> {
         }
         stop.wait(Duration::from_millis(200));
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the followers and commands are told.

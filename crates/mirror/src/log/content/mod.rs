@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use mirror_core::ContentRef;
 
 use crate::disk::Disk;
+use crate::sync::lock;
 
 mod block;
 mod cache;
@@ -64,10 +65,6 @@ struct Inner {
     disk: Arc<dyn Disk>,
     writer: Mutex<writer::Writer>,
     cache: Mutex<cache::Cache>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ContentStore {

@@ -21,8 +21,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ use super::trust::Address;
 use crate::cli::places::show;
 use crate::engine::back_off::BackOff;
 use crate::link::message::Cause;
+use crate::sync::lock;
 use crate::sys::pass;
 
 pub use child::{asked, run};
@@ -163,10 +164,6 @@ struct Keeper {
     /// Of the process that runs now; 0: none does.
     pid: AtomicU32,
     answers: Arc<Answers>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Door {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ use crate::engine::options::SourceSpec;
 use crate::link::Outgoing;
 use crate::link::message::{List, Message};
 use crate::net::{Program, config_dir, dial};
+use crate::sync::lock;
 
 const ASK_EVERY: Duration = Duration::from_secs(30);
 /// For connecting, and again for the answer.
@@ -208,10 +209,6 @@ struct Shared {
     patterns: Mutex<Vec<Tree>>,
     offers: Mutex<Offers>,
     state: PathBuf,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Asking {
