@@ -8,9 +8,10 @@ use mirror_core::plan::{Merged, Occupant, Overlay, Place, Seen, Target};
 use mirror_core::{At, Kind, Local, Meta, Names, Object, ObjectId, Position, Rows, State};
 
 use super::area::{Area, look};
-use super::dirs::{DirError, Dirs};
-use super::journal::{Inode, Journal};
+use super::dirs::{DirError, Dirs, is_local};
+use super::journal::{Inode, Journal, inode};
 use super::meta::Rules;
+use super::pending::Replaced;
 use super::staging::local_of;
 use super::{ApplyError, Contents, Counts, Failure, Options, Staging, Store, store_error};
 use crate::sys::Errno;
@@ -27,6 +28,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub options: &'a Options,
     pub merged: &'a Merged,
     pub journal: &'a mut Journal,
+    /// See [`super::pending::Pending`].
+    pub replaced: &'a BTreeMap<Inode, Replaced>,
     /// Where the batch leads.
     pub position: Option<Position>,
     /// After a crash or an error: the tree may show any mixture of before and after.
@@ -38,6 +41,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub unplaced: BTreeMap<ObjectId, usize>,
     /// What was seen at names, to be compared before they are overwritten.
     pub stats: BTreeMap<At, Stat>,
+    /// Whose inodes the objects concerned had before.
+    pub known: HashMap<Inode, ObjectId>,
     /// How many names of an inode surely are as the rows say, and were not looked at.
     pub unseen: HashMap<Inode, u32>,
     /// Inodes that are, or become, an object's: made or found in this batch.
@@ -123,6 +128,8 @@ pub(super) struct Stands {
     pub at: BTreeMap<ObjectId, BTreeSet<At>>,
     /// Something of these is under a name that the rows do not give them, and must go.
     pub left: BTreeSet<ObjectId>,
+    /// Inodes that the rows do not speak of.
+    pub replaced: BTreeMap<Inode, Replaced>,
 }
 
 impl<S: Store> Batch<'_, S> {
@@ -369,14 +376,28 @@ impl<S: Store> Batch<'_, S> {
             let (Place::Tree(at), Occupant::Is(id) | Occupant::Old(id)) = (place, occupant) else {
                 continue;
             };
-            let goes = |id: ObjectId| self.target(id).is_some_and(|t| t.want.is_none());
+            let merged = self.merged;
+            let goes = |id| (merged.objects.get(&id)).is_some_and(|t| t.want.is_none());
             if goes(*id) || matches!(occupant, Occupant::Old(_)) {
-                // What is in a directory that went, went with it.
-                if goes(at.parent) || !self.is_there(at) {
+                let Some(stat) = self.look_again(at) else {
+                    continue;
+                };
+                let row = self.row(*id)?;
+                let row = row.filter(|row| row.names.contains(at));
+                let seen = self.stats.get(at).unwrap_or(&stat);
+                if !stat.is_dir()
+                    && inode(seen) == inode(&stat)
+                    && row.as_ref().is_none_or(|row| !is_local(&stat, &row.local))
+                {
+                    let was = Replaced::new(*id, seen);
+                    stands.replaced.insert(inode(&stat), was);
+                }
+                // What is in a directory that goes, goes with it.
+                if goes(at.parent) {
                     continue;
                 }
                 // It is there still because whoever is to have its name failed.
-                if self.row(*id)?.is_none_or(|row| !row.names.contains(at)) {
+                if row.is_none() {
                     stands.left.insert(*id);
                 }
             }
@@ -386,9 +407,9 @@ impl<S: Store> Batch<'_, S> {
         Ok(stands)
     }
 
-    fn is_there(&mut self, at: &At) -> bool {
-        let dir = self.dir(at.parent);
-        dir.is_ok_and(|dir| look(&dir, at.name.as_bytes()).is_ok_and(|found| found.is_some()))
+    fn look_again(&mut self, at: &At) -> Option<Stat> {
+        let dir = self.dir(at.parent).ok()?;
+        look(&dir, at.name.as_bytes()).ok().flatten()
     }
 
     /// Every wanted name of the object shows its right inode.

@@ -7,7 +7,7 @@ use mirror_core::{At, ObjectId, Position};
 
 use super::batch::{Batch, StepError, ToFlush};
 use super::look::Looked;
-use super::pending::Held;
+use super::pending::{Held, Pending};
 use super::{
     Applier, ApplyError, Contents, Counts, Failure, Outcome, Store, crash, store_error, wipe_all,
 };
@@ -39,6 +39,7 @@ impl<S: Store> Applier<S> {
             staging: &self.staging,
             contents,
             journal: &mut self.journal,
+            replaced: &self.pending.replaced,
             options: &self.options,
             merged,
             position,
@@ -46,6 +47,7 @@ impl<S: Store> Applier<S> {
             now: BTreeMap::new(),
             unplaced: BTreeMap::new(),
             stats: BTreeMap::new(),
+            known: HashMap::new(),
             unseen: HashMap::new(),
             made: BTreeMap::new(),
             complete: BTreeSet::new(),
@@ -93,6 +95,7 @@ impl<S: Store> Applier<S> {
             .collect();
         let in_limbo: BTreeSet<ObjectId> = limbo.values().copied().collect();
         let mut pending = self.pending.clone();
+        pending.replaced.extend(stands.replaced);
         let mut outcome = Outcome {
             counts,
             ..Outcome::default()
@@ -224,6 +227,12 @@ impl<S: Store> Applier<S> {
         self.pending = pending;
         self.limbo.retain(|_, id| !merged.objects.contains_key(id));
         self.limbo.extend(limbo);
+        if self.limbo.is_empty() {
+            let Pending {
+                wanted, replaced, ..
+            } = &mut self.pending;
+            replaced.retain(|_, was| wanted.contains_key(&was.object));
+        }
         self.staging.tidy();
         if !outcome.failed.is_empty() || any_travels {
             // What was made in vain would be in the way of the next try.

@@ -26,8 +26,6 @@ struct Look {
     end: BTreeMap<At, ObjectId>,
     /// Names wanted in directories that are new.
     below: BTreeMap<ObjectId, Vec<At>>,
-    /// Inodes the rows know, of the objects concerned.
-    known: HashMap<Inode, ObjectId>,
     /// Inodes that were taken for new objects.
     claimed: HashMap<Inode, ObjectId>,
     todo: Vec<At>,
@@ -56,7 +54,6 @@ impl<S: Store> Batch<'_, S> {
             seen: Seen::default(),
             end: BTreeMap::new(),
             below: BTreeMap::new(),
-            known: HashMap::new(),
             claimed: HashMap::new(),
             todo: Vec::new(),
             later: Vec::new(),
@@ -91,7 +88,7 @@ impl<S: Store> Batch<'_, S> {
                     old.local.btime.seconds,
                     old.local.btime.nanos,
                 );
-                state.known.insert(inode, *id);
+                self.known.insert(inode, *id);
                 // What goes with its directory is found there when that is removed; what stays is looked for now.
                 let stays = target.want.is_some();
                 let names_of = old.names.without(&after);
@@ -247,7 +244,7 @@ impl<S: Store> Batch<'_, S> {
         let occupant = self.recognise(state, &at, &fd, &stat)?;
         if let Occupant::Is(id) = occupant
             && stat.is_dir()
-            && state.known.get(&inode(&stat)) == Some(&id)
+            && self.known.get(&inode(&stat)) == Some(&id)
         {
             // Perhaps it moved before a crash; what is below it is reached here.
             let place = mirror_core::plan::Place::Tree(at.clone());
@@ -278,11 +275,17 @@ impl<S: Store> Batch<'_, S> {
         if let Some(id) = state.claimed.get(&inode(stat)) {
             return Ok(Occupant::Is(*id));
         }
-        if let Some(id) = state.known.get(&inode(stat)).copied() {
+        if let Some(id) = self.known.get(&inode(stat)).copied() {
             let Some(target) = merged.objects.get(&id) else {
                 return Ok(strange);
             };
             return self.recognise_known(id, target, fd, at.name.as_bytes(), stat);
+        }
+        if let Some(was) = self.replaced.get(&inode(stat)) {
+            return Ok(match was.is_as_left(stat) {
+                true => Occupant::Old(was.object),
+                false => strange,
+            });
         }
         if let Some(occupant) = self.recognise_ours(state, fd, at.name.as_bytes(), stat) {
             return Ok(occupant);

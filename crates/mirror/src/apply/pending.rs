@@ -4,15 +4,19 @@
 //! beginning), step and reason (u16 length and text each), with 8 or 16 where the rows stood before (epoch u32, sequence
 //! u64) and the time of the first record after that (u64), and with 1 or 4 the number of records (u32) and the records as [`mirror_core::codec`] writes
 //! them: when wanted a `Create` under the first name and a `Link` for each other; an `Unlink` for each name where
-//! something of it lies about. All little endian; crc32c (u32) of it all at the end.
+//! something of it lies about. Then the count of inodes that were replaced and still stand (u32), and for each: inode
+//! (u64), birth seconds (i64) and nanoseconds (u32), object (u64), bytes (u64), mtime seconds (i64) and nanoseconds (u32);
+//! an older version wrote nothing here. All little endian; crc32c (u32) of it all at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use mirror_core::codec;
 use mirror_core::plan::Wanted;
-use mirror_core::{At, Change, Local, Name, Names, Object, ObjectId, Position, Record};
+use mirror_core::{At, Change, Local, Name, Names, Object, ObjectId, Position, Record, Time};
 
 use super::Failure;
+use super::journal::Inode;
+use crate::sys::stat::Stat;
 
 pub const KEY: &str = "apply.pending";
 
@@ -25,6 +29,29 @@ pub struct Pending {
     pub held: BTreeMap<ObjectId, Held>,
     /// Their contents are on their way to this process.
     pub travels: BTreeSet<ObjectId>,
+    /// Inodes of ours that no row speaks of any more: replaced, but whatever is to have their names is not there yet.
+    pub replaced: BTreeMap<Inode, Replaced>,
+}
+
+/// Whose an inode was, and what it looked like when it was left: changed since, it is somebody's work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    pub object: ObjectId,
+    bytes: u64,
+    mtime: Time,
+}
+
+impl Replaced {
+    pub fn new(object: ObjectId, stat: &Stat) -> Replaced {
+        Replaced {
+            object,
+            bytes: stat.bytes,
+            mtime: stat.mtime,
+        }
+    }
+    pub fn is_as_left(&self, stat: &Stat) -> bool {
+        *self == Replaced::new(self.object, stat)
+    }
 }
 
 /// Since when something is held.
@@ -83,6 +110,11 @@ fn root_name() -> Option<At> {
 }
 
 impl Pending {
+    /// Whether something of an object that is owed may stand at this name, which no row gives to it.
+    pub fn lies_at(&self, at: &At) -> bool {
+        self.wanted.values().any(|wanted| wanted.also.contains(at))
+    }
+
     pub fn encode(&self) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         out.extend((self.wanted.len() as u32).to_le_bytes());
@@ -132,6 +164,16 @@ impl Pending {
             for change in changes {
                 codec::encode(&record(*id, change, wanted), &codec::GENESIS, &mut out).ok()?;
             }
+        }
+        out.extend((self.replaced.len() as u32).to_le_bytes());
+        for ((ino, seconds, nanos), was) in &self.replaced {
+            out.extend(ino.to_le_bytes());
+            out.extend(seconds.to_le_bytes());
+            out.extend(nanos.to_le_bytes());
+            out.extend(was.object.0.to_le_bytes());
+            out.extend(was.bytes.to_le_bytes());
+            out.extend(was.mtime.seconds.to_le_bytes());
+            out.extend(was.mtime.nanos.to_le_bytes());
         }
         out.extend(crc32c::crc32c(&out).to_le_bytes());
         Some(out)
@@ -204,6 +246,25 @@ impl Pending {
                 }
             }
             pending.wanted.insert(id, wanted);
+        }
+        if !rest.is_empty() {
+            let count = u32::from_le_bytes(take(&mut rest)?);
+            for _ in 0..count {
+                let inode = (
+                    u64::from_le_bytes(take(&mut rest)?),
+                    i64::from_le_bytes(take(&mut rest)?),
+                    u32::from_le_bytes(take(&mut rest)?),
+                );
+                let was = Replaced {
+                    object: ObjectId(u64::from_le_bytes(take(&mut rest)?)),
+                    bytes: u64::from_le_bytes(take(&mut rest)?),
+                    mtime: Time {
+                        seconds: i64::from_le_bytes(take(&mut rest)?),
+                        nanos: u32::from_le_bytes(take(&mut rest)?),
+                    },
+                };
+                pending.replaced.insert(inode, was);
+            }
         }
         rest.is_empty().then_some(pending)
     }
@@ -333,8 +394,25 @@ mod tests {
             };
             pending.held.insert(id(n), held);
         }
+        let of_before = pending.encode().unwrap();
+        let mtime = Time {
+            seconds: -5,
+            nanos: 7,
+        };
+        let was = Replaced {
+            object: id(9),
+            bytes: 7,
+            mtime,
+        };
+        pending.replaced.insert((3, -4, 5), was);
         let bytes = pending.encode().unwrap();
-        assert_eq!(Pending::decode(&bytes), Some(pending));
+        assert_eq!(Pending::decode(&bytes).as_ref(), Some(&pending));
+        // As an older version wrote it.
+        let (body, _) = of_before.split_at(of_before.len() - 8);
+        let sum = crc32c::crc32c(body).to_le_bytes();
+        let older = Pending::decode(&[body, &sum].concat()).unwrap();
+        pending.replaced.clear();
+        assert_eq!(older, pending);
         for i in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[i] ^= 1;

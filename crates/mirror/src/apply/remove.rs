@@ -3,14 +3,16 @@
 use std::os::fd::OwnedFd;
 
 use mirror_core::plan::{Occupant, Place};
-use mirror_core::{At, ObjectId, Rows};
+use mirror_core::{At, Object, ObjectId, Rows};
 
 use super::Store;
 use super::batch::{Batch, StepError};
+use super::journal::inode;
+use super::look::same_content;
 use super::meta::LATE_FLAGS;
 use super::options::Trace;
 use super::wipe::{self, Judge, Verdict};
-use crate::sys::stat::statx;
+use crate::sys::stat::{Stat, statx};
 use crate::sys::{self, Errno, flags};
 
 impl<S: Store> Batch<'_, S> {
@@ -131,15 +133,13 @@ impl<S: Store> Removing<'_, '_, S> {
             name,
         };
         let stat = statx(fd, at.name.as_bytes()).map_err(StepError::sys("look"))?;
-        // The inode an object had before this batch, under a name that goes with the directory.
-        let place = Place::Tree(at.clone());
-        if let Some(Occupant::Old(id)) = self.batch.now.get(&place).copied() {
-            let old = self.batch.target(id).and_then(|t| t.old.as_ref());
-            if old.is_some_and(|old| super::dirs::is_local(&stat, &old.local)) {
-                return Ok(Some(id));
-            }
+        if let Some(id) = self.known_before(&at, fd, &stat) {
+            return Ok(Some(id));
         }
-        if let Some(ours) = self.batch.journal.before.get(&super::journal::inode(&stat)) {
+        if let Some(was) = self.batch.replaced.get(&inode(&stat)) {
+            return Ok(was.is_as_left(&stat).then_some(was.object));
+        }
+        if let Some(ours) = self.batch.journal.before.get(&inode(&stat)) {
             return Ok(Some(ours.object));
         }
         let Some(id) = self.batch.rows.name(&at).map_err(Batch::<S>::store_error)? else {
@@ -152,12 +152,31 @@ impl<S: Store> Removing<'_, '_, S> {
             return Ok(None);
         }
         let stirred = self.batch.stirred.contains(&id);
-        let untouched = stat.is_dir() || stirred || stat.ctime == row.local.ctime || {
+        let untouched = stirred || self.is_untouched(fd, &at, &stat, &row);
+        Ok(untouched.then_some(id))
+    }
+
+    /// The inode an object had before this batch, under a name that goes with the directory, or under one that only a
+    /// process before this one gave it.
+    fn known_before(&self, at: &At, fd: &OwnedFd, stat: &Stat) -> Option<ObjectId> {
+        let id = *self.batch.known.get(&inode(stat))?;
+        let target = self.batch.target(id)?;
+        let old = target.old.as_ref()?;
+        // What is still needed, nothing takes away.
+        if target.keeps_content() && (target.is_dir() || !self.batch.is_placed(id)) {
+            return None;
+        }
+        let now = self.batch.now.get(&Place::Tree(at.clone()));
+        let seen = now == Some(&Occupant::Old(id));
+        (seen || self.is_untouched(fd, at, stat, old)).then_some(id)
+    }
+
+    fn is_untouched(&self, fd: &OwnedFd, at: &At, stat: &Stat, row: &Object) -> bool {
+        stat.is_dir() || stat.ctime == row.local.ctime || {
             let (here, _) = self.batch.rules.here(&row.state);
             // A link more or less moves ctime too; only other bytes are somebody's work.
-            super::look::same_content(&here.kind, fd, at.name.as_bytes(), &stat).unwrap_or(false)
-        };
-        Ok(untouched.then_some(id))
+            same_content(&here.kind, fd, at.name.as_bytes(), stat).unwrap_or(false)
+        }
     }
 }
 

@@ -389,7 +389,9 @@ impl<S: Store> Batch<'_, S> {
         let (Occupant::Is(id) | Occupant::Old(id)) = occupant else {
             return Err(StepError::Held);
         };
-        if !self.is_placed(id) {
+        // An older version that has no name any more is of no use.
+        let is_lost = matches!((place, occupant), (Place::Limbo(..), Occupant::Old(_)));
+        if !self.is_placed(id) && !is_lost {
             return Err(StepError::Held);
         }
         let (dir, name) = self.physical(place)?;

@@ -71,12 +71,11 @@ impl<S: Store> Verify<'_, S> {
         let mut failed = None;
         let listed = dir::list(&*fd, |name, _, _| {
             let Ok(name) = Name::new(name) else { return };
-            match self.rows.name(&At {
-                parent: id,
-                name: name.clone(),
-            }) {
+            let at = At { parent: id, name };
+            match self.rows.name(&at) {
                 Ok(Some(_)) => {}
-                Ok(None) => extra.push(name),
+                Ok(None) if self.pending.lies_at(&at) => {}
+                Ok(None) => extra.push(at),
                 Err(e) => failed = Some(e),
             }
         });
@@ -87,8 +86,8 @@ impl<S: Store> Verify<'_, S> {
             let path = self.path(id)?;
             self.found(Some(id), path, DifferenceKind::Unreadable);
         }
-        for name in extra {
-            let path = self.path_of(&At { parent: id, name })?;
+        for at in extra {
+            let path = self.path_of(&at)?;
             self.found(None, path, DifferenceKind::Extra);
         }
         let mut after: Option<Name> = None;
@@ -303,7 +302,7 @@ impl<S: Store> Applier<S> {
         name: Name,
     ) -> Result<Option<Difference>, ApplyError> {
         let at = At { parent: dir, name };
-        if self.store.name(&at).map_err(store_error)?.is_some() {
+        if self.store.name(&at).map_err(store_error)?.is_some() || self.pending.lies_at(&at) {
             return Ok(None);
         }
         let Some(fd) = self.opened(open, dir)? else {

@@ -224,7 +224,6 @@ fn churn(seed: u64) {
 
 /// What was written over before it was sent is not to be had any more: a worker that was killed has only what is there now.
 #[test]
-#[ignore = "seeds fail, also where nothing is gone: the reason why the loop waits for contents, decision 0008"]
 fn any_change_while_older_versions_are_gone() {
     each_seed("GONE", 20, churn_gone);
 }
