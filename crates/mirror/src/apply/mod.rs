@@ -416,10 +416,11 @@ impl<S: Store> Applier<S> {
         self.trace(Trace::FlushRows);
         // A list that could not be shortened only names inodes that the rows know by now.
         let wanted = &self.pending.wanted;
-        // And until a replay is done they are all needed.
+        // And until a replay is done they are all needed, as while what it is to remove is still there.
+        let unfinished = self.replaying || !self.limbo.is_empty();
         let _ = self
             .journal
-            .restart(|object| self.replaying || wanted.contains_key(&object));
+            .restart(|object| unfinished || wanted.contains_key(&object));
         self.dirty = None;
         self.batches = 0;
         Ok(())

@@ -12,7 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mirror_core::codec;
 use mirror_core::plan::Wanted;
-use mirror_core::{At, Change, Local, Name, Names, Object, ObjectId, Position, Record, Time};
+use mirror_core::{
+    At, Change, Local, Name, Names, Object, ObjectId, Position, Record, State, Time,
+};
 
 use super::Failure;
 use super::journal::Inode;
@@ -45,8 +47,16 @@ impl Replaced {
     pub fn new(object: ObjectId, stat: &Stat) -> Replaced {
         Replaced {
             object,
-            bytes: stat.bytes,
+            bytes: if stat.is_file() { stat.bytes } else { 0 },
             mtime: stat.mtime,
+        }
+    }
+    /// As a row says that it is. Only a file has bytes.
+    pub fn by_row(object: ObjectId, here: &State) -> Replaced {
+        Replaced {
+            object,
+            bytes: here.kind.content().map_or(0, |content| content.bytes),
+            mtime: here.meta.mtime,
         }
     }
     pub fn is_as_left(&self, stat: &Stat) -> bool {
@@ -296,7 +306,7 @@ fn take_text(rest: &mut &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mirror_core::{Content, ContentRef, Digest, Kind, Meta, State};
+    use mirror_core::{Content, ContentRef, Digest, Kind, Meta};
 
     #[test]
     fn what_is_owed_survives() {
