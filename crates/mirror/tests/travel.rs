@@ -86,7 +86,6 @@ fn idle_and_equal(bed: &Bed) {
 }
 
 #[test]
-#[ignore = "apply waits for a content again, decision 0008"]
 fn small_changes_pass_a_large_file_that_does_not_come_and_a_kill() {
     let bed = bed("hold=");
     let src = bed.src();

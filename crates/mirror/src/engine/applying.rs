@@ -290,9 +290,7 @@ impl Running {
                 break;
             }
             let Some(last) = batch.head() else { continue };
-            // Not passed over while they travel: decision 0008.
-            let patient = Patient(&*self.contents);
-            match self.applier.apply(&batch.records, last, &patient) {
+            match self.applier.apply(&batch.records, last, &*self.contents) {
                 Ok(outcome) => {
                     if std::mem::take(&mut tries) > 0 {
                         self.applied.update(|status| status.waits = None);
@@ -647,7 +645,7 @@ impl Running {
     }
 
     fn try_again(&mut self) {
-        match self.applier.retry(&Patient(&*self.contents)) {
+        match self.applier.retry(&*self.contents) {
             Ok(outcome) => self.took(outcome),
             Err(error) => self.ui.event(Event::Notice(format!(
                 "trying again failed: {}",
