@@ -406,27 +406,20 @@ impl<S: Store> Batch<'_, S> {
         self.now = now;
         let is_limbo = |place: &Place| matches!(place, Place::Limbo(..));
         if self.replaying && self.now.keys().any(is_limbo) {
-            self.stands_unseen(&mut stands)?;
+            self.stands_unseen(&mut stands);
         }
         Ok(stands)
     }
 
-    /// What a process before this one moved into a directory that goes, and can't go yet, is not looked for there.
-    fn stands_unseen(&self, stands: &mut Stands) -> Result<(), StepError> {
+    /// What a process before this one moved or linked into a directory that goes, and can't go yet, is not looked for there.
+    fn stands_unseen(&self, stands: &mut Stands) {
         let olds = (self.merged.objects.iter()).filter_map(|(id, t)| Some((*id, t.old.as_ref()?)));
         for (id, old) in olds.filter(|(_, old)| !old.state.kind.is_dir()) {
-            let is_it = |row: Object| {
-                let (is, was) = (&row.local, &old.local);
-                (is.ino, is.btime) == (was.ino, was.btime) && !row.names.is_empty()
-            };
-            if !self.row(id)?.is_some_and(is_it) {
-                let was = Replaced::by_row(id, &self.rules.here(&old.state).0);
-                let of = &old.local;
-                let inode = (of.ino, of.btime.seconds, of.btime.nanos);
-                stands.replaced.entry(inode).or_insert(was);
-            }
+            let was = Replaced::by_row(id, &self.rules.here(&old.state).0);
+            let of = &old.local;
+            let inode = (of.ino, of.btime.seconds, of.btime.nanos);
+            stands.replaced.entry(inode).or_insert(was);
         }
-        Ok(())
     }
 
     fn look_again(&mut self, at: &At) -> Option<Stat> {
