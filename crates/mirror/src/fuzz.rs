@@ -16,6 +16,7 @@ use mirror_core::{
 use crate::disk::{Disk, SimDisk};
 use crate::index::row;
 use crate::link::message::{self as say, Message};
+use crate::link::packed::{self, Unpacker};
 use crate::log::{Log, LogOptions};
 
 pub struct Random(u64);
@@ -391,6 +392,50 @@ fn messages_and_their_frames() {
             }
         }
         assert!(body.len() <= crate::link::frame::BODY_BYTES_MAX);
+    });
+    assert!(understood > 10);
+}
+
+#[test]
+fn packed_frames() {
+    let frame = |message: Message| message.encoded().unwrap();
+    let text = "<?php echo get_option('name'); ?>\n".repeat(60);
+    let frames = [
+        frame(Message::from(say::Records {
+            whole: true,
+            bytes: records().concat(),
+        })),
+        frame(Message::from(say::Piece {
+            id: 1,
+            bytes: text.into_bytes(),
+        })),
+    ];
+    let raw = frames.concat();
+    let samples: Vec<Vec<u8>> = [raw.clone(), frames[1].repeat(30)]
+        .iter()
+        .flat_map(|raw| [1, 19].map(|level| zstd::bulk::compress(raw, level).unwrap()))
+        .collect();
+    let sizes = [raw.len(), frames[1].len() * 30];
+    let mut unpacker = Unpacker::default();
+    let (mut body, mut understood) = (Vec::new(), 0u64);
+    run("packed frames", |random| {
+        // What is packed may be nonsense, and so may the packing be.
+        let (raw, bytes) = if random.below(2) == 0 {
+            let raw = random.changed(&frames);
+            (raw.len(), zstd::bulk::compress(&raw, 1).unwrap())
+        } else {
+            let raw = [sizes[random.below(2)], random.below(1 << 21)];
+            (raw[random.below(2)], random.changed(&samples))
+        };
+        let raw = raw as u64;
+        if unpacker.open(&say::Packed { raw, bytes }).is_ok() {
+            while let Ok(Some(message)) = unpacker.next(&mut body) {
+                assert!(say::may_be_packed(message.kind()));
+                understood += 1;
+            }
+        }
+        assert!(unpacker.room() <= packed::RAW_BYTES_MAX);
+        unpacker = Unpacker::default();
     });
     assert!(understood > 10);
 }

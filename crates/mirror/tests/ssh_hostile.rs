@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use mirror::link::message::{self as say, Message};
 use mirror_core::{Change, Kind, Meta, ObjectId, State};
-use ssh_support::made_up::*;
+use ssh_support::made_up::{self, *};
 use ssh_support::*;
 use testkit::proc::Program;
 
@@ -108,6 +108,51 @@ fn contents_without_records_are_bounded_and_go_with_the_link() {
     assert_eq!(bytes_below(&state(&bed).join("content")), 0);
     let left = bytes_below(&state(&bed));
     assert!(left < 8 << 20, "{left} bytes are left");
+}
+
+#[test]
+fn what_unpacks_to_anything_but_what_was_said_is_refused() {
+    let welcome = match welcome() {
+        Message::Welcome(said) => Message::from(say::Welcome {
+            features: say::FEATURE_PACKED,
+            ..said
+        }),
+        other => other,
+    };
+    let zeros = vec![0u8; 256 << 20];
+    let bomb = zstd::bulk::compress(&zeros, 1).unwrap();
+    let bye = Message::from(say::Bye { reason: "x".into() });
+    let mut inner = Vec::new();
+    bye.encode(&mut inner).unwrap();
+    let packed = |raw: u64, bytes: Vec<u8>| Message::from(say::Packed { raw, bytes });
+    for (said, why) in [
+        (
+            packed(1 << 20, bomb.clone()),
+            "do not unpack to what was said",
+        ),
+        (packed(256 << 20, bomb), "1048576 is the limit"),
+        (packed(100, b"cut".to_vec()), "do not unpack"),
+        (
+            packed(inner.len() as u64, zstd::bulk::compress(&inner, 1).unwrap()),
+            "a message of kind 20 came packed",
+        ),
+    ] {
+        let bed = Bed::new();
+        worker(&bed, &[welcome.clone(), report(), said], "BEATS");
+        let (code, text, _) = once(&bed);
+        assert_eq!(code, 1, "{text}");
+        let line = text.lines().last().unwrap_or_default();
+        assert!(
+            line.contains("far broke: the other side breaks the protocol") && line.contains(why),
+            "{text}"
+        );
+    }
+    // Of one that never said that it packs it is not even looked at.
+    let bed = Bed::new();
+    let said = packed(1, b"x".to_vec());
+    worker(&bed, &[made_up::welcome(), report(), said], "BEATS");
+    let (code, text, _) = once(&bed);
+    assert!(code == 1 && text.contains("messages of kind 30"), "{text}");
 }
 
 #[test]

@@ -4,13 +4,15 @@
 //! is read again by whoever needs it.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use mirror_core::{Content, Meta, Name, ObjectId};
 
 use crate::apply::{StagedDir, StagedFile, Staging, Token};
 use crate::engine::options::Speed;
+use crate::sync::lock;
 
 pub trait Sink: Send + Sync {
     /// A directory whose files are about to be read. `None`: nobody wants it.
@@ -133,61 +135,97 @@ impl SinkFile for StagedFile {
 /// A sink that takes no more than so many bytes a second.
 pub struct Limited {
     inner: Arc<dyn Sink>,
-    bucket: Arc<Bucket>,
+    throttle: Arc<Throttle>,
 }
 
-/// Whoever spends more than there is, waits.
-pub struct Bucket {
+/// Whoever spends more than there is, waits: until it is there, another limit is set, or it is over.
+pub struct Throttle {
     speed: Speed,
-    free_at: std::sync::Mutex<std::time::Instant>,
+    state: Mutex<Spent>,
+    stop: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
-impl Bucket {
-    pub fn new(speed: Speed) -> Bucket {
-        Bucket {
+struct Spent {
+    bytes_per_s: u64,
+    /// All that was spent at this rate is paid for by then.
+    free_at: Instant,
+    /// Until when somebody waits.
+    waits: Option<Instant>,
+}
+
+const NAP: Duration = Duration::from_millis(50);
+/// For so long after it let somebody wait, the limit is what holds us back.
+const HELD_LATELY: Duration = Duration::from_secs(1);
+
+impl Throttle {
+    pub fn new(speed: Speed, stop: Arc<dyn Fn() -> bool + Send + Sync>) -> Throttle {
+        let state = Spent {
+            bytes_per_s: 0,
+            free_at: Instant::now(),
+            waits: None,
+        };
+        Throttle {
             speed,
-            free_at: std::sync::Mutex::new(std::time::Instant::now()),
+            state: Mutex::new(state),
+            stop,
         }
     }
-    pub fn spend(&self, bytes: usize) {
-        let Some(bytes_per_s) = self.speed.get() else {
+
+    fn spend(&self, bytes: usize) {
+        let Some(rate) = self.speed.get() else {
             return;
         };
-        let now = std::time::Instant::now();
-        let cost = std::time::Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64);
-        let wait = {
-            let mut free_at = self
-                .free_at
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let begin = (*free_at).max(now);
-            *free_at = begin + cost;
-            begin - now
+        let until = {
+            let mut state = lock(&self.state);
+            let now = Instant::now();
+            if state.bytes_per_s != rate {
+                // What was owed at another rate is forgiven.
+                state.free_at = now;
+                state.bytes_per_s = rate;
+            }
+            let until = state.free_at.max(now);
+            let cost = Duration::from_secs_f64((bytes as f64 / rate as f64).min(1e6));
+            state.free_at = until + cost;
+            if until > now {
+                state.waits = Some(until);
+            }
+            until
         };
-        std::thread::sleep(wait);
+        while self.speed.get() == Some(rate) && !(self.stop)() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            std::thread::sleep(left.min(NAP));
+        }
+        lock(&self.state).waits = Some(Instant::now());
+    }
+
+    /// The limit, if it is what holds us back.
+    pub fn held_to(&self) -> Option<u64> {
+        let waits = lock(&self.state).waits;
+        let lately = waits.is_some_and(|until| Instant::now() < until + HELD_LATELY);
+        self.speed.get().filter(|_| lately)
     }
 }
 
 impl Limited {
-    pub fn new(inner: Arc<dyn Sink>, speed: Speed) -> Limited {
-        Limited {
-            inner,
-            bucket: Arc::new(Bucket::new(speed)),
-        }
+    pub fn new(inner: Arc<dyn Sink>, throttle: Arc<Throttle>) -> Limited {
+        Limited { inner, throttle }
     }
 }
 
-struct LimitedDir(Box<dyn SinkDir>, Arc<Bucket>);
-struct LimitedFile(Box<dyn SinkFile>, Arc<Bucket>);
+struct LimitedDir(Box<dyn SinkDir>, Arc<Throttle>);
+struct LimitedFile(Box<dyn SinkFile>, Arc<Throttle>);
 
 impl Sink for Limited {
     fn dir(&self) -> Option<(u64, Box<dyn SinkDir>)> {
         let (token, dir) = self.inner.dir()?;
-        Some((token, Box::new(LimitedDir(dir, self.bucket.clone()))))
+        Some((token, Box::new(LimitedDir(dir, self.throttle.clone()))))
     }
     fn file(&self) -> Option<(u64, Box<dyn SinkFile>)> {
         let (token, file) = self.inner.file()?;
-        Some((token, Box::new(LimitedFile(file, self.bucket.clone()))))
+        Some((token, Box::new(LimitedFile(file, self.throttle.clone()))))
     }
     fn bind(&self, token: u64, object: ObjectId) {
         self.inner.bind(token, object);
@@ -220,5 +258,41 @@ impl SinkFile for LimitedFile {
     }
     fn finish(self: Box<Self>, content: &Content, meta: &Meta) -> io::Result<()> {
         self.0.finish(content, meta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    /// Days are owed; somebody waits for that, and no longer than until this was done.
+    fn waits_until(then: impl FnOnce(&Speed, &AtomicBool)) {
+        let (speed, over) = (Speed::new(Some(10)), Arc::new(AtomicBool::new(false)));
+        let told = over.clone();
+        let stop = Arc::new(move || told.load(Ordering::Acquire));
+        let throttle = Arc::new(Throttle::new(speed.clone(), stop));
+        throttle.spend(1 << 20);
+        assert_eq!(
+            throttle.held_to(),
+            None,
+            "what is spent first is paid later"
+        );
+        let waits = {
+            let throttle = throttle.clone();
+            std::thread::spawn(move || throttle.spend(1))
+        };
+        while throttle.held_to() != Some(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        then(&speed, &over);
+        waits.join().unwrap();
+    }
+
+    #[test]
+    fn another_limit_and_the_end_are_heard_of_while_somebody_waits() {
+        waits_until(|speed, _| speed.set(None));
+        waits_until(|speed, _| speed.set(Some(1 << 30)));
+        waits_until(|_, over| over.store(true, Ordering::Release));
     }
 }

@@ -11,7 +11,7 @@ use crate::cli::keys::{KeyCommand, PairArgs, TrustArgs};
 use crate::cli::parse::{self, ParseError};
 use crate::cli::serve_worker::{LogArgs, ServiceConfigCommand, StageArgs, WorkerServeArgs};
 use crate::engine::control::Against;
-use crate::engine::options::{Detector, OnMassChange, Owners};
+use crate::engine::options::{Compress, Detector, OnMassChange, Owners};
 use crate::engine::status::parse_position;
 
 const EXIT_CODES: &str = "\
@@ -170,6 +170,9 @@ pub struct AddArgs {
     /// At most so many bytes per second, as 500K or 10M
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bwlimit: Option<Rate>,
+    /// What comes over a link is compressed: auto (where the link is slow), on or off [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub compress: Option<Compress>,
     /// A link that says nothing for so long is dead
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     pub timeout: Option<Duration>,
@@ -268,6 +271,9 @@ pub struct MirrorArgs {
     /// At most so many bytes per second, as 500K or 10M; 0: no limit
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub bwlimit: Option<Rate>,
+    /// What comes over a link is compressed: auto (where the link is slow), on or off [default: auto]
+    #[arg(long, value_enum, value_name = "WHEN")]
+    pub compress: Option<Compress>,
     /// A link that says nothing for so long is dead, as 90s or 10m; 0: never. Until both sides have greeted it is 30 s at
     /// least; a question that a first copy waits for may take eight times that, while nothing else comes
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
@@ -285,7 +291,7 @@ pub struct MirrorArgs {
 
 const MIRROR_HELP: &str = "\
 Runs until stopped; start it again and it goes on where it was. Settings given (--ignore, --cross, --no-history, \
---owners, --on-mass-change, --detector, --bwlimit, --timeout, --verify-every, --remote-command) are saved in DST.fs_mirror/config.toml \
+--owners, --on-mass-change, --detector, --bwlimit, --compress, --timeout, --verify-every, --remote-command) are saved in DST.fs_mirror/config.toml \
 and need not be given again.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
@@ -567,7 +573,7 @@ mod tests {
         let good = [
             "mirror /a /b",
             "mirror h:/a /b --once --dry-run --adopt -y --ignore *.log --ignore !x --cross mnt --no-history -v",
-            "mirror /a /b --owners record --on-mass-change follow --state /s --detector auto --bwlimit 10M/s --json",
+            "mirror /a /b --owners record --on-mass-change follow --state /s --detector auto --bwlimit 10M/s --compress on --json",
             "mirror /a /b --timeout 90s --remote-command sudo\u{a0}mirrord -q",
             "status",
             "status -m /b --json",
@@ -600,6 +606,7 @@ mod tests {
             "mirror /a /b /c",
             "mirror /a /b --owners maybe",
             "mirror /a /b --bwlimit 1",
+            "mirror /a /b --compress lz4",
             "mirror /a /b -q -v",
             "wait",
             "wait --idle --position 1.2",

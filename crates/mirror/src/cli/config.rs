@@ -18,7 +18,9 @@ use toml::Spanned;
 use crate::cli::parse;
 use crate::cli::places::show;
 use crate::engine::applying::VERIFY_EVERY;
-use crate::engine::options::{Detector, MirrorOptions, OnMassChange, Owners, SourceSpec, Speed};
+use crate::engine::options::{
+    Compress, Detector, MirrorOptions, OnMassChange, Owners, SourceSpec, Speed,
+};
 use crate::filter::Filter;
 
 const FORMAT: i64 = 1;
@@ -36,6 +38,7 @@ pub struct Config {
     pub history: bool,
     pub detector: Option<Detector>,
     pub bwlimit: Option<u64>,
+    pub compress: Compress,
     pub timeout: Option<Duration>,
     pub verify_every: Option<Duration>,
     pub remote_command: Option<String>,
@@ -69,6 +72,7 @@ pub struct Given {
     pub history: Option<bool>,
     pub detector: Option<Option<Detector>>,
     pub bwlimit: Option<Option<u64>>,
+    pub compress: Option<Compress>,
     pub timeout: Option<Option<Duration>>,
     pub verify_every: Option<Option<Duration>>,
     pub remote_command: Option<Option<String>>,
@@ -92,6 +96,8 @@ struct Raw {
     history: bool,
     detector: Spanned<String>,
     bwlimit: Spanned<String>,
+    /// Not in files of before there was one.
+    compress: Option<Compress>,
     timeout: Spanned<String>,
     /// Not in files of before there was one.
     verify_every: Option<Spanned<String>>,
@@ -111,6 +117,7 @@ impl Config {
             history: usual.history,
             detector: usual.detector,
             bwlimit: usual.bwlimit.get(),
+            compress: usual.compress,
             timeout: usual.timeout,
             verify_every: usual.verify_every,
             remote_command: usual.remote_command,
@@ -128,6 +135,7 @@ impl Config {
             history: self.history,
             detector: self.detector,
             bwlimit: Speed::new(self.bwlimit),
+            compress: self.compress,
             timeout: self.timeout,
             verify_every: self.verify_every,
             remote_command: self.remote_command,
@@ -274,6 +282,7 @@ impl Config {
             history: raw.history,
             detector,
             bwlimit,
+            compress: raw.compress.unwrap_or_default(),
             timeout,
             verify_every,
             remote_command,
@@ -358,6 +367,7 @@ impl Config {
                 "bwlimit",
                 text(&self.bwlimit.map_or("none".into(), parse::show_rate)),
             ),
+            ("compress", text(&self.compress.to_string())),
             (
                 "timeout",
                 text(&self.timeout.map_or("none".into(), parse::show_duration)),
@@ -392,6 +402,7 @@ impl Config {
         set(&mut self.history, given.history);
         set(&mut self.detector, given.detector);
         set(&mut self.bwlimit, given.bwlimit);
+        set(&mut self.compress, given.compress);
         set(&mut self.timeout, given.timeout);
         set(&mut self.verify_every, given.verify_every);
         set(&mut self.remote_command, given.remote_command);
@@ -448,6 +459,7 @@ mod tests {
         config.cross = vec![OsStr::from_bytes(b"mnt/\x01").into()];
         config.detector = Some(Detector::Inotify);
         config.bwlimit = Some(1500);
+        config.compress = Compress::On;
         config.timeout = Some(Duration::from_secs(90));
         config.remote_command = Some("sudo -n mirrord".into());
         config
@@ -510,7 +522,11 @@ mod tests {
             ),
             (
                 with("timeout = \"none\"", "timeout = \"\""),
-                "/c, line 13: (nothing) is not a duration",
+                "/c, line 14: (nothing) is not a duration",
+            ),
+            (
+                with("compress = \"auto\"", "compress = \"lz4\""),
+                "/c, line 13: unknown variant `lz4`",
             ),
             (
                 with("detector = \"auto\"", "detector = \"magic\""),

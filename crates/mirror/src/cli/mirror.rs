@@ -300,6 +300,7 @@ fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliErr
         history: args.no_history.then_some(false),
         detector: args.detector.map(|d| d.detector()),
         bwlimit: args.bwlimit.map(|rate| rate.0),
+        compress: args.compress,
         timeout: args.timeout.map(|t| (!t.is_zero()).then_some(t)),
         verify_every: args.verify_every.map(|t| (!t.is_zero()).then_some(t)),
         remote_command,

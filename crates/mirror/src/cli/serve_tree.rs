@@ -134,6 +134,7 @@ fn mirror_args(tree: &Tree) -> MirrorArgs {
         }),
         // By time of day: it is set while it runs.
         bwlimit: Some(Rate(tree.bwlimit.fixed_rate())),
+        compress: Some(tree.compress),
         timeout: Some(tree.timeout.unwrap_or_default()),
         verify_every: Some(tree.verify_every.unwrap_or_default()),
         remote_command: Some(tree.remote_command.clone().unwrap_or_default()),

@@ -183,6 +183,7 @@ fn show_config(config: &Config, state: &std::path::Path, say: Say) {
                     "settings": tree.settings,
                     "min_free": tree.settings.live.min_free.show(),
                     "bwlimit_now": tree.settings.live.bwlimit.now(),
+                    "compress": tree.settings.live.compress,
                 })
             })
             .collect();
@@ -235,6 +236,7 @@ fn show_config(config: &Config, state: &std::path::Path, say: Say) {
         if let Some(rate) = set.live.bwlimit.now() {
             row("bwlimit", &format!("{} now", parse::show_rate(rate)));
         }
+        row("compress", &set.live.compress.to_string());
     }
 }
 

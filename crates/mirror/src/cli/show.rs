@@ -9,7 +9,7 @@ use mirror_core::Position;
 use crate::cli::text::{bytes, count, counted, seconds, stamp};
 use crate::engine::control::{ReleaseReport, VerifyEnd, WaitReport};
 use crate::engine::going::SAMPLE_MAX;
-use crate::engine::status::{Hold, HoldReason, Role, Stamp, State, Status};
+use crate::engine::status::{Hold, HoldReason, LinkStatus, Role, Stamp, State, Status};
 
 /// How many failed paths and mounts are shown without `-v`.
 const FEW: usize = 10;
@@ -60,6 +60,9 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
     );
     if !primary {
         out.row("lag", &format!("{}, {behind}", seconds(lag.seconds)));
+        if let Some(rate) = status.held_to {
+            out.row("", &held_to(rate));
+        }
     }
     if let Some(last) = &status.last_change {
         out.row(
@@ -186,6 +189,12 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             seconds(replica.lag.seconds),
             counted(replica.lag.records, "record", "records")
         ));
+        if let Some(link) = &replica.link {
+            out.item(&format!("sent {}", traffic(link)));
+        }
+        if let Some(rate) = replica.held_to {
+            out.item(&held_to(rate));
+        }
         if replica.failed > 0 {
             let failed = counted(replica.failed, "path", "paths");
             out.item(&format!(
@@ -201,6 +210,9 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             "bwlimit",
             &format!("{}/s now, to all replicas together", bytes(rate)),
         );
+    }
+    if let Some(link) = &status.link {
+        out.row("link", &format!("{} came", traffic(link)));
     }
     if let Some(space) = &status.space {
         let inodes = if space.inodes_total > 0 {
@@ -563,6 +575,30 @@ pub fn verified(end: &VerifyEnd) -> String {
         ));
     }
     line
+}
+
+fn traffic(link: &LinkStatus) -> String {
+    let packed = match (link.packed, link.saved_bytes) {
+        (false, 0) => String::new(),
+        (now, saved) => format!(
+            "{}, {} saved",
+            if now {
+                ", compressed"
+            } else {
+                ", not compressed now"
+            },
+            bytes(saved)
+        ),
+    };
+    let slow = link.bytes_per_s;
+    let slow = slow.map_or(String::new(), |rate| {
+        format!("; the link can do {}/s", bytes(rate))
+    });
+    format!("{}{packed}{slow}", bytes(link.bytes))
+}
+
+fn held_to(rate: u64) -> String {
+    format!("held back by the limit of {}/s", bytes(rate))
 }
 
 #[cfg(test)]

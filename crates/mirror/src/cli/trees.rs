@@ -105,6 +105,7 @@ fn tree(args: &AddArgs) -> Result<Tree, CliError> {
     tree.on_mass_change = args.on_mass_change.unwrap_or(tree.on_mass_change);
     tree.detector = args.detector.and_then(|d| d.detector());
     tree.bwlimit = Rates::fixed(args.bwlimit.and_then(|rate| rate.0));
+    tree.compress = args.compress.unwrap_or_default();
     tree.timeout = args.timeout.filter(|t| !t.is_zero());
     if let Some(every) = args.verify_every {
         tree.verify_every = (!every.is_zero()).then_some(every);

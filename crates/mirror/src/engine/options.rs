@@ -41,6 +41,8 @@ pub struct MirrorOptions {
     pub detector: Option<Detector>,
     /// May change meanwhile.
     pub bwlimit: Speed,
+    /// Of what comes over a link.
+    pub compress: Compress,
     /// A link that says nothing for so long is dead.
     pub timeout: Option<Duration>,
     /// How often all of the copy is looked at; `None`: never.
@@ -78,6 +80,7 @@ impl MirrorOptions {
             history: false,
             detector: None,
             bwlimit: Speed::default(),
+            compress: Compress::Auto,
             timeout: None,
             verify_every: Some(super::applying::VERIFY_EVERY),
             remote_command: None,
@@ -208,6 +211,46 @@ impl Owners {
 pub enum OnMassChange {
     Hold,
     Follow,
+}
+
+/// Whether what goes over a link is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Compress {
+    /// Where the link is slow and it shrinks.
+    #[default]
+    Auto,
+    /// Wherever it shrinks.
+    On,
+    Off,
+}
+
+impl Compress {
+    /// As one side tells the other; `docs/FORMAT.md`, Pace.
+    pub fn code(self) -> u8 {
+        match self {
+            Compress::Auto => 0,
+            Compress::Off => 1,
+            Compress::On => 2,
+        }
+    }
+    pub fn of_code(code: u8) -> Compress {
+        match code {
+            1 => Compress::Off,
+            2 => Compress::On,
+            _ => Compress::Auto,
+        }
+    }
+}
+
+impl fmt::Display for Compress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Compress::Auto => "auto",
+            Compress::On => "on",
+            Compress::Off => "off",
+        })
+    }
 }
 
 /// How changes are noticed.

@@ -11,7 +11,7 @@ use std::fmt;
 use mirror_core::{Position, escape};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::engine::options::Detector;
+use crate::engine::options::{Compress, Detector};
 
 /// How many failed paths `status` names; `failed_total` counts them all.
 pub const FAILED_MAX: usize = 1000;
@@ -71,6 +71,12 @@ pub struct Status {
     /// Bytes a second that may be sent to all of them together now.
     #[serde(default)]
     pub bwlimit: Option<u64>,
+    /// What comes from upstream; `None`: there is no connection, or it needs none.
+    #[serde(default)]
+    pub link: Option<LinkStatus>,
+    /// Bytes a second: a limit that lets no more come is what holds it back now.
+    #[serde(default)]
+    pub held_to: Option<u64>,
     /// Histories that were left for another one, and nothing explains it; until what lies aside of them is removed.
     #[serde(default)]
     pub forks: Vec<Fork>,
@@ -110,9 +116,27 @@ impl Status {
             travelling: Travelling::default(),
             replicas: Vec::new(),
             bwlimit: None,
+            link: None,
+            held_to: None,
             forks: Vec::new(),
         }
     }
+}
+
+/// What goes over one connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// As asked for here (at the side that sends: by both).
+    pub compress: Compress,
+    /// Packed now, where it shrinks.
+    pub packed: bool,
+    /// Since it was connected.
+    pub bytes: u64,
+    /// So many more there would have been.
+    pub saved_bytes: u64,
+    /// What the link can do, where it is known to be slow. Only the side that sends says so.
+    #[serde(default)]
+    pub bytes_per_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -320,6 +344,12 @@ pub struct Replica {
     /// Why it applies nothing, if it is on hold.
     #[serde(default)]
     pub held: Option<String>,
+    /// `None`: it is away.
+    #[serde(default)]
+    pub link: Option<LinkStatus>,
+    /// Bytes a second: this limit is what holds it back now.
+    #[serde(default)]
+    pub held_to: Option<u64>,
 }
 
 /// A path or name as text that can be shown and told apart: see [`mirror_core::escape`].

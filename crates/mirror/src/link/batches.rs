@@ -4,12 +4,13 @@
 //! the same bytes. A follower that stands anywhere else gathers for itself. Kept for moments, within a limit.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::packed::{Packer, RAW_BYTES_MAX};
 use crate::log::{End, Mark};
 
-/// All batches together. One that is being sent lives on until it is.
+/// All batches together, and what is packed of them takes less than that again. One that is being sent lives on until it is.
 pub const BATCHES_BYTES_MAX: usize = 32 << 20;
 /// Nobody who keeps up comes later than this.
 const KEPT: Duration = Duration::from_secs(10);
@@ -30,16 +31,62 @@ impl After {
 
 /// What comes after a place.
 pub struct Made {
-    /// Messages, encoded, in their order.
-    pub frames: Vec<Vec<u8>>,
+    pub parts: Vec<Part>,
     pub end: End,
     /// Where a cursor stands after it.
     pub mark: Mark,
 }
 
-impl Made {
-    fn bytes(&self) -> usize {
+/// Messages, encoded, in their order, as many as can be packed together.
+pub struct Part {
+    frames: Vec<Vec<u8>>,
+    /// `None`: not worth it.
+    packed: OnceLock<Option<Vec<u8>>>,
+}
+
+impl Part {
+    pub fn frames(&self) -> &[Vec<u8>] {
+        &self.frames
+    }
+
+    pub fn bytes(&self) -> usize {
         self.frames.iter().map(Vec::len).sum()
+    }
+
+    /// All in one frame, made by whoever wants it first. With what that took, if it was now.
+    pub fn packed(&self, packer: &Mutex<Packer>) -> (Option<&Vec<u8>>, Option<Duration>) {
+        let mut took = None;
+        let packed = self.packed.get_or_init(|| {
+            let began = Instant::now();
+            let frames: Vec<&[u8]> = self.frames.iter().map(Vec::as_slice).collect();
+            let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
+            let packed = packer.pack(&frames);
+            took = Some(began.elapsed());
+            packed
+        });
+        (packed.as_ref(), took)
+    }
+}
+
+impl Made {
+    pub fn new(frames: Vec<Vec<u8>>, end: End, mark: Mark) -> Made {
+        let mut parts: Vec<Part> = Vec::new();
+        for frame in frames {
+            match parts.last_mut() {
+                Some(last) if last.bytes() + frame.len() <= RAW_BYTES_MAX => {
+                    last.frames.push(frame);
+                }
+                _ => parts.push(Part {
+                    frames: vec![frame],
+                    packed: OnceLock::new(),
+                }),
+            }
+        }
+        Made { parts, end, mark }
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts.iter().map(Part::bytes).sum()
     }
 }
 
@@ -166,11 +213,8 @@ mod tests {
     }
 
     fn made(sequence: u64, bytes: usize) -> Arc<Made> {
-        Arc::new(Made {
-            frames: vec![vec![0; bytes]],
-            end: end(sequence),
-            mark: Mark::default(),
-        })
+        let frames = vec![vec![0; bytes]];
+        Arc::new(Made::new(frames, end(sequence), Mark::default()))
     }
 
     fn after(sequence: u64) -> After {

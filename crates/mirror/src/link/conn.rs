@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 
 use super::bucket::Bucket;
-use super::frame::FrameError;
-use super::message::{Message, MessageError};
+use super::frame::{self, BODY_BYTES_MAX, FrameError};
+use super::message::{self as say, Message, MessageError};
+use super::packed::{PackedError, Unpacker};
+use super::packing::Packing;
+use crate::engine::status::LinkStatus;
 
 /// The whole handshake, from the start of the program at the far end.
 pub const HANDSHAKE_S_MAX: u64 = 30;
@@ -22,6 +25,13 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 /// How exactly the pulse keeps its times.
 const TICK: Duration = Duration::from_millis(100);
 const READ_BUFFER_BYTES: usize = 128 << 10;
+/// The other side is told of what came so often, when it was so much.
+const TOLD_EVERY: Duration = Duration::from_millis(200);
+const TOLD_BYTES_MIN: u64 = 64 << 10;
+/// A limit that lets wait for less is not felt.
+const HELD_MIN: Duration = Duration::from_millis(10);
+/// For so long after it did, a limit is what holds us back.
+const HELD_LATELY: Duration = Duration::from_secs(1);
 
 /// Ends a connection from outside: whoever reads or writes in it comes back with an error. May be called often.
 pub type Closer = Arc<dyn Fn() + Send + Sync>;
@@ -42,6 +52,15 @@ pub enum LinkError {
     /// What came is well formed and can't be.
     #[error("the other side breaks the protocol: {0}")]
     Nonsense(String),
+}
+
+impl From<PackedError> for LinkError {
+    fn from(error: PackedError) -> LinkError {
+        match error {
+            PackedError::Message(error) => error.into(),
+            error => LinkError::Nonsense(error.to_string()),
+        }
+    }
 }
 
 impl From<MessageError> for LinkError {
@@ -71,6 +90,10 @@ pub struct Outgoing {
     pub bucket: Bucket,
     /// Likewise, for several connections together.
     shared: Option<Arc<Bucket>>,
+    pub packing: Packing,
+    sent: AtomicU64,
+    /// Until when a limit lets nobody send.
+    rests: Mutex<Option<Instant>>,
 }
 
 impl Outgoing {
@@ -84,6 +107,9 @@ impl Outgoing {
             closed: AtomicBool::new(false),
             bucket: Bucket::default(),
             shared: None,
+            packing: Packing::default(),
+            sent: AtomicU64::new(0),
+            rests: Mutex::default(),
         }
     }
 
@@ -93,19 +119,10 @@ impl Outgoing {
     }
 
     pub fn send(&self, message: impl Into<Message>) -> Result<(), LinkError> {
-        let mut bytes = Vec::new();
-        message.into().encode(&mut bytes)?;
-        self.write(&bytes)
+        self.write(&message.into().encoded()?)
     }
 
-    /// Likewise, within the bandwidth that was asked for.
-    pub fn send_bulk(&self, message: impl Into<Message>) -> Result<(), LinkError> {
-        let mut bytes = Vec::new();
-        message.into().encode(&mut bytes)?;
-        self.send_encoded(&bytes)
-    }
-
-    /// Likewise what [`Message::encode`] made.
+    /// What [`Message::encode`] made, within the bandwidth that was asked for.
     pub fn send_encoded(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let waits = self.take(bytes.len());
         self.write(bytes)?;
@@ -113,9 +130,7 @@ impl Outgoing {
     }
 
     /// Likewise, when nobody has anything else to say.
-    pub fn send_behind(&self, message: impl Into<Message>) -> Result<(), LinkError> {
-        let mut bytes = Vec::new();
-        message.into().encode(&mut bytes)?;
+    pub fn send_behind(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let waits = {
             let _one = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
             let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,7 +140,7 @@ impl Outgoing {
                     .unwrap_or_else(PoisonError::into_inner),
             );
             let waits = self.take(bytes.len());
-            self.put(&bytes)?;
+            self.put(bytes)?;
             waits
         };
         self.rest(&waits)
@@ -150,8 +165,29 @@ impl Outgoing {
         self.buckets().filter_map(Bucket::rate).min()
     }
 
+    /// The same, if that is what holds the sending back now, or did a moment ago.
+    pub fn held_to(&self) -> Option<u64> {
+        let rests = *self.rests.lock().unwrap_or_else(PoisonError::into_inner);
+        let lately = rests.is_some_and(|until| Instant::now() < until + HELD_LATELY);
+        self.rate().filter(|_| lately)
+    }
+
+    /// For `status`.
+    pub fn told(&self) -> LinkStatus {
+        let bytes = self.sent.load(Ordering::Relaxed);
+        self.packing.told(bytes, self.rate())
+    }
+
     fn rest(&self, waits: &[(&Bucket, u64, Duration)]) -> Result<(), LinkError> {
         let began = Instant::now();
+        let longest = waits.iter().map(|(.., wait)| *wait).max();
+        let felt = longest.filter(|wait| *wait >= HELD_MIN);
+        let rests = |until: Instant| {
+            if felt.is_some() {
+                *self.rests.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+            }
+        };
+        rests(began + felt.unwrap_or_default());
         for (bucket, changes, wait) in waits {
             // Another limit makes up for nothing, but holds at once.
             while bucket.changes() == *changes
@@ -164,6 +200,7 @@ impl Outgoing {
                 std::thread::sleep(left.min(Duration::from_millis(100)));
             }
         }
+        rests(Instant::now());
         Ok(())
     }
 
@@ -186,6 +223,7 @@ impl Outgoing {
         }
         let done = writer.write_all(bytes).and_then(|()| writer.flush());
         drop(writer);
+        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         done.map_err(|e| {
             self.close();
             LinkError::Message(MessageError::Frame(FrameError::Io(e)))
@@ -251,6 +289,34 @@ impl Waiting {
 struct Stamped {
     from: Box<dyn Read + Send>,
     waiting: Arc<Waiting>,
+    arrived: Arc<Arrived>,
+    /// A frame has begun: what is waited for now is on its way.
+    midway: bool,
+}
+
+/// What came over one connection.
+#[derive(Default)]
+pub struct Arrived {
+    bytes: AtomicU64,
+    /// Waited for in the middle of frames.
+    waited_us: AtomicU64,
+    /// That packing saved.
+    saved: AtomicU64,
+    /// Something came packed.
+    packed: AtomicBool,
+}
+
+impl Arrived {
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+    pub fn saved(&self) -> u64 {
+        self.saved.load(Ordering::Relaxed)
+    }
+    /// Whether what carried much last came packed.
+    pub fn comes_packed(&self) -> bool {
+        self.packed.load(Ordering::Relaxed)
+    }
 }
 
 impl Read for Stamped {
@@ -258,8 +324,16 @@ impl Read for Stamped {
         self.waiting
             .since_ms
             .store(self.waiting.now_ms(), Ordering::Release);
+        let began = self.midway.then(Instant::now);
         let done = self.from.read(buffer);
         self.waiting.since_ms.store(0, Ordering::Release);
+        if let Some(began) = began {
+            let us = began.elapsed().as_micros() as u64;
+            self.arrived.waited_us.fetch_add(us, Ordering::Relaxed);
+        }
+        if let Ok(n) = done {
+            self.arrived.bytes.fetch_add(n as u64, Ordering::Relaxed);
+        }
         done
     }
 }
@@ -269,25 +343,90 @@ pub struct Incoming {
     reader: BufReader<Stamped>,
     body: Vec<u8>,
     waiting: Arc<Waiting>,
+    arrived: Arc<Arrived>,
+    /// Both sides have [`say::FEATURE_PACKED`].
+    unpacker: Option<Unpacker>,
+    told: Told,
+}
+
+/// Of what came the other side was told so much, then.
+struct Told {
+    bytes: u64,
+    at: Instant,
 }
 
 impl Incoming {
     pub fn new(reader: impl Read + Send + 'static) -> Incoming {
         let waiting = Arc::new(Waiting::new());
+        let arrived = Arc::new(Arrived::default());
         let stamped = Stamped {
             from: Box::new(reader),
             waiting: waiting.clone(),
+            arrived: arrived.clone(),
+            midway: false,
         };
         Incoming {
             reader: BufReader::with_capacity(READ_BUFFER_BYTES, stamped),
             body: Vec::new(),
             waiting,
+            arrived,
+            unpacker: None,
+            told: Told {
+                bytes: 0,
+                at: Instant::now(),
+            },
         }
+    }
+
+    /// From here on what comes may be packed.
+    pub fn unpacks(&mut self) {
+        self.unpacker.get_or_insert_default();
+    }
+
+    pub fn arrived(&self) -> Arc<Arrived> {
+        self.arrived.clone()
+    }
+
+    /// What the other side should hear now of what came, if anything.
+    pub fn came(&mut self) -> Option<say::Came> {
+        let bytes = self.arrived.bytes();
+        let much = bytes.saturating_sub(self.told.bytes) >= TOLD_BYTES_MIN;
+        if self.unpacker.is_none() || !much || self.told.at.elapsed() < TOLD_EVERY {
+            return None;
+        }
+        let at = Instant::now();
+        self.told = Told { bytes, at };
+        let waited_us = self.arrived.waited_us.load(Ordering::Relaxed);
+        Some(say::Came { bytes, waited_us })
     }
 
     /// The next message; blocks. A `Bye` is an error.
     pub fn next_message(&mut self) -> Result<Message, LinkError> {
-        match Message::read(&mut self.reader, &mut self.body) {
+        loop {
+            if let Some(unpacker) = &mut self.unpacker
+                && let Some(message) = unpacker.next(&mut self.body)?
+            {
+                return Ok(message);
+            }
+            match (self.read_message()?, &mut self.unpacker) {
+                (Message::Packed(packed), Some(unpacker)) => {
+                    let saved = unpacker.open(&packed)?;
+                    self.arrived.saved.fetch_add(saved, Ordering::Relaxed);
+                    self.arrived.packed.store(true, Ordering::Relaxed);
+                }
+                (message, _) => {
+                    if say::may_be_packed(message.kind()) {
+                        self.arrived.packed.store(false, Ordering::Relaxed);
+                    }
+                    return Ok(message);
+                }
+            }
+        }
+    }
+
+    /// One that came by itself.
+    fn read_message(&mut self) -> Result<Message, LinkError> {
+        match self.read_any() {
             Ok(Message::Bye(bye)) => Err(LinkError::Bye(escaped(&bye.reason))),
             Ok(message) => Ok(message),
             Err(_) if self.waiting.silent.load(Ordering::Acquire) => {
@@ -298,6 +437,19 @@ impl Incoming {
                 Err(LinkError::Late(Duration::from_millis(after)))
             }
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Likewise; kinds that are unknown and may be passed over are.
+    fn read_any(&mut self) -> Result<Message, MessageError> {
+        loop {
+            let header = frame::read_header(&mut self.reader, BODY_BYTES_MAX)?;
+            self.reader.get_mut().midway = true;
+            let head = frame::read_body(&mut self.reader, &header, &mut self.body);
+            self.reader.get_mut().midway = false;
+            if let Some(message) = Message::decode(head?, &self.body)? {
+                return Ok(message);
+            }
         }
     }
 }

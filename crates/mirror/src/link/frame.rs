@@ -67,6 +67,20 @@ pub fn read_up_to(
     body: &mut Vec<u8>,
     max: usize,
 ) -> Result<Head, FrameError> {
+    let header = read_header(from, max)?;
+    read_body(from, &header, body)
+}
+
+/// Of a frame whose body is still to be read.
+pub struct Header {
+    head: Head,
+    length: usize,
+    crc: u32,
+    /// What the checksum covers of the header.
+    sum: u32,
+}
+
+pub fn read_header(from: &mut impl Read, max: usize) -> Result<Header, FrameError> {
     let mut header = [0u8; HEADER_BYTES];
     let got = fill(from, &mut header)?;
     if got == 0 {
@@ -87,19 +101,32 @@ pub fn read_up_to(
     if length as usize > max {
         return Err(FrameError::TooLong { came: length, max });
     }
+    Ok(Header {
+        head: Head {
+            kind: header[5],
+            must_understand: flags & FLAG_MUST_UNDERSTAND != 0,
+        },
+        length: length as usize,
+        crc: u32::from_le_bytes([header[12], header[13], header[14], header[15]]),
+        sum: crc32c::crc32c(&header[..12]),
+    })
+}
+
+/// Its body replaces what is in `body`.
+pub fn read_body(
+    from: &mut impl Read,
+    header: &Header,
+    body: &mut Vec<u8>,
+) -> Result<Head, FrameError> {
     body.clear();
-    body.resize(length as usize, 0);
+    body.resize(header.length, 0);
     if fill(from, body)? < body.len() {
         return Err(FrameError::Ended);
     }
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), body);
-    if header[12..] != crc.to_le_bytes() {
+    if crc32c::crc32c_append(header.sum, body) != header.crc {
         return Err(FrameError::Damaged);
     }
-    Ok(Head {
-        kind: header[5],
-        must_understand: flags & FLAG_MUST_UNDERSTAND != 0,
-    })
+    Ok(header.head)
 }
 
 /// Reads until the buffer is full or the stream ends; how much that was.

@@ -32,6 +32,8 @@ pub const LIST_GROUPS_MAX: usize = 8 << 20;
 pub const FEATURE_TAKEN: u64 = 2;
 /// [`Request::from`] is understood.
 pub const FEATURE_FROM: u64 = 8;
+/// [`Packed`] is sent, and taken; [`Came`] and [`Pace`] are said, and heeded.
+pub const FEATURE_PACKED: u64 = 4;
 
 /// A position and the head hash after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -325,6 +327,37 @@ pub struct Request {
     pub from: Option<u64>,
 }
 
+/// W: frames that carry much, packed ([`super::packed`]).
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct Packed {
+    /// Bytes of the frames in it.
+    #[n(0)]
+    pub raw: u64,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// F: what came since the connection began, so that a slow link is told from a slow follower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Came {
+    #[n(0)]
+    pub bytes: u64,
+    /// Microseconds that it waited for the rest of a frame that had begun.
+    #[n(1)]
+    pub waited_us: u64,
+}
+
+/// F: so fast from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Pace {
+    /// As in [`Follow`].
+    #[n(0)]
+    pub bwlimit: u64,
+    /// Packed as the worker finds best (0), never (1), always (2). What is not known is 0.
+    #[n(1)]
+    pub packing: u8,
+}
+
 /// F: bytes of pieces that were taken since the connection began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct Taken {
@@ -535,7 +568,7 @@ macro_rules! messages {
                 let done = match self { $(Message::$name(body) => minicbor::encode(body, out),)* };
                 assert!(done.is_ok(), "writing into memory can't fail");
             }
-            fn decode(head: Head, body: &[u8]) -> Result<Option<Message>, MessageError> {
+            pub(super) fn decode(head: Head, body: &[u8]) -> Result<Option<Message>, MessageError> {
                 match head.kind {
                     $($kind => match minicbor::decode(body) {
                         Ok(body) => Ok(Some(Message::$name(body))),
@@ -583,7 +616,15 @@ messages! {
     25 true List
     26 true Names
     29 true Offer
+    30 true Packed
     31 false Taken
+    32 false Came
+    33 true Pace
+}
+
+/// Messages that carry much, and that nobody waits for behind others.
+pub fn may_be_packed(kind: u8) -> bool {
+    matches!(kind, 5 | 6 | 9 | 21 | 27)
 }
 
 impl Message {
@@ -599,6 +640,13 @@ impl Message {
         }
         frame::put(self.kind(), self.must_understand(), &body, out);
         Ok(())
+    }
+
+    /// The message's frame.
+    pub fn encoded(&self) -> Result<Vec<u8>, MessageError> {
+        let mut frame = Vec::new();
+        self.encode(&mut frame)?;
+        Ok(frame)
     }
 
     /// The next message; kinds that are unknown and may be passed over are.

@@ -9,6 +9,8 @@ pub mod cache;
 pub mod conn;
 pub mod frame;
 pub mod message;
+pub mod packed;
+pub mod packing;
 pub mod report;
 pub mod serve;
 pub mod spool;

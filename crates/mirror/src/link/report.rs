@@ -40,6 +40,8 @@ pub struct Report {
     pub notices_total: u64,
     /// From a mirror that is followed itself: nothing comes to it from the primary now.
     pub cut: Option<Cut>,
+    /// Bytes a second: no more is sent, and that is what holds the sending back now.
+    pub held_to: Option<u64>,
 }
 
 /// Since when nothing comes, by the primary's clock, and why.

@@ -3,6 +3,9 @@
 //! Each follower has threads and a cursor of its own, so a slow one holds nobody back. What is sent is durable here.
 //! Whether that is a worker with its capture, or a mirror that is followed itself, is behind [`Served`].
 
+mod packs;
+
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,9 +24,11 @@ use super::message::{
     self as say, AHEAD_BYTES_MAX, Block, CONTENTS_BYTES, Cause, LIST_GROUPS, Message, PIECE_BYTES,
     PROTOCOL, PROTOCOL_MIN, SMALL_BYTES_MAX,
 };
+use super::packed::{Packer, Tries};
 use super::report::{BarrierReport, Fit, Report};
 use super::window::Window;
 use crate::capture::state::{Barrier, Order};
+use crate::engine::options::Compress;
 use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::chain::{self, Chain};
 use crate::engine::status::Positions;
@@ -37,6 +42,8 @@ pub const WANTS_MAX: usize = 64 << 10;
 /// Of a bandwidth that was asked for, a piece takes this part of a second, so that little else waits behind it.
 const PIECES_PER_S: u64 = 20;
 const PIECE_BYTES_MIN: usize = 4 << 10;
+/// A piece that shrinks is larger by so much: small ones shrink little.
+const PACKED_TIMES: usize = 4;
 /// Barriers and verifications of one follower at once.
 const ASKED_MAX: usize = 16;
 /// Records gathered before they are sent.
@@ -102,6 +109,10 @@ pub trait Served: Send + Sync {
             bytes.len() as u64 <= SMALL_BYTES_MAX
         });
         (end == ReadBack::Complete).then_some(bytes)
+    }
+    /// Whether what is sent is packed, as far as our side has a say.
+    fn compress(&self) -> Compress {
+        Compress::Auto
     }
     /// What limits all connections together.
     fn bucket(&self) -> Option<Arc<Bucket>> {
@@ -258,8 +269,12 @@ pub fn serve(
         seeds: hello.features & say::FEATURE_SEED != 0,
         window: (hello.features & say::FEATURE_TAKEN != 0).then(|| Window::new(Instant::now())),
         seeding: AtomicBool::new(false),
+        packer: Mutex::default(),
         state,
     };
+    outgoing.packing.we_want(served.compress());
+    let unpacks = hello.features & say::FEATURE_PACKED != 0;
+    outgoing.packing.they_unpack(unpacks);
     let done = std::thread::scope(|scope| {
         scope.spawn(|| {
             if connection.welcome(hello.protocol).is_ok() {
@@ -302,6 +317,7 @@ struct Connection<'a> {
     window: Option<Window>,
     /// And is sent one now.
     seeding: AtomicBool,
+    packer: Mutex<Packer>,
     state: &'a Mutex<FollowerState>,
 }
 
@@ -333,6 +349,7 @@ impl<'a> Connection<'a> {
             features: say::FEATURE_SEED
                 | say::FEATURE_LIST
                 | say::FEATURE_TAKEN
+                | say::FEATURE_PACKED
                 | say::FEATURE_FROM,
             program: open.program.into(),
             tree: open.tree,
@@ -476,6 +493,17 @@ impl<'a> Connection<'a> {
                         return Err(LinkError::Nonsense("it takes more than was sent".into()));
                     }
                 }
+                Message::Came(came) => {
+                    let packing = &self.outgoing.packing;
+                    packing.came(came.bytes, came.waited_us, Instant::now());
+                }
+                Message::Pace(pace) => {
+                    let limit = (pace.bwlimit > 0).then_some(pace.bwlimit);
+                    if limit != self.outgoing.bucket.rate() {
+                        self.outgoing.bucket.limit(limit);
+                    }
+                    self.outgoing.packing.they_want(pace.packing);
+                }
                 Message::Heartbeat(_) => {}
                 other => {
                     return Err(LinkError::Nonsense(format!(
@@ -615,7 +643,7 @@ impl<'a> Connection<'a> {
     fn send_list(&self, spooled: &Spooled) -> Result<(), LinkError> {
         let lists = spooled.groups.len().div_ceil(LIST_GROUPS);
         for (n, groups) in spooled.groups.chunks(LIST_GROUPS).enumerate() {
-            self.outgoing.send_bulk(say::SeedList {
+            self.send_bulk(say::SeedList {
                 at: spooled.end.into(),
                 last: n + 1 == lists,
                 hashes: groups.iter().flat_map(|group| group.hash).collect(),
@@ -672,7 +700,7 @@ impl<'a> Connection<'a> {
     fn send_group(&self, group: &[u8]) -> Result<(), LinkError> {
         let pieces = group.len().div_ceil(PIECE_BYTES);
         for (n, piece) in group.chunks(PIECE_BYTES).enumerate() {
-            self.outgoing.send_bulk(say::Seed {
+            self.send_bulk(say::Seed {
                 whole: n + 1 == pieces,
                 bytes: piece.to_vec(),
             })?;
@@ -705,9 +733,7 @@ impl<'a> Connection<'a> {
                     .next_batch(&reader, &mut cursor, cache)
                     .map_err(failed)?;
                 let Some(made) = made else { break };
-                for frame in &made.frames {
-                    self.outgoing.send_encoded(frame)?;
-                }
+                self.send_batch(&made)?;
                 last = Some(made.end);
             }
             let deadline = Instant::now() + NAP;
@@ -753,11 +779,7 @@ impl<'a> Connection<'a> {
         let Some(end) = batch.end else {
             return Ok(None);
         };
-        let made = Arc::new(Made {
-            frames: batch.finish(),
-            end,
-            mark: cursor.mark(),
-        });
+        let made = Arc::new(Made::new(batch.finish(), end, cursor.mark()));
         if let Some(claim) = claim {
             claim.done(made.clone());
         }
@@ -824,7 +846,9 @@ impl<'a> Connection<'a> {
     fn send_reports(&self) {
         let mut told = None;
         while !self.outgoing.is_closed() {
-            let report = self.served.report();
+            let mut report = self.served.report();
+            report.held_to = self.outgoing.held_to().or(report.held_to);
+            self.outgoing.packing.we_want(self.served.compress());
             if told.as_ref() != Some(&report) {
                 let json = report.fit();
                 told = Some(report);
@@ -866,8 +890,10 @@ impl<'a> Connection<'a> {
         };
         let mut sent = Ok(());
         let mut gathered: Vec<u8> = Vec::new();
+        // Of the pieces before.
+        let tries = RefCell::new(Tries::default());
         let mut send = |bytes: Vec<u8>| {
-            sent = self.send_piece(request.id, bytes, &|| !wanted());
+            sent = self.send_piece(request.id, bytes, &tries, &|| !wanted());
             sent.is_ok()
         };
         let (object, digest) = (ObjectId(request.object), Digest(request.digest));
@@ -878,7 +904,7 @@ impl<'a> Connection<'a> {
             skip -= there as u64;
             let mut rest = piece.get(there..).unwrap_or_default();
             while !rest.is_empty() {
-                let size = self.piece_bytes();
+                let size = self.piece_bytes(tries.borrow().shrank());
                 let room = size.saturating_sub(gathered.len()).max(1);
                 let (part, after) = rest.split_at(rest.len().min(room));
                 gathered.extend_from_slice(part);
@@ -910,26 +936,37 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn piece_bytes(&self) -> usize {
+    /// `shrinks`: it will be less by far.
+    fn piece_bytes(&self, shrinks: bool) -> usize {
         let window = self.window.as_ref().map_or(PIECE_BYTES, Window::piece);
         let rate = self.outgoing.rate();
-        let in_time = rate.map_or(PIECE_BYTES as u64, |rate| rate / PIECES_PER_S);
+        let times = if shrinks { PACKED_TIMES } else { 1 };
+        let in_time = rate.map_or(PIECE_BYTES as u64, |rate| {
+            (rate / PIECES_PER_S).saturating_mul(times as u64)
+        });
         window
             .min(usize::try_from(in_time).unwrap_or(PIECE_BYTES))
-            .max(PIECE_BYTES_MIN)
+            .max(PIECE_BYTES_MIN * times)
     }
 
     fn send_piece(
         &self,
         id: u64,
         bytes: Vec<u8>,
+        tries: &RefCell<Tries>,
         unwanted: &dyn Fn() -> bool,
     ) -> Result<(), LinkError> {
         let waits = |window: &Window| window.wait(bytes.len(), unwanted);
         if !self.window.as_ref().is_none_or(waits) {
             return Err(LinkError::Closed);
         }
-        self.outgoing.send_behind(say::Piece { id, bytes })
+        let frame = Message::from(say::Piece { id, bytes }).encoded()?;
+        let mut packed = None;
+        if self.packs_now() && tries.borrow_mut().worth() {
+            packed = self.pack(&frame);
+            tries.borrow_mut().tried(packed.is_some());
+        }
+        self.outgoing.send_behind(&packed.unwrap_or(frame))
     }
 
     fn piece_end(&self, id: u64, end: u8, reason: String) -> Result<(), LinkError> {

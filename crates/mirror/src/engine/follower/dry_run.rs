@@ -142,11 +142,17 @@ fn fetch(
             return Ok(unlisted);
         }
         let message = incoming.next_message()?;
+        if let Some(came) = incoming.came() {
+            out.send(came)?;
+        }
         if welcome && !matches!(message, Message::Heartbeat(_)) {
             pulse.handshake(None);
         }
         match message {
-            Message::Welcome(_) => {
+            Message::Welcome(said) => {
+                if said.features & say::FEATURE_PACKED != 0 {
+                    incoming.unpacks();
+                }
                 welcome = true;
                 pulse.handshake(Some(handshake_max(options)));
                 pulse.agree(silence(timeout_ms(options)));

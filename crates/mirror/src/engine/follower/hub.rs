@@ -494,6 +494,7 @@ impl Hub {
         let since_ns = known.there(known.since.ms.max(0) as u64 * 1_000_000);
         let cut = |why: String| Some(Cut { since_ns, why });
         let mut report = known.report.clone();
+        report.held_to = report.held_to.filter(|_| known.connected);
         report.cut = if paused {
             cut("the mirror there is paused".into())
         } else if !known.connected {
@@ -631,6 +632,8 @@ impl Hub {
         status.rolling = applied.rolling;
         status.replicas = self.seats.replicas();
         status.travelling = applied.travelling;
+        status.link = self.links.get().map(|link| link.told());
+        status.held_to = report.held_to.filter(|_| comes && behind > 0);
         let scanning = report.scan.is_some();
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         let held = applied.hold.is_some() || report.hold.is_some();

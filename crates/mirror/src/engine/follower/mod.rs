@@ -783,8 +783,11 @@ impl Session<'_> {
             }
             if options.bwlimit.get() != self.speed {
                 self.speed = options.bwlimit.get();
-                // The worker hears of it when it is told where to go on.
-                hub.hang_up();
+                let told = hub.links.get().map(|link| link.pace(self.speed));
+                // An older worker hears of it when it is told where to go on.
+                if !matches!(told, Some(Ok(true))) {
+                    hub.hang_up();
+                }
             }
             let status = hub.refresh();
             if let Some(apply) = &self.apply {

@@ -23,7 +23,7 @@ use crate::engine::applying::chain;
 use crate::engine::back_off::BackOff;
 use crate::engine::event::{Event, RunError};
 use crate::engine::lost;
-use crate::engine::options::MirrorOptions;
+use crate::engine::options::{Compress, MirrorOptions};
 use crate::engine::seed;
 use crate::link::conn::{HANDSHAKE_S_MAX, Incoming, escaped, silence};
 use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
@@ -273,7 +273,15 @@ impl Receiver {
         }
         self.join_chain(&welcome)?;
         let begin = self.begin_log(&welcome)?;
-        let link = Arc::new(Link::new(outgoing.clone(), welcome.features & FEATURES));
+        let features = welcome.features & FEATURES;
+        let (arrived, compress) = (incoming.arrived(), self.options.compress);
+        let link = Arc::new(Link::new(outgoing.clone(), features, arrived, compress));
+        if link.packs() {
+            incoming.unpacks();
+            if compress != Compress::Auto {
+                link.pace(self.options.bwlimit.get())?;
+            }
+        }
         match begin {
             Some(None) if self.listed.is_some() => {
                 link.follow_listed(self.options.bwlimit.get())?
@@ -422,6 +430,11 @@ impl Receiver {
             };
             if let Err(broken) = done {
                 return broken;
+            }
+            if let Some(came) = incoming.came()
+                && let Err(error) = link.outgoing.send(came)
+            {
+                return Broken::Link(error);
             }
         }
     }
@@ -694,8 +707,11 @@ pub fn answer_max(options: &MirrorOptions) -> Duration {
 }
 
 /// What this side knows.
-const FEATURES: u64 =
-    say::FEATURE_SEED | say::FEATURE_LIST | say::FEATURE_TAKEN | say::FEATURE_FROM;
+const FEATURES: u64 = say::FEATURE_SEED
+    | say::FEATURE_LIST
+    | say::FEATURE_TAKEN
+    | say::FEATURE_PACKED
+    | say::FEATURE_FROM;
 
 /// What we are and want.
 pub fn hello(options: &MirrorOptions, far: &Far, replica: &[u8]) -> say::Hello {

@@ -8,6 +8,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use mirror_core::{Digest, ObjectId, Position};
 
+use crate::engine::options::Compress;
+use crate::engine::status::LinkStatus;
+use crate::link::conn::Arrived;
 use crate::link::message::{self as say, Message};
 use crate::link::report::{self, BarrierReport};
 use crate::link::{LinkError, Outgoing};
@@ -71,6 +74,10 @@ pub struct Link {
     pub outgoing: Arc<Outgoing>,
     /// Of both sides.
     features: u64,
+    /// What came over it.
+    pub arrived: Arc<Arrived>,
+    /// As asked for here.
+    pub compress: Compress,
     taken: Arc<Counter>,
     /// It was said where to begin.
     following: AtomicBool,
@@ -87,7 +94,12 @@ struct Asked {
 }
 
 impl Link {
-    pub fn new(outgoing: Arc<Outgoing>, features: u64) -> Link {
+    pub fn new(
+        outgoing: Arc<Outgoing>,
+        features: u64,
+        arrived: Arc<Arrived>,
+        compress: Compress,
+    ) -> Link {
         let taken = Counter {
             outgoing: outgoing.clone(),
             bytes: Mutex::new(0),
@@ -96,6 +108,8 @@ impl Link {
         Link {
             outgoing,
             features,
+            arrived,
+            compress,
             taken: Arc::new(taken),
             following: AtomicBool::new(false),
             next: AtomicU64::new(1),
@@ -128,6 +142,33 @@ impl Link {
             records_only: false,
             listed,
         })
+    }
+
+    /// Another rate from now on. False: the worker does not know of such a thing.
+    pub fn pace(&self, bwlimit: Option<u64>) -> Result<bool, LinkError> {
+        if !self.packs() {
+            return Ok(false);
+        }
+        let bwlimit = bwlimit.unwrap_or(0);
+        let packing = self.compress.code();
+        self.outgoing.send(say::Pace { bwlimit, packing })?;
+        Ok(true)
+    }
+
+    /// For `status`.
+    pub fn told(&self) -> LinkStatus {
+        LinkStatus {
+            compress: self.compress,
+            packed: self.arrived.comes_packed(),
+            bytes: self.arrived.bytes(),
+            saved_bytes: self.arrived.saved(),
+            bytes_per_s: None,
+        }
+    }
+
+    /// What comes may be packed.
+    pub fn packs(&self) -> bool {
+        self.features & say::FEATURE_PACKED != 0
     }
 
     /// The tree came whole: where to begin is still to be said.

@@ -28,7 +28,7 @@ use super::session::{Opening, Session, SessionError, SessionSetup, is_root, show
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
-use crate::capture::sink::{Limited, NoSink, Sink, StagingSink};
+use crate::capture::sink::{Limited, NoSink, Sink, StagingSink, Throttle};
 use crate::capture::state::{Barrier, Ended};
 use crate::capture::tree::{SourceTree, TreeError};
 use crate::disk::RealDisk;
@@ -444,10 +444,16 @@ impl Mirror {
             // What is equal must not be copied, so nothing is staged before it was compared.
             Arc::new(NoSink)
         } else {
-            let staging: Arc<dyn Sink> = Arc::new(StagingSink::new(applier.staging(), stopping));
+            let staging = StagingSink::new(applier.staging(), stopping.clone());
+            let staging: Arc<dyn Sink> = Arc::new(staging);
             // In a service a limit may come later.
             match self.options.bwlimit.get().is_some() || self.options.patient {
-                true => Arc::new(Limited::new(staging, self.options.bwlimit.clone())),
+                true => {
+                    let speed = self.options.bwlimit.clone();
+                    let throttle = Arc::new(Throttle::new(speed, stopping));
+                    self.outer.set_throttle(throttle.clone());
+                    Arc::new(Limited::new(staging, throttle))
+                }
                 false => staging,
             }
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use mirror_core::Position;
 
+use crate::capture::sink::Throttle;
 use crate::capture::state::{Barrier, Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
@@ -70,6 +71,8 @@ pub struct Outer {
     pub aside: aside::Watch,
     /// The session is being closed: nothing may wait for room.
     pub stopping: AtomicBool,
+    /// What keeps the session's limit.
+    throttle: Mutex<Option<Arc<Throttle>>>,
 }
 
 impl Outer {
@@ -83,8 +86,13 @@ impl Outer {
             roots: Mutex::new(None),
             arrived: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            throttle: Mutex::default(),
             aside: aside::Watch::default(),
         }
+    }
+
+    pub fn set_throttle(&self, throttle: Arc<Throttle>) {
+        *lock(&self.throttle) = Some(throttle);
     }
 
     pub fn with<T>(&self, ask: impl FnOnce(&Want) -> T) -> T {
@@ -230,6 +238,9 @@ impl Outer {
             records: behind,
             bytes: 0,
         };
+        status.held_to = lock(&self.throttle)
+            .as_ref()
+            .and_then(|throttle| throttle.held_to());
         if capture.last_change.is_some() {
             status.last_change = capture.last_change.clone();
         }

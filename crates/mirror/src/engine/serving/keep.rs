@@ -122,6 +122,8 @@ impl Keep {
                 lag: Lag::default(),
                 failed: known.failed,
                 held: None,
+                link: None,
+                held_to: None,
             })
             .collect()
     }

@@ -53,6 +53,8 @@ impl Seats {
                     lag: Lag::default(),
                     failed: state.failed,
                     held: state.held,
+                    link: Some(seat.outgoing.told()),
+                    held_to: seat.outgoing.held_to(),
                 }
             })
             .collect()

@@ -208,6 +208,8 @@ mod tests {
             lag: Lag::default(),
             failed: 0,
             held: None,
+            link: None,
+            held_to: None,
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::control::StateLock;
 use super::super::event::RunError;
-use super::super::options::Detector;
+use super::super::options::{Compress, Detector};
 use super::super::service::rate::Rates;
 use super::super::session::show;
 use super::floor::Floor;
@@ -55,6 +55,9 @@ pub struct LiveSettings {
     pub min_free: Floor,
     /// Of all that is sent to the followers of the tree together.
     pub bwlimit: Rates,
+    /// Whether it is packed.
+    #[serde(default)]
+    pub compress: Compress,
 }
 
 /// Raw bytes of paths survive as JSON numbers.

@@ -17,6 +17,7 @@ use super::super::control::{self, Client, Control, LockError, StateLock, Stop, p
 use super::super::event::RunError;
 use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
+use super::super::options::Compress;
 use super::super::seed::{Chained, Spooled};
 use super::super::serving::keep::{self, Keep};
 use super::super::serving::lag::Ends;
@@ -714,6 +715,10 @@ impl Served for Host {
 
     fn bucket(&self) -> Option<Arc<Bucket>> {
         Some(self.bucket.clone())
+    }
+
+    fn compress(&self) -> Compress {
+        lock(&self.tended).live.compress
     }
 
     /// What a tree of the service is, the service says.

@@ -1,2 +1,3 @@
 mod bytes;
+mod packing;
 mod pair;

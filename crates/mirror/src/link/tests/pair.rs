@@ -10,6 +10,7 @@ use mirror_core::{At, Change, Content, Digest, Kind, Meta, Name, ObjectId, State
 
 use crate::capture::state::{Barrier, Order};
 use crate::disk::RealDisk;
+use crate::engine::options::Compress;
 use crate::engine::serving::Chain;
 use crate::link::cache::ContentCache;
 use crate::link::conn::{Closer, Incoming, LinkError, Outgoing};
@@ -21,17 +22,18 @@ use crate::log::{Draft, End, Log, LogOptions};
 const TREE: [u8; 16] = [7; 16];
 
 /// Capture made up: files are appended by the test, contents kept here.
-struct Fake {
+pub(super) struct Fake {
     log: Mutex<Log>,
     cache: Arc<ContentCache>,
     files: Arc<Mutex<HashMap<ObjectId, Vec<u8>>>>,
     reads: Arc<Mutex<u64>>,
     chain: Chain,
+    pub(super) compress: Mutex<Compress>,
     dir: tempfile::TempDir,
 }
 
 impl Fake {
-    fn new() -> Arc<Fake> {
+    pub(super) fn new() -> Arc<Fake> {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
         let log = Log::create(disk, LogOptions::default(), TREE, [1; 16], 1).unwrap();
@@ -42,6 +44,7 @@ impl Fake {
             cache: Arc::new(ContentCache::in_dir(dir.path())),
             files: Arc::default(),
             reads: Arc::default(),
+            compress: Mutex::default(),
             dir,
         };
         fake.log.lock().unwrap().flush().unwrap();
@@ -49,7 +52,13 @@ impl Fake {
     }
 
     /// A new file; its content goes beside the log, into the cache, or stays where it is.
-    fn file(&self, name: &str, bytes: &[u8], kept: bool, cached: bool) -> (ObjectId, Digest) {
+    pub(super) fn file(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        kept: bool,
+        cached: bool,
+    ) -> (ObjectId, Digest) {
         let digest = Digest(*blake3::hash(bytes).as_bytes());
         if cached {
             self.cache.put(digest, bytes);
@@ -83,7 +92,7 @@ impl Fake {
         (object, digest)
     }
 
-    fn end(&self) -> End {
+    pub(super) fn end(&self) -> End {
         self.log.lock().unwrap().end().unwrap()
     }
 }
@@ -105,6 +114,9 @@ impl Served for Fake {
     }
     fn cache(&self) -> &Arc<ContentCache> {
         &self.cache
+    }
+    fn compress(&self) -> Compress {
+        *self.compress.lock().unwrap()
     }
     fn report(&self) -> Report {
         Report::default()
@@ -169,17 +181,20 @@ fn halves(stream: UnixStream) -> (Arc<Outgoing>, Incoming) {
 }
 
 /// A follower played by hand.
-struct Hand {
-    out: Arc<Outgoing>,
-    incoming: Incoming,
+pub(super) struct Hand {
+    pub(super) out: Arc<Outgoing>,
+    pub(super) incoming: Incoming,
     worker: Option<std::thread::JoinHandle<Result<(), LinkError>>>,
     state: Arc<Mutex<FollowerState>>,
 }
 
 impl Hand {
-    fn connect(fake: &Arc<Fake>) -> Hand {
+    pub(super) fn connect(fake: &Arc<Fake>) -> Hand {
+        Hand::connect_to(fake.clone())
+    }
+
+    pub(super) fn connect_to(served: Arc<dyn Served>) -> Hand {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let served: Arc<dyn Served> = fake.clone();
         let state = Arc::new(Mutex::new(FollowerState::default()));
         let seen = state.clone();
         let worker = std::thread::spawn(move || {
@@ -198,11 +213,15 @@ impl Hand {
     }
 
     fn hello(&mut self, timeout_ms: u64) -> say::Welcome {
+        self.hello_with(timeout_ms, 0)
+    }
+
+    pub(super) fn hello_with(&mut self, timeout_ms: u64, features: u64) -> say::Welcome {
         self.out
             .send(say::Hello {
                 protocol: 1,
                 protocol_min: 1,
-                features: 0,
+                features,
                 role: "follower".into(),
                 program: "hand".into(),
                 tree: b"/made/up".to_vec(),
@@ -220,7 +239,7 @@ impl Hand {
         }
     }
 
-    fn follow(&mut self, after: Option<End>) {
+    pub(super) fn follow(&mut self, after: Option<End>) {
         let after = after.map(say::At::from);
         self.out
             .send(say::Follow {
@@ -233,7 +252,7 @@ impl Hand {
     }
 
     /// The next message that is neither heartbeat nor report.
-    fn hear(&mut self) -> Message {
+    pub(super) fn hear(&mut self) -> Message {
         loop {
             match self.incoming.next_message().unwrap() {
                 Message::Heartbeat(_) | Message::Report(_) => {}
@@ -243,7 +262,7 @@ impl Hand {
     }
 
     /// Until the log of ours reaches this; what came with it, by digest: kept, bytes.
-    fn take(&mut self, log: &mut Log, until: End) -> HashMap<[u8; 32], (bool, Vec<u8>)> {
+    pub(super) fn take(&mut self, log: &mut Log, until: End) -> HashMap<[u8; 32], (bool, Vec<u8>)> {
         let mut contents = HashMap::new();
         let mut records = Vec::new();
         while log.end() != Some(until) {
@@ -266,13 +285,13 @@ impl Hand {
         contents
     }
 
-    fn ended(mut self) -> Result<(), LinkError> {
+    pub(super) fn ended(mut self) -> Result<(), LinkError> {
         self.out.close();
         self.worker.take().unwrap().join().unwrap()
     }
 }
 
-fn own_log() -> (tempfile::TempDir, Log) {
+pub(super) fn own_log() -> (tempfile::TempDir, Log) {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
     let log = Log::create_follower(disk, LogOptions::default(), TREE, None).unwrap();

@@ -16,7 +16,9 @@ use crate::cli::config::is_plain_relative;
 use crate::cli::parse;
 use crate::engine::applying::VERIFY_EVERY;
 use crate::engine::applying::limits::Limits;
-use crate::engine::options::{Detector, OnMassChange, Owners, SourceSpec, default_state_dir};
+use crate::engine::options::{
+    Compress, Detector, OnMassChange, Owners, SourceSpec, default_state_dir,
+};
 use crate::engine::service::rate::Rates;
 use crate::engine::service::settings::{Place, Problems, Table};
 use crate::filter::Filter;
@@ -89,6 +91,7 @@ pub struct Tree {
     pub on_mass_change: OnMassChange,
     pub detector: Option<Detector>,
     pub bwlimit: Rates,
+    pub compress: Compress,
     pub timeout: Option<Duration>,
     pub verify_every: Option<Duration>,
     pub remote_command: Option<String>,
@@ -110,6 +113,7 @@ pub const TREE_KEYS: &[&str] = &[
     "history",
     "detector",
     "bwlimit",
+    "compress",
     "timeout",
     "verify_every",
     "remote_command",
@@ -146,6 +150,11 @@ pub fn name(text: &str) -> Result<String, String> {
 
 fn words<T>(parsed: Result<T, parse::ParseError>) -> Result<T, String> {
     parsed.map_err(|e| e.0)
+}
+
+/// The value of a `compress` key.
+pub fn compress(text: &str) -> Result<Compress, String> {
+    <Compress as clap::ValueEnum>::from_str(text, false).map_err(|_| "auto, on or off".into())
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {
@@ -346,6 +355,7 @@ impl Tree {
             on_mass_change: OnMassChange::Hold,
             detector: None,
             bwlimit: Rates::default(),
+            compress: Compress::Auto,
             timeout: None,
             verify_every: Some(VERIFY_EVERY),
             remote_command: None,
@@ -476,6 +486,9 @@ impl Tree {
         if let Some(node) = table.take("bwlimit") {
             tree.bwlimit = Rates::read(&node, problems).unwrap_or_default();
         }
+        tree.compress = table
+            .parsed("compress", problems, compress)
+            .unwrap_or_default();
         let time = |none: &'static str| move |text: &str| unless_never(text, none, parse::duration);
         tree.timeout = table.parsed("timeout", problems, time("none")).flatten();
         if let Some(every) = table.parsed("verify_every", problems, time("never")) {
@@ -579,6 +592,10 @@ impl fmt::Display for Tree {
         put(
             "bwlimit",
             (self.bwlimit != usual.bwlimit).then(|| self.bwlimit.to_toml()),
+        )?;
+        put(
+            "compress",
+            (self.compress != usual.compress).then(|| text(&self.compress.to_string())),
         )?;
         put(
             "timeout",

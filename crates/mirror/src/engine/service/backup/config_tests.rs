@@ -40,6 +40,7 @@ owners = "apply"
 on_mass_change = "follow"
 detector = "scan"
 bwlimit = [{ from = "08:00", to = "18:00", rate = "5M" }]
+compress = "off"
 timeout = "15s"
 verify_every = "never"
 history = false
@@ -81,6 +82,7 @@ fn everything_can_be_said_and_is_written_as_it_was_read() {
     assert_eq!(blog.polite.io_nice, Some(IoNice::Idle));
     assert_eq!(blog.bwlimit.at(600), Some(5 << 20));
     assert_eq!(blog.bwlimit.at(60), None);
+    assert_eq!(blog.compress, Compress::Off);
     let shop = &loaded.trees["shop"].tree;
     assert_eq!(shop.owners, Owners::Record);
     for tree in [blog.clone(), shop.clone(), odd()] {
@@ -181,6 +183,7 @@ fn each_mistake_is_one_line_with_file_and_line() {
             "detector: auto, fanotify, inotify or scan",
         ),
         ("bwlimit = 'fast'", "bwlimit: fast is not a size"),
+        ("compress = 'lz4'", "compress: auto, on or off"),
         (
             "bwlimit = [{ from = '8', to = '9', rate = '1M' }]",
             "from: \"8\" is no time of day",

@@ -34,6 +34,7 @@ const TREE_KEYS: &[&str] = &[
     "io_nice",
     "memory_max",
     "bwlimit",
+    "compress",
 ];
 const LOG_BYTES_MIN: u64 = 256 << 10;
 /// What a tree's process needs to begin at all.
@@ -322,6 +323,7 @@ fn tree(mut table: Table, problems: &mut Problems) -> Option<(TreePath, TreeSett
     let bwlimit = table
         .take("bwlimit")
         .and_then(|node| Rates::read(&node, problems));
+    let compress = table.parsed("compress", problems, super::super::backup::config::compress);
     table.end(TREE_KEYS, problems);
     Some((
         path?,
@@ -338,6 +340,7 @@ fn tree(mut table: Table, problems: &mut Problems) -> Option<(TreePath, TreeSett
             live: LiveSettings {
                 min_free: min_free.unwrap_or_default(),
                 bwlimit: bwlimit.unwrap_or_default(),
+                compress: compress.unwrap_or_default(),
             },
         },
     ))
@@ -362,6 +365,7 @@ fn check_paths(config: &Config, problems: &mut Problems) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::options::Compress;
 
     fn of(text: &str) -> (Config, Vec<String>) {
         let dir = tempfile::tempdir().unwrap();
@@ -384,6 +388,7 @@ mod tests {
             "listen = ['0.0.0.0:9000', '::1']\nconnect_to = 'backup:99'\nuser = 'nobody'\nstate = '/var/lib/x'\n\
              [tree.blog]\npath = '/srv/blog'\nignore = ['*.log', '!keep.log']\ncross = 'mnt'\ndetector = 'scan'\n\
              log_max = '1M'\nmin_free = '10%'\nnice = 10\nio_nice = 'idle'\nmemory_max = '1G'\nbwlimit = '5M'\n\
+             compress = 'on'\n\
              [tree.sites]\npath = '/var/www/*'\nio_nice = 7\n",
         );
         assert_eq!(problems, Vec::<String>::new());
@@ -396,6 +401,7 @@ mod tests {
         assert_eq!(blog.live.min_free, Floor::Percent(10));
         assert_eq!(blog.polite.io_nice, Some(IoNice::Idle));
         assert_eq!(blog.live.bwlimit.at(0), Some(5 << 20));
+        assert_eq!(blog.live.compress, Compress::On);
     }
 
     #[test]
@@ -404,7 +410,7 @@ mod tests {
             "listen = 'here'\nlissen = 1\n[tree.a]\npath = 'srv'\nnice = 20\n[tree.b]\n[tree.'c/d']\npath = '/c'\n\
              [tree.e]\npath = '/x*/y'\nignore = ['ok', '[z-a]']\ncross = ['../up']\ndetector = 'eyes'\nlog_max = '1K'\n\
              min_free = 'some'\nio_nice = 9\nmemory_max = '1M'\nbwlimit = 'fast'\n[tree.f]\npath = '/one'\n\
-             [tree.g]\npath = '/one'\n",
+             [tree.g]\ncompress = 'lz4'\npath = '/one'\n",
         );
         let begins = [
             "line 1: listen: here is no address",
@@ -423,6 +429,7 @@ mod tests {
             "line 17: memory_max: ",
             "line 18: bwlimit: ",
             "line 21: /one is the tree f already",
+            "line 22: compress: auto, on or off",
         ];
         assert_eq!(problems.len(), begins.len(), "{problems:#?}");
         for (problem, begin) in problems.iter().zip(begins) {
