@@ -60,11 +60,11 @@ class Peak(threading.Thread):
         return self.kib / 1024
 
 
-def timed(command, log, memory=False, after=None):
+def timed(command, log, memory=False, after=None, env=None):
     """Runs a command to its end, then `after`; what it took with both."""
     start = time.monotonic()
     with open(log, "ab") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent, env=env)
     peak = Peak(process.pid) if memory else None
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -84,9 +84,10 @@ def timed(command, log, memory=False, after=None):
 class Daemon:
     """A tool that keeps running."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, env=None):
         out = open(log, "ab")
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent, env=env)
         out.close()
 
     @property

@@ -70,6 +70,12 @@ pub trait Served: Send + Sync {
         let _ = hello;
         Ok(())
     }
+    /// A follower said its name, and which copy it is (nothing, if it is an older one). No two that are there are called
+    /// the same.
+    fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
+        let _ = replica;
+        state.lock().unwrap_or_else(PoisonError::into_inner).name = name;
+    }
     /// The primary's clock in ns since 1970, and where its log ends, as far as that is known.
     fn clock(&self) -> (u64, Option<End>) {
         let end = match self.ready() {
@@ -200,6 +206,8 @@ pub struct Compared {
 #[derive(Debug, Clone, Default)]
 pub struct FollowerState {
     pub name: String,
+    /// The id of its state directory, in hex; empty: it did not say.
+    pub replica: String,
     pub positions: Positions,
     /// As in [`say::Ack`].
     pub failed: u64,
@@ -254,11 +262,8 @@ pub fn serve(
     if let Err(reason) = served.suits(&hello) {
         return refuse(outgoing, Cause::Usage, reason);
     }
-    state
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .name
-        .clone_from(&super::conn::escaped(&hello.name));
+    let name = super::conn::escaped(&hello.name);
+    served.introduce(state, name, &hello.replica);
     let cache = served.cache().reader();
     let connection = Connection {
         served: &**served,

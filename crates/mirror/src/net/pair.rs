@@ -27,6 +27,8 @@ pub const GOOD_FOR: Duration = Duration::from_secs(600);
 const WRONG_MAX: u32 = 5;
 /// Tokens that are good at once.
 const TOKENS_MAX: usize = 100;
+/// A clock may be put right by so much, backwards, and tokens stay good.
+const SET_BACK_MS: i64 = 60_000;
 /// How long it is remembered why a token is good no more.
 const REMEMBERED_MS: i64 = 24 * 3600 * 1000;
 const PREFIX: &str = "mt1:";
@@ -303,6 +305,13 @@ impl Tokens {
         if now_ms > kept.until_ms {
             return no(format!("this token expired at {}", at(kept.until_ms)));
         }
+        let made_ms = kept.until_ms - GOOD_FOR.as_millis() as i64;
+        if now_ms < made_ms - SET_BACK_MS {
+            return no(format!(
+                "this token is of {}, which is still to come: the clock there was set back",
+                at(made_ms)
+            ));
+        }
         let is_right = kept.proof_key.is_right(Side::Dialing, between, proof);
         if is_right {
             kept.ended = Some(Ended::Used {
@@ -517,6 +526,11 @@ mod tests {
             expired.contains("expired at 1970-01-01T00:10:01"),
             "{expired}"
         );
+        // A clock that was set back makes no token good for longer.
+        let late = make(7_200_000);
+        let early = redeem(&late, right(&late), 1000).err().unwrap();
+        assert!(early.contains("the clock there was set back"), "{early}");
+        assert!(redeem(&late, right(&late), 7_190_000).is_ok());
         let unknown = Token {
             key: own,
             secret: [0; 16],

@@ -41,7 +41,7 @@ struct State {
 }
 
 struct Held {
-    bytes: Arc<[u8]>,
+    bytes: Arc<Vec<u8>>,
     /// Batches that brought it.
     count: usize,
 }
@@ -51,20 +51,20 @@ impl Memory {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// False: it does not fit.
-    pub fn put(&self, digest: Digest, bytes: &[u8]) -> bool {
+    /// Of a content that was checked. An error: it does not fit.
+    pub fn put(&self, digest: Digest, bytes: Vec<u8>) -> Result<(), Vec<u8>> {
         let mut state = self.lock();
         if let Some(held) = state.by_digest.get_mut(&digest) {
             held.count += 1;
-            return true;
+            return Ok(());
         }
         if state.bytes + bytes.len() > MEMORY_BYTES_MAX {
-            return false;
+            return Err(bytes);
         }
         state.bytes += bytes.len();
-        let bytes = bytes.into();
+        let bytes = Arc::new(bytes);
         state.by_digest.insert(digest, Held { bytes, count: 1 });
-        true
+        Ok(())
     }
 
     /// These belong to records up to here.
@@ -87,7 +87,7 @@ impl Memory {
         }
     }
 
-    pub fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
+    pub fn get(&self, digest: &Digest) -> Option<Arc<Vec<u8>>> {
         self.lock()
             .by_digest
             .get(digest)
@@ -198,7 +198,7 @@ impl WireContents {
             return Some(Fetched::Bytes(bytes));
         }
         let bytes = self.memory.get(&content.digest)?;
-        is_it(&bytes, content).then(|| Fetched::Bytes(bytes.to_vec()))
+        Some(Fetched::Bytes(bytes.to_vec()))
     }
 
     /// In the calling thread.
@@ -383,9 +383,10 @@ mod tests {
     #[test]
     fn contents_stay_until_their_records_are_applied() {
         let memory = Memory::default();
-        assert!(memory.put(digest(1), b"one") && memory.put(digest(2), b"two"));
+        let put = |n, bytes: &[u8]| memory.put(digest(n), bytes.to_vec()).is_ok();
+        assert!(put(1, b"one") && put(2, b"two"));
         memory.belong(vec![digest(1), digest(2)], at(5));
-        assert!(memory.put(digest(1), b"one"));
+        assert!(put(1, b"one"));
         memory.belong(vec![digest(1)], at(9));
         memory.applied(at(4));
         assert!(memory.get(&digest(2)).is_some());
@@ -399,11 +400,12 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let memory = Memory::default();
+        let put = |n, bytes: &[u8]| memory.put(digest(n), bytes.to_vec()).is_ok();
         let big = vec![0; MEMORY_BYTES_MAX / 2];
-        assert!(memory.put(digest(1), &big) && memory.put(digest(2), &big));
-        assert!(!memory.put(digest(3), b"x"));
+        assert!(put(1, &big) && put(2, &big));
+        assert!(!put(3, b"x"));
         memory.belong(vec![digest(1)], at(1));
         memory.applied(at(1));
-        assert!(memory.put(digest(3), b"x"));
+        assert!(put(3, b"x"));
     }
 }

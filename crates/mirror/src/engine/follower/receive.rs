@@ -645,10 +645,16 @@ impl Receiver {
                         return None;
                     }
                 };
-                if !kept && self.memory.put(content.digest, &bytes) {
-                    in_memory.push(content.digest);
-                    return None;
-                }
+                let bytes = match kept {
+                    true => bytes,
+                    false => match self.memory.put(content.digest, bytes) {
+                        Ok(()) => {
+                            in_memory.push(content.digest);
+                            return None;
+                        }
+                        Err(bytes) => bytes,
+                    },
+                };
                 // A failure comes again at the flush.
                 store.put(&bytes).ok()
             };

@@ -31,7 +31,7 @@ use crate::engine::session::show;
 use crate::link::cache::ContentCache;
 use crate::link::message::{self as say, Cause, SMALL_BYTES_MAX};
 use crate::link::report::Report;
-use crate::link::serve::{Compared, Found, Open, Reach, ReadBack, Ready, Served};
+use crate::link::serve::{Compared, FollowerState, Found, Open, Reach, ReadBack, Ready, Served};
 use crate::link::stream::{Streamed, stream};
 use crate::log::{End, LogReader};
 use crate::sync::lock;
@@ -361,6 +361,16 @@ impl Served for Serving {
 
     fn chain(&self) -> &Chain {
         &self.hub.chain
+    }
+
+    fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
+        let told = self
+            .hub
+            .seats
+            .introduce(&mut lock(&self.keep), state, name, replica);
+        if let Some(text) = told {
+            self.notice(text);
+        }
     }
 
     fn suits(&self, hello: &say::Hello) -> Result<(), String> {

@@ -24,6 +24,8 @@ const AWAY_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const LOG_BYTES_MAX: u64 = 256 << 20;
 /// For followers that need it the log may grow to so many times that; then it goes all the same.
 const WAITING_TIMES: u64 = 4;
+/// Of the id of a copy, where its name alone does not tell it from another.
+const ID_CHARS: usize = 8;
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ struct Follower {
     positions: Positions,
     #[serde(default)]
     failed: u64,
+    /// As in [`FollowerState`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    replica: String,
 }
 
 impl Follower {
@@ -87,11 +92,13 @@ impl Keep {
             seen: Stamp::now(),
             positions: state.positions,
             failed: state.failed,
+            replica: state.replica.clone(),
         };
         if let Some(known) = self.known.get_mut(name)
             && known.after == follower.after
             && known.positions == follower.positions
             && known.failed == follower.failed
+            && known.replica == follower.replica
             && known.seen.seconds_until(follower.seen) < 60.0
         {
             return;
@@ -105,6 +112,33 @@ impl Keep {
             };
             self.known.remove(&oldest);
         }
+    }
+
+    /// What a copy that calls itself so is called here, and what a person should know of it. `there`: another copy is
+    /// connected by that name.
+    pub fn name(
+        &self,
+        name: String,
+        replica: &str,
+        there: impl Fn(&str) -> bool,
+    ) -> (String, Option<String>) {
+        let short = replica.get(..ID_CHARS).unwrap_or(replica);
+        if short.is_empty() {
+            return (name, None);
+        }
+        let other = format!("{name} #{short}");
+        if self.known.get(&other).is_some_and(|k| k.replica == replica) {
+            return (other, None);
+        }
+        if there(&name) {
+            let told = format!("two copies call themselves {name}: the second one is {other} here");
+            return (other, Some(told));
+        }
+        let known = self.known.get(&name).map_or("", |k| &k.replica);
+        let told = (!known.is_empty() && known != replica).then(|| {
+            format!("{name} is another copy than before: it takes the place of that one, which is not waited for any more")
+        });
+        (name, told)
     }
 
     /// Those that are waited for and are not there, as they were last.
@@ -195,6 +229,42 @@ mod tests {
             b.seen.ms -= 8 * 24 * 3600 * 1000;
         }
         assert_eq!(keep.needed(at(100), 0, 10), at(90));
+    }
+
+    #[test]
+    fn two_copies_of_one_name_keep_their_places() {
+        let mut keep = Keep::default();
+        let (one, two) = ("1111111111", "2222222222");
+        let nobody = |_: &str| false;
+        let name = |keep: &Keep, replica: &str, there: &dyn Fn(&str) -> bool| {
+            let (name, told) = keep.name("a".into(), replica, there);
+            (name, told.is_some())
+        };
+        assert_eq!(name(&keep, one, &nobody), ("a".into(), false));
+        let seen = |keep: &mut Keep, name: &str, replica: &str, after| {
+            let replica = replica.into();
+            let state = FollowerState {
+                replica,
+                ..named(name)
+            };
+            keep.seen(&state, at(after));
+        };
+        seen(&mut keep, "a", one, 5);
+        let first_is_there = |name: &str| name == "a";
+        assert_eq!(
+            name(&keep, two, &first_is_there),
+            ("a #22222222".into(), true)
+        );
+        seen(&mut keep, "a #22222222", two, 9);
+        // Both come back, in whatever order, to what is kept for each.
+        for there in [&nobody as &dyn Fn(&str) -> bool, &first_is_there] {
+            assert_eq!(name(&keep, two, there), ("a #22222222".into(), false));
+        }
+        assert_eq!(name(&keep, one, &nobody), ("a".into(), false));
+        assert_eq!(keep.needed(at(100), 0, 10), at(5));
+        // One that was made anew takes its own place, and that is said; an older one does not tell who it is.
+        assert_eq!(name(&keep, "3333333333", &nobody), ("a".into(), true));
+        assert_eq!(name(&keep, "", &first_is_there), ("a".into(), false));
     }
 
     #[test]

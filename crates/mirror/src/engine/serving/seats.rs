@@ -60,6 +60,31 @@ impl Seats {
             .collect()
     }
 
+    /// Names a follower. It is called as it was before; one of another copy that is called the same and is there, or is
+    /// only cut off, keeps its name and its place. The answer: what a person should know.
+    pub fn introduce(
+        &self,
+        keep: &mut Keep,
+        state: &Mutex<FollowerState>,
+        name: String,
+        replica: &[u8],
+    ) -> Option<String> {
+        let replica: String = replica.iter().map(|byte| format!("{byte:02x}")).collect();
+        let taken = lock(&self.taken);
+        let others = taken
+            .values()
+            .filter(|seat| !std::ptr::eq(&*seat.state, state));
+        let (name, told) = keep.name(name, &replica, |name| {
+            others
+                .clone()
+                .map(|seat| lock(&seat.state))
+                .any(|other| other.name == name && other.replica != replica)
+        });
+        let mut state = lock(state);
+        (state.name, state.replica) = (name, replica);
+        told
+    }
+
     /// Tells for whom the log is kept.
     pub fn tell(&self, keep: &mut Keep) {
         for seat in lock(&self.taken).values() {
@@ -104,12 +129,13 @@ impl Seats {
                     self.seat(served, stream, number);
                 }
                 Err(e) => {
-                    let nap = match e.kind() {
-                        std::io::ErrorKind::WouldBlock => Duration::from_millis(10),
+                    // Who comes is seen at once; this is how soon the end is.
+                    let nap = Duration::from_millis(200);
+                    match e.kind() {
+                        std::io::ErrorKind::WouldBlock => wait_readable(listener, nap),
                         // Out of descriptors, say: who waits, waits.
-                        _ => Duration::from_millis(200),
-                    };
-                    wait_readable(listener, nap);
+                        _ => std::thread::sleep(nap),
+                    }
                 }
             }
         }

@@ -38,7 +38,7 @@ use crate::link::bucket::Bucket;
 use crate::link::cache::{CacheSink, ContentCache};
 use crate::link::message::{Cause, Hello};
 use crate::link::report::Report;
-use crate::link::serve::{Compared, Found, ReadBack, Ready, Served};
+use crate::link::serve::{Compared, FollowerState, Found, ReadBack, Ready, Served};
 use crate::log::LogOptions;
 pub(super) use crate::sync::lock;
 use crate::sys::{Errno, lease, mounts};
@@ -719,6 +719,15 @@ impl Served for Host {
 
     fn compress(&self) -> Compress {
         lock(&self.tended).live.compress
+    }
+
+    fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
+        let told = self
+            .seats
+            .introduce(&mut lock(&self.keep), state, name, replica);
+        if let Some(text) = told {
+            self.notice(text);
+        }
     }
 
     /// What a tree of the service is, the service says.

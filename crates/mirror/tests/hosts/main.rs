@@ -1,129 +1,24 @@
 //! Hosts of their own (network namespaces): `mirrord serve` on one, `fs_mirror serve` on the next, a reader of that one on
 //! the third. Paired by tokens, then cut off, deaf, lossy, slow, refusing, killed; equal at the end.
 
+mod node;
+mod odd;
+mod readers;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
+use node::Node;
 use testkit::compare::Options;
-use testkit::lab::{Host, Lab, Net, in_private_namespace};
-use testkit::proc::{Program, wait_equal, wait_until};
+use testkit::lab::{Lab, Net, in_private_namespace};
+use testkit::proc::wait_equal;
 use testkit::rng::Rng;
 use testkit::{generate, need, workload};
 
 const FS_MIRROR: &str = env!("CARGO_BIN_EXE_fs_mirror");
 const MIRRORD: &str = env!("CARGO_BIN_EXE_mirrord");
 const LONG: Duration = Duration::from_secs(120);
-
-/// A host with a service on it, and its files.
-struct Node {
-    host: Host,
-    program: &'static str,
-    dir: PathBuf,
-    service: Option<Program>,
-}
-
-impl Node {
-    fn new(
-        net: &Net,
-        name: &str,
-        program: &'static str,
-        base: &Path,
-    ) -> Result<Node, testkit::lab::Skip> {
-        let dir = base.join(name);
-        for below in ["etc/conf.d", "state", "run"] {
-            fs::create_dir_all(dir.join(below)).unwrap();
-        }
-        Ok(Node {
-            host: net.host(name)?,
-            program,
-            dir,
-            service: None,
-        })
-    }
-
-    fn path(&self, below: &str) -> PathBuf {
-        self.dir.join(below)
-    }
-
-    /// One of the two programs, on this host.
-    fn command(&self, program: &str, words: &[&str]) -> Command {
-        let mut command = self.host.command(program);
-        command
-            .args(words)
-            .current_dir("/")
-            .env("MIRRORD_CONFIG_DIR", self.path("etc"))
-            .env("FS_MIRROR_CONFIG_DIR", self.path("etc"))
-            .env("MIRRORD_STATE", self.path("state"))
-            .env("FS_MIRROR_STATE", self.path("state"))
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("JOURNAL_STREAM");
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, program: &str, words: &[&str]) -> String {
-        let output = self.command(program, words).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{words:?}: {text}{said}");
-        text
-    }
-
-    fn configure(&self, text: &str) {
-        let name = Path::new(self.program).file_name().unwrap();
-        let file = format!("etc/{}.toml", name.to_string_lossy());
-        fs::write(self.path(&file), text).unwrap();
-    }
-
-    fn serve(&mut self) {
-        let mut command = self.command(self.program, &["serve"]);
-        self.service = Some(Program::start(&mut command).unwrap());
-    }
-
-    /// This host makes a token, the other one uses it.
-    #[track_caller]
-    fn lets(&self, other: &Node) {
-        let token = wait_for(|| {
-            let words = [
-                "pair",
-                "--tree",
-                "www",
-                "--host",
-                &self.host.address,
-                "--json",
-            ];
-            let text = self.run(self.program, &words);
-            let made: Value = serde_json::from_str(&text).ok()?;
-            made["token"].as_str().map(str::to_owned)
-        });
-        // The service may be starting.
-        let words = ["pair", &self.host.address, &token];
-        let joined = wait_until("it is paired", LONG, || {
-            let done = other.command(FS_MIRROR, &words).output().unwrap();
-            done.status.success()
-        });
-        joined.unwrap();
-    }
-
-    fn said(&self) -> String {
-        self.service
-            .as_ref()
-            .map_or_else(String::new, Program::stderr)
-    }
-}
-
-fn wait_for<T>(mut get: impl FnMut() -> Option<T>) -> T {
-    let mut got = None;
-    wait_until("it is there", LONG, || {
-        got = get();
-        got.is_some()
-    })
-    .unwrap();
-    got.unwrap()
-}
 
 struct World {
     net: Net,
