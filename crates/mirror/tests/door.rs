@@ -616,7 +616,10 @@ fn a_worker_that_nobody_reaches_offers_connections() {
     let token = said["token"].as_str().unwrap();
     let words = ["pair", &host, token, "--tree", "blog"];
     let (code, said) = run(&backup, MIRRORD, "worker", &words);
-    assert!(code == 0 && said.contains("mirror://w1/NAME"), "{said}");
+    assert!(
+        code == 0 && said.contains("mirror://w1/blog DST --accept"),
+        "{said}"
+    );
     let address = Address::new("127.0.0.1", Some(backup.at.port()));
     let config = backup.config("worker");
     let mirror = |tree: &str, more: &[&str]| {

@@ -486,8 +486,17 @@ fn what_is_wrong_is_one_line_each() {
         assert_eq!((code, said.lines().count()), (2, 1), "{said}");
         assert!(said.contains(want), "{want}: {said}");
     }
+    // What the unit asks for is there.
+    assert!(fs::read_to_string(&config).unwrap().starts_with("# "));
     let (code, said) = host.run(&["list"]);
     assert_eq!((code, said), (0, format!("a: {} <- {src}\n", dst("a"))));
+    // A worker that dials.
+    let nat = dst("nat");
+    let (code, said) = host.run(&["add", "nat", "mirror://w1/nat", &nat, "--accept"]);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = host.run(&["config", "show", "--all"]);
+    assert!(code == 0 && said.contains("accept = true"), "{said}");
+    assert_eq!(host.run(&["remove", "nat"]).0, 0);
     let (code, said) = host.run(&["config", "show", "--all"]);
     assert!(
         code == 0 && said.contains("bytes_max = 10737418240") && said.contains("nice = -5"),

@@ -613,6 +613,14 @@ fn other_hosts_come_in_by_the_door() {
     Known::set(&there, &address, door).unwrap();
     let (code, said) = place.run(&format!("trust {key} --tree a"));
     assert_eq!(code, 0, "{said}");
+    // A name that was mistyped is told where it was typed.
+    let (code, said) = place.run("pair --tree aa --host here");
+    assert!(
+        code == 0 && said.contains("there is no tree aa here yet; there is a, b"),
+        "{said}"
+    );
+    let (code, said) = place.run("pair --tree a --host here");
+    assert!(code == 0 && !said.contains("there is no tree"), "{said}");
     let mirror = |tree: &str, more: &[&str]| {
         let mut command = Command::new(ssh_support::FS_MIRROR);
         command

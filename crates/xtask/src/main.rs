@@ -16,7 +16,7 @@ enum Task {
     Dist,
     /// The Debian package (needs `cargo install cargo-deb`), in target/debian
     Deb,
-    /// Both programs without a shared library, in target/static (needs the target of musl, else glibc's own way)
+    /// Both programs without a shared library, in target/static (needs the target of musl, and musl-tools)
     Static,
 }
 
@@ -85,7 +85,23 @@ fn build_static(root: &Path) -> Result<()> {
             "--target",
             MUSL,
         ],
-    )
+    )?;
+    let into = root.join("target/static");
+    std::fs::create_dir_all(&into).with_context(|| format!("cannot make {}", into.display()))?;
+    for program in ["fs_mirror", "mirrord"] {
+        let made = root.join("target").join(MUSL).join("release").join(program);
+        // Most of what the linker wrote is for debuggers. `strip` comes with the compiler that musl-tools needs.
+        let status = Command::new("strip")
+            .arg("-o")
+            .args([&into.join(program), &made])
+            .status()
+            .context("cannot start strip")?;
+        if !status.success() {
+            bail!("strip failed on {}", made.display());
+        }
+    }
+    println!("fs_mirror and mirrord in {}", into.display());
+    Ok(())
 }
 
 fn cargo(root: &Path, words: &[&str]) -> Result<()> {

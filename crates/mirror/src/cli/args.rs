@@ -161,6 +161,9 @@ pub struct AddArgs {
     /// When very much goes at once: hold (ask) or follow [default: hold]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_mass_change: Option<OnMassChange>,
+    /// That host dials this one (`connect_to` there), because it can't be reached; SRC is mirror://HOST/NAME
+    #[arg(long)]
+    pub accept: bool,
     /// Where the tree's state is, on DST's file system [default: DST.fs_mirror]
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::args::Say;
 use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::places::show;
-use crate::cli::{parse, ui};
+use crate::cli::{parse, serve_worker, trees, ui};
 use crate::engine::status::Stamp;
 use crate::link::serve::hostname;
 use crate::net::pair::{self, JoinError, Token, TokenError, Tokens};
@@ -248,6 +248,9 @@ fn make(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
     if let Some(name) = &args.name {
         crate::net::trust::check_name(name).map_err(CliError::usage)?;
     }
+    if !args.accept {
+        unknown(program, &args.trees, args.config.as_deref());
+    }
     let tokens = Tokens::new(program, &dir);
     let now = Stamp::now().ms;
     let token = tokens.make(key.fingerprint(), &args.trees, args.name.as_deref(), now)?;
@@ -322,6 +325,34 @@ fn listens(program: Program, dir: &Path, config: Option<&Path>) -> Result<Option
     }
 }
 
+/// A tree may come later; one that was mistyped never does.
+fn unknown(program: Program, wanted: &[String], config: Option<&Path>) {
+    let names = match program {
+        Program::Mirrord => serve_worker::tree_names(config),
+        Program::FsMirror => trees::names(config),
+    };
+    // A configuration that can't be read is told by those who need it.
+    let Some(names) = names.filter(|names| !names.is_empty()) else {
+        return;
+    };
+    let missing = wanted
+        .iter()
+        .filter(|name| *name != "*" && !names.contains(*name));
+    for name in missing {
+        let some: Vec<String> = names.iter().take(5).map(|n| escape(n.as_bytes())).collect();
+        let more = if names.len() > some.len() {
+            ", ..."
+        } else {
+            ""
+        };
+        ui::complain(&format!(
+            "{program}: there is no tree {} here yet; there is {}{more}",
+            escape(name.as_bytes()),
+            some.join(", ")
+        ));
+    }
+}
+
 fn join(program: Program, host: &str, token: &str, args: &PairArgs) -> Result<Exit, CliError> {
     let say = args.say;
     let token: Token = token
@@ -371,9 +402,13 @@ fn join(program: Program, host: &str, token: &str, args: &PairArgs) -> Result<Ex
     if !args.trees.is_empty() {
         let which = trees_text(&trees_of(&args.trees));
         ui::say(&format!(
-            "it may follow {which} from here. Next: connect_to = [\"{address}\"] in {program}.toml here; there a tree with \
-             source = \"mirror://{}/NAME\" and accept = true",
-            done.name
+            "it may follow {which} from here. Next: connect_to = [\"{address}\"] in {program}.toml here; there \
+             `fs_mirror add NAME mirror://{}/{} DST --accept`",
+            done.name,
+            args.trees
+                .first()
+                .filter(|name| *name != "*")
+                .map_or("NAME", String::as_str)
         ));
     } else if program == Program::FsMirror {
         let tree = trees

@@ -21,7 +21,7 @@ pub mod trees;
 pub mod ui;
 pub mod worker;
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 
 use clap::Parser;
 
@@ -30,9 +30,16 @@ use exit::{CliError, Exit};
 
 use crate::net::{Program, door};
 
+/// What holds for every process of ours, before it does anything.
+fn begin(name: &CStr) {
+    let _ = crate::sys::confine::keep_memory_private();
+    // One that a service starts is `exe` for `ps` and `top` otherwise.
+    let _ = rustix::thread::set_name(name);
+}
+
 /// `fs_mirror`, from its arguments to its exit code.
 pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let _ = crate::sys::confine::keep_memory_private();
+    begin(c"fs_mirror");
     if door::asked() {
         return be_a_door("fs_mirror");
     }
@@ -67,7 +74,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
 
 /// `mirrord`, from its arguments to its exit code.
 pub fn mirrord(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let _ = crate::sys::confine::keep_memory_private();
+    begin(c"mirrord");
     if door::asked() {
         return be_a_door("mirrord");
     }

@@ -1,7 +1,8 @@
 //! `mirrord serve`, `config`, `wait` and `log`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -118,6 +119,16 @@ pub fn configured_state() -> Option<PathBuf> {
         return None;
     }
     crate::engine::service::worker::config::load(&asked).0.state
+}
+
+/// What trees are called that this configuration serves; `None`: there is none that could tell.
+pub fn tree_names(config: Option<&Path>) -> Option<BTreeSet<String>> {
+    let asked = asked(&FileArgs {
+        file: config.map(Path::to_path_buf),
+    })
+    .ok()?;
+    asked.file.as_deref().filter(|file| file.exists())?;
+    service::tree_names(&asked).ok()
 }
 
 fn not_begun(error: NotBegun) -> CliError {

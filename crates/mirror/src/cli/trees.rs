@@ -1,5 +1,6 @@
 //! The trees of the service: added, removed, listed, and how they are.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +24,7 @@ use crate::engine::control::StateLock;
 use crate::engine::service::backup::config::{Tree, file_of, name};
 use crate::engine::service::backup::load::{Loaded, conf_d, load, load_with};
 use crate::engine::service::backup::offers::Offers;
-use crate::engine::service::backup::watch::Service;
+use crate::engine::service::backup::watch::{Process, Service};
 use crate::engine::service::rate::Rates;
 
 pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
@@ -60,6 +61,11 @@ pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
         let source = parse::source(&tree.source)?;
         places::check(&source, &tree.dst, tree.state.as_deref(), &tree.cross)?;
     }
+    // What the unit, and whoever looks for settings of all trees, expects to be there.
+    if matches!(fs::symlink_metadata(&config), Err(e) if e.kind() == std::io::ErrorKind::NotFound) {
+        write_new(&config, MAIN_FILE)
+            .map_err(|e| CliError::failed(format!("cannot write {}: {e}", show(&config))))?;
+    }
     write_new(&path, &text)
         .map_err(|e| CliError::failed(format!("cannot write {}: {e}", show(&path))))?;
     let told = reload(&loaded, &config);
@@ -79,10 +85,12 @@ pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+const NO_SERVICE: &str = "no service runs with this configuration: `systemctl enable --now fs_mirror`, or `fs_mirror serve`";
+
 fn follows(told: Option<i32>) -> String {
     match told {
         Some(pid) => format!("; the running service (process {pid}) was told"),
-        None => "; no service runs with this configuration: `fs_mirror serve`".into(),
+        None => format!("; {NO_SERVICE}"),
     }
 }
 
@@ -99,6 +107,7 @@ fn tree(args: &AddArgs) -> Result<Tree, CliError> {
     };
     let mut tree = Tree::new(&name, source, absolute(&args.dst)?);
     tree.state = args.state.as_deref().map(absolute).transpose()?;
+    tree.accept = args.accept;
     tree.ignore = args.ignore.clone();
     tree.cross = args.cross.clone();
     tree.owners = args.owners.unwrap_or(tree.owners);
@@ -118,6 +127,8 @@ fn tree(args: &AddArgs) -> Result<Tree, CliError> {
     tree.polite.nice = args.nice;
     Ok(tree)
 }
+
+const MAIN_FILE: &str = "# Settings of the service itself. The trees that `fs_mirror add` writes are in conf.d beside this file.\n";
 
 /// A new file, whole or not at all.
 fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
@@ -203,6 +214,17 @@ pub fn remove(args: &RemoveArgs) -> Result<Exit, CliError> {
         ));
     }
     Ok(Exit::Done)
+}
+
+/// What trees are called that are followed here; `None`: there is no configuration that could tell.
+pub fn names(config: Option<&Path>) -> Option<BTreeSet<String>> {
+    let named = config.is_some();
+    let config = file(config).ok()?;
+    must_be_there(&config, named).ok()?;
+    let loaded = load(&config);
+    let state = state_dir(&loaded.general).ok();
+    let offers = state.as_deref().map(Offers::load).unwrap_or_default();
+    Some(offers.expand(&loaded.trees).into_keys().collect())
 }
 
 /// What can't be used is told; true: something can't.
@@ -291,16 +313,26 @@ fn look_at_all(loaded: &Loaded) -> (Vec<(Tree, Result<Seen, CliError>)>, Option<
             .as_ref()
             .and_then(|s| s.trees.iter().find(|p| p.name == tree.name));
         if let Ok(Seen::Stopped { note, .. }) = &mut seen
-            && let Some(waits) = process.and_then(|process| process.waits.clone())
+            && service.is_some()
         {
-            *note = Some(format!("its process ended: {waits}"));
+            match process {
+                Some(Process {
+                    pid: None,
+                    starts: 1..,
+                    waits: Some(waits),
+                    ..
+                }) => *note = Some(format!("its process ended: {waits}")),
+                // It was not asked yet, or it has not opened its socket.
+                _ => *note = Some("starting".into()),
+            }
         }
         (tree, seen)
     });
     (seen.collect(), service)
 }
 
-const NOT_RUNNING: &str = "the service is not running: `fs_mirror serve`";
+const NOT_RUNNING: &str =
+    "the service is not running: `systemctl enable --now fs_mirror`, or `fs_mirror serve`";
 
 pub fn status(config: &Path, say: Say) -> Result<Exit, CliError> {
     let loaded = load(config);

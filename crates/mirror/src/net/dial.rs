@@ -52,7 +52,7 @@ pub enum DialError {
     #[error("there is no host {}: {why}", escape(.host.as_bytes()))]
     NoHost { host: String, why: String },
     #[error(
-        "nothing listens on {} port {}: is `mirrord serve` running there, with `listen`?",
+        "nothing listens on {} port {}, or a firewall refuses it: is `mirrord serve` (or `fs_mirror serve`) running there, with `listen`?",
         escape(.0.host.as_bytes()), .0.port
     )]
     Refused(Address),
@@ -62,7 +62,7 @@ pub enum DialError {
     )]
     TimedOut { address: Address, after: Duration },
     #[error(
-        "cannot reach {} on port {}: {source} (a firewall may refuse it)",
+        "cannot reach {} on port {}, no way leads there or a firewall refuses it: {source}",
         escape(.address.host.as_bytes()), .address.port
     )]
     Unreachable { address: Address, source: io::Error },

@@ -6,10 +6,11 @@ mod odd;
 mod readers;
 
 use std::fs;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use node::Node;
+use serde_json::Value;
 use testkit::compare::Options;
 use testkit::lab::{Lab, Net, in_private_namespace};
 use testkit::proc::wait_equal;
@@ -141,6 +142,71 @@ fn from_a_token_to_a_chain_that_is_equal() {
             &["wait", "--idle", "-m", &copy, "--timeout", "60s"],
         );
         assert_eq!(fs::read(world.copies[1].join("later")).unwrap(), b"later");
+        world.equal();
+    });
+}
+
+/// How long it took, without the time in which this machine did nothing for us.
+#[track_caller]
+fn noticed_after(mut is_so: impl FnMut() -> bool) -> Duration {
+    const LOOK_MAX: Duration = Duration::from_millis(500);
+    let (began, mut lost) = (Instant::now(), Duration::ZERO);
+    loop {
+        let looked = Instant::now();
+        if is_so() {
+            return began.elapsed().saturating_sub(lost);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        lost += looked.elapsed().saturating_sub(LOOK_MAX);
+        assert!(began.elapsed() < LONG, "it is not noticed at all");
+    }
+}
+
+#[test]
+fn a_dead_peer_is_noticed_in_time() {
+    in_private_namespace("a_dead_peer_is_noticed_in_time", |lab| {
+        // Fifteen seconds, and what looking takes.
+        const LIMIT: Duration = Duration::from_secs(18);
+        let world = need!(World::new(lab, 20));
+        world.equal();
+        let [web, backup, reader] = &world.nodes;
+        let state = |node: &Node, copy: &Path| {
+            let copy = copy.display().to_string();
+            let text = node.run(FS_MIRROR, &["status", "--json", "-m", &copy]);
+            let value: Value = serde_json::from_str(&text).unwrap_or_default();
+            value["status"]["state"]["is"].as_str().map(str::to_owned)
+        };
+        let following =
+            |node: &Node, copy: &Path| state(node, copy).as_deref() == Some("following");
+        let has_replica = || {
+            let text = web.run(MIRRORD, &["status", "www", "--json"]);
+            let value: Value = serde_json::from_str(&text).unwrap_or_default();
+            value["status"]["replicas"][0]["connected"] == true
+        };
+        assert!(following(backup, &world.copies[0]) && has_replica());
+        assert!(following(reader, &world.copies[1]));
+        // One host is cut off in both directions without a word; the other one only hears nothing any more.
+        world.net.lossy(&web.host, 100).unwrap();
+        world.net.deaf(&reader.host).unwrap();
+        let (mut far, mut deaf, mut near) = (None, None, None);
+        let began = Instant::now();
+        let all = noticed_after(|| {
+            let note = |after: &mut Option<Duration>, gone: bool| {
+                if gone {
+                    after.get_or_insert_with(|| began.elapsed());
+                }
+            };
+            note(&mut far, !following(backup, &world.copies[0]));
+            note(&mut deaf, !following(reader, &world.copies[1]));
+            note(&mut near, !has_replica());
+            far.is_some() && deaf.is_some() && near.is_some()
+        });
+        println!("noticed: by the follower {far:?}, a deaf one {deaf:?}, the worker {near:?}");
+        assert!(all <= LIMIT, "{all:?}: {far:?}, {deaf:?}, {near:?}");
+        for node in &world.nodes {
+            world.net.healed(&node.host).unwrap();
+        }
+        fs::write(world.src.join("after"), "it").unwrap();
         world.equal();
     });
 }

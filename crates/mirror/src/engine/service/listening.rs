@@ -16,6 +16,8 @@ use crate::net::{Program, config_dir};
 
 /// After it could not be opened.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// Whom the door becomes where nothing else is said: the package makes this user; without him it is nobody.
+const OWN_USER: &str = "_mirrord";
 /// How long who asks for a tree waits for its process.
 const STARTS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -157,6 +159,11 @@ impl Listening {
         setup.connect_to.clone_from(&wanted.connect_to);
         if let Some(name) = &wanted.user {
             let user = user_of(name).ok_or_else(|| format!("there is no user {name} here"))?;
+            setup.user = Some((user.uid, user.gid));
+        } else if setup.user.is_some()
+            && let Some(user) = user_of(OWN_USER)
+        {
+            // Nobody is shared with others, who could look into a process of his.
             setup.user = Some((user.uid, user.gid));
         }
         setup.offers.clone_from(&self.offers);

@@ -366,8 +366,16 @@ fn why_there_is_no_connection_is_one_line() {
     assert!(strange.contains("no service of this kind"), "{strange}");
     talks.join().unwrap();
     let refused = line(host, port, true);
-    let what = format!("nothing listens on 127.0.0.1 port {port}: is `mirrord serve`");
+    let what = format!(
+        "nothing listens on 127.0.0.1 port {port}, or a firewall refuses it: is `mirrord serve`"
+    );
     assert!(refused.starts_with(&what), "{refused}");
+    let cut = DialError::Unreachable {
+        address: Address::new(host, Some(port)),
+        source: std::io::Error::from_raw_os_error(rustix::io::Errno::HOSTUNREACH.raw_os_error()),
+    };
+    let cut = crate::cli::exit::chain(&cut);
+    assert_eq!(cut.matches("No route to host").count(), 1, "{cut}");
     let nowhere = line("no-such-host.invalid", 1, true);
     assert!(
         nowhere.starts_with("there is no host no-such-host.invalid"),

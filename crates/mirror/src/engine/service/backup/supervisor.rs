@@ -22,6 +22,7 @@ use super::offers::{Asking, Offers};
 use super::replace;
 use super::teller::{Now, Telling};
 use crate::cli::parse;
+use crate::cli::text::counted;
 use crate::engine::control::StateLock;
 use crate::engine::options::SourceSpec;
 use crate::engine::service::children::{Children, Happened, Spec};
@@ -122,14 +123,10 @@ pub fn run(setup: Setup) -> Result<(), String> {
     service.want();
     let mut notify = Notify::new();
     service.listen();
-    let count = service.trees.len();
     if !service.quiet {
-        log(&format!(
-            "serving {}",
-            crate::cli::text::counted(count as u64, "tree", "trees")
-        ));
+        log(&format!("serving {}", service.in_short()));
     }
-    notify.ready(&format!("{count} trees"));
+    notify.ready(&service.in_short());
     loop {
         notify.alive();
         let at_most = Duration::from_millis(500);
@@ -144,7 +141,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
                 Signal::Reload => {
                     notify.reloading();
                     service.reload();
-                    notify.ready(&format!("{} trees", service.trees.len()));
+                    notify.ready(&service.in_short());
                 }
             }
         }
@@ -179,6 +176,10 @@ pub fn run(setup: Setup) -> Result<(), String> {
 }
 
 impl Supervisor {
+    fn in_short(&self) -> String {
+        counted(self.trees.len() as u64, "tree", "trees")
+    }
+
     fn now(&self) -> Now {
         let trees = self.trees.values().map(|placed| {
             let name = &placed.tree.name;

@@ -81,6 +81,13 @@ pub fn check(asked: &Asked) -> Result<(Config, PathBuf), NotBegun> {
     }
 }
 
+/// What the trees are called, those that a star stands for included.
+pub fn tree_names(asked: &Asked) -> Result<BTreeSet<String>, NotBegun> {
+    let (config, base) = check(asked)?;
+    let (trees, _) = trees::all(&config, &base, &Before::read(&base));
+    Ok(trees.into_keys().collect())
+}
+
 /// Serves until SIGTERM or SIGINT. Call it from the main thread before there is another one.
 pub fn serve(asked: Asked) -> Result<(), NotBegun> {
     let failed = |what: &str, e: String| RunError::Failed(anyhow::anyhow!("cannot {what}: {e}"));
