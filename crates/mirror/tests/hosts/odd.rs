@@ -113,6 +113,43 @@ fn clocks_that_are_off_or_jump() {
     });
 }
 
+#[test]
+fn a_worker_that_stands_still_is_lag() {
+    in_private_namespace("odd::a_worker_that_stands_still_is_lag", |lab| {
+        let mut lot = need!(Lot::new(lab, &["www"]));
+        let src = lot.src("www");
+        lot.web.serve();
+        let mut backup = need!(lot.backup("backup"));
+        lot.web.lets(&backup);
+        backup.follows(&lot.web, "www", "");
+        backup.serve();
+        backup.equal(&src, "www");
+        lag_is_right(&lot.web, &backup);
+        let pid = lot.web.status("www")["pid"].as_u64().unwrap() as i32;
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        // Its silence counts before it is taken for dead, and does not begin anew when it is.
+        let seconds = |status: &serde_json::Value| status["lag"]["seconds"].as_f64().unwrap();
+        let mut before = 0.0;
+        backup.wait("it is taken for dead", || {
+            let status = backup.status("www");
+            let dead = status["state"]["is"] == "disconnected";
+            if !dead {
+                before = seconds(&status);
+            }
+            assert!(
+                !dead || (seconds(&status) >= 14.0 && before >= 7.0),
+                "{before} {status}"
+            );
+            dead
+        });
+        fs::write(src.join("meanwhile"), "x").unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        backup.equal(&src, "www");
+        lag_is_right(&lot.web, &backup);
+    });
+}
+
 /// The day after tomorrow's midnight is later than a clock that is a day ahead shows; so is now earlier.
 fn today(node: &Node) -> String {
     let mut plain = node.host.command("date");

@@ -24,6 +24,7 @@ use crate::engine::serving::{Chain, Seats};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
 };
+use crate::link::conn::HEARTBEAT;
 use crate::link::message::{self as say, Welcome};
 use crate::link::report::{self, Cut, Report};
 use crate::link::serve::now_ns;
@@ -33,6 +34,8 @@ use crate::sync::lock;
 
 /// How long a question waits for a link that is down.
 const LINK_WAIT: Duration = Duration::from_secs(15);
+/// A heartbeat that is later than this is missed.
+const LATE: Duration = Duration::from_secs(2);
 
 /// The copy, while a session has it open.
 #[derive(Clone)]
@@ -312,6 +315,7 @@ impl Hub {
 
     pub fn received(&self, end: End) {
         let mut known = lock(&self.known);
+        known.heard = Some(Instant::now());
         if known.end.is_none_or(|known| known.position < end.position) {
             known.end = Some(end);
         }
@@ -559,7 +563,10 @@ impl Hub {
         let behind =
             sequence(end.map(|end| end.position)).saturating_sub(sequence(applied.applied));
         let comes = known.connected && report.cut.is_none();
-        if behind == 0 && comes {
+        // What happens at the source since the worker's last word nobody here knows.
+        let unheard = known.heard.map_or(Duration::ZERO, |heard| heard.elapsed());
+        let silent = !comes || unheard > HEARTBEAT + LATE;
+        if behind == 0 && !silent {
             known.caught_up = Instant::now();
         }
         let seconds = match applied.waiting_since_ns {
@@ -568,7 +575,8 @@ impl Hub {
                 (there - i128::from(since)).max(0) as f64 / 1e9
             }
             // On its way, or nobody knows: since when all was well.
-            _ if behind > 0 || !comes => known.caught_up.elapsed().as_secs_f64(),
+            _ if silent => known.caught_up.elapsed().max(unheard).as_secs_f64(),
+            _ if behind > 0 => known.caught_up.elapsed().as_secs_f64(),
             _ => 0.0,
         };
         let unread = report.behind_since_ns.map_or(0.0, |since| {
