@@ -139,6 +139,10 @@ impl Host {
     }
 
     fn state(&self, name: &str) -> Value {
+        self.status(name)["state"].clone()
+    }
+
+    fn status(&self, name: &str) -> Value {
         let (_, text) = self.run(&["status", "--json"]);
         let lines = text
             .lines()
@@ -146,7 +150,7 @@ impl Host {
         let mut trees = lines.filter(|tree| tree["name"] == name);
         trees
             .next()
-            .map_or(Value::Null, |tree| tree["status"]["state"].clone())
+            .map_or(Value::Null, |tree| tree["status"].clone())
     }
 
     fn is_held(&self, name: &str, why: &str) -> bool {
@@ -258,6 +262,32 @@ fn trees_are_followed_each_on_its_own() {
         fs::write(source.join("second"), name).unwrap();
         host.equal(source, name);
     }
+
+    // A limit holds, is told, and is lifted over the connection there is, however much is owed.
+    let bytes: Vec<u8> = blake3::hash(b"noise").as_bytes().repeat(64 << 10);
+    let rate = |host: &Host, rate: &str| {
+        let more = format!("{remote}bwlimit = \"{rate}\"\n");
+        host.tree("far", &format!("far:{}", far.display()), &more);
+    };
+    let connected = |host: &Host| host.log().matches("far: connected to").count();
+    let connections = connected(&host);
+    rate(&host, "1K");
+    host.reload();
+    host.wait("the rate is told", |host| {
+        host.log().contains("far: bwlimit is now 1.0 KiB/s")
+    });
+    for n in 0..4 {
+        fs::write(far.join(format!("large{n}")), bytes.split_at(n).1).unwrap();
+    }
+    host.wait("the limit is what holds it back", |host| {
+        host.status("far")["held_to"] == 1024
+    });
+    rate(&host, "none");
+    host.reload();
+    host.equal(&far, "far");
+    let status = host.status("far");
+    assert_eq!(connected(&host), connections, "{}", host.log());
+    assert_eq!(status["link"]["compress"], "auto", "{status}");
 
     // A process that dies is started again, and the others do not notice.
     kill9(host.running("same"));

@@ -28,8 +28,6 @@ const READ_BUFFER_BYTES: usize = 128 << 10;
 /// The other side is told of what came so often, when it was so much.
 const TOLD_EVERY: Duration = Duration::from_millis(200);
 const TOLD_BYTES_MIN: u64 = 64 << 10;
-/// A limit that lets wait for less is not felt.
-const HELD_MIN: Duration = Duration::from_millis(10);
 /// For so long after it did, a limit is what holds us back.
 const HELD_LATELY: Duration = Duration::from_secs(1);
 
@@ -181,7 +179,7 @@ impl Outgoing {
     fn rest(&self, waits: &[(&Bucket, u64, Duration)]) -> Result<(), LinkError> {
         let began = Instant::now();
         let longest = waits.iter().map(|(.., wait)| *wait).max();
-        let felt = longest.filter(|wait| *wait >= HELD_MIN);
+        let felt = longest.filter(|wait| !wait.is_zero());
         let rests = |until: Instant| {
             if felt.is_some() {
                 *self.rests.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
