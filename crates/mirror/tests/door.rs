@@ -19,8 +19,8 @@ use mirror::net::pair::{Between, Side, Token};
 use mirror::net::stream::Session;
 use mirror::net::trust::{Address, Trees as Which};
 use mirror::net::{Fingerprint, KeyPair, Known, NetFileError, Program, Trusted};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use ssh_support::{Bed, FS_MIRROR, LONG, MIRRORD, ended, kill9, stop};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use ssh_support::{Bed, FS_MIRROR, LONG, MIRRORD, ended, kill9, signal, stop};
 use testkit::proc::{wait_equal, wait_until};
 
 /// Gives the test the other end of each connection to a tree; of the tree `real` one to its daemon.
@@ -275,6 +275,21 @@ fn strangers_keep_nobody_away() {
     // All of that is a line or two.
     assert!(room.lines_with("is no follower") <= 2);
     drop(stalled);
+    // Nor has anybody who is not trusted much to say: keys are made up as quickly as connections.
+    let long = "Z".repeat(60_000);
+    for n in 0..5 {
+        let who = format!("stranger{n}");
+        room.introduce(&who, &[]);
+        let (cause, told) = reason(room.ask(&who, hello(&long)));
+        assert_eq!(cause, Cause::Forbidden);
+        assert!(told.len() < 600, "{}", told.len());
+    }
+    assert_eq!(room.lines_with("which it may not follow"), 1);
+    let (_, told) = reason(room.ask("ann", hello(&long)));
+    assert!(told.len() < 600, "{}", told.len());
+    let lines = room.lines.lock().unwrap();
+    let longest = lines.iter().map(String::len).max();
+    assert!(longest < Some(600), "{longest:?}");
 }
 
 #[test]
@@ -368,6 +383,31 @@ fn a_door_that_dies_is_opened_again_and_a_closed_one_is_gone() {
     drop(room.door.take());
     assert!(TcpStream::connect(room.at).is_err());
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_door_that_hangs_is_replaced() {
+    let mut room = Room::new(|setup| setup.limits.silent_ms = 3000);
+    room.introduce("ann", &["blog"]);
+    let pid = || room.door.as_ref().unwrap().pid();
+    let first = pid().unwrap();
+    // One that has nothing to do is not one that hangs.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(pid(), Some(first));
+    signal(first, Signal::STOP);
+    until("another runs", || pid().is_some_and(|now| now != first));
+    assert_eq!(room.lines_with("it said nothing for 3.0 s"), 1);
+    until("it takes connections", || {
+        dial("127.0.0.1", Some(room.at.port()), &room.config("ann"), LONG).is_ok()
+    });
+    // One that hangs at the end is left no more than any other.
+    let second = pid().unwrap();
+    signal(second, Signal::STOP);
+    drop(room.door.take());
+    assert!(TcpStream::connect(room.at).is_err());
+    for pid in [first, second] {
+        assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    }
 }
 
 #[test]

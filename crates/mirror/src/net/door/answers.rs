@@ -33,6 +33,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LINES_MAX: u32 = 60;
 const LINE_EVERY: Duration = Duration::from_secs(2);
 const TEXT_BYTES_MAX: usize = 300;
+/// Of a text that a peer made up, in a line of ours.
+const SHOWN_CHARS_MAX: usize = 64;
+/// How often those whom nobody trusts are worth a line.
+const UNKNOWN_EVERY: Duration = Duration::from_secs(60);
 
 pub struct Answers {
     pub setup: DoorSetup,
@@ -45,6 +49,14 @@ pub struct Answers {
     trust: Mutex<Trust>,
     given: Mutex<HashMap<u64, Given>>,
     lines: Mutex<Lines>,
+    unknown: Mutex<Unknown>,
+}
+
+/// Those who asked for something and are trusted with nothing.
+#[derive(Default)]
+struct Unknown {
+    count: u64,
+    said: Option<Instant>,
 }
 
 struct Trust {
@@ -101,6 +113,7 @@ impl Answers {
                 filled: Instant::now(),
                 dropped: 0,
             }),
+            unknown: Mutex::default(),
         })
     }
 
@@ -146,6 +159,25 @@ impl Answers {
             (self.setup.log)(&format!("door: {dropped} lines more were left out"));
         }
         (self.setup.log)(&format!("door: {line}"));
+    }
+
+    /// A line about somebody whom nobody trusts: one a minute, with how many more there were. Each may have a key of its own.
+    fn say_unknown(&self, line: &str) {
+        let mut unknown = lock(&self.unknown);
+        let rests = |said: Instant| said.elapsed() < UNKNOWN_EVERY;
+        if unknown.said.is_some_and(rests) {
+            unknown.count += 1;
+            return;
+        }
+        let more = std::mem::take(&mut unknown.count);
+        unknown.said = Some(Instant::now());
+        drop(unknown);
+        match more {
+            0 => self.say(line),
+            _ => self.say(&format!(
+                "{line} ({more} more like that since the last line)"
+            )),
+        }
     }
 
     /// Reads `trusted.toml` again if it was changed, and ends what is not allowed any more. A file that can't be read
@@ -286,6 +318,8 @@ impl Answers {
                 }
                 return;
             }
+            // That it says anything at all is what counts.
+            Ask::Here => return,
             Ask::Log { text } => {
                 let text: String = text.chars().take(TEXT_BYTES_MAX).collect();
                 self.say(&escape(text.as_bytes()));
@@ -322,7 +356,7 @@ impl Answers {
         self.look_at_trust(true);
         let trusted = self.trusted();
         let Some(peer) = trusted.peer(key) else {
-            self.say(&format!(
+            self.say_unknown(&format!(
                 "{key} ({from}) offers a connection, and is not known here"
             ));
             let program = self.setup.program;
@@ -429,13 +463,16 @@ impl Answers {
         link: &Arc<OwnedFd>,
     ) -> Result<(), (Cause, String)> {
         self.look_at_trust(true);
-        let shown = escape(tree.as_bytes());
+        let shown = shown(&tree);
         let trusted = self.trusted();
         // The same words for a tree that is there and one that is not.
         let Some(name) = trusted.may(&key, &tree).map(str::to_owned) else {
-            self.say(&format!(
-                "{key} ({from}) asked for {shown}, which it may not follow"
-            ));
+            let line =
+                |who: &str| format!("{who} ({from}) asked for {shown}, which it may not follow");
+            match trusted.peer(&key) {
+                Some(peer) => self.say(&line(&format!("{} ({key})", peer.name))),
+                None => self.say_unknown(&line(&key.to_string())),
+            }
             let program = self.setup.program;
             let quoted = quoted(&tree);
             return Err((
@@ -550,10 +587,21 @@ fn stamp(setup: &DoorSetup) -> Option<Version> {
     ))
 }
 
+/// A text that a peer made up, for a line: escaped, and cut.
+fn shown(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        None => escape(text.as_bytes()),
+        Some((at, _)) => {
+            let begin = text.get(..at).unwrap_or_default();
+            format!("{}... ({} bytes)", escape(begin.as_bytes()), text.len())
+        }
+    }
+}
+
 /// As a word for a shell.
 fn quoted(tree: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if trust::check_tree(tree).is_err() {
+    if trust::check_tree(tree).is_err() || tree.chars().nth(SHOWN_CHARS_MAX).is_some() {
         return "NAME".into();
     }
     if tree.chars().all(plain) && !tree.starts_with('-') {

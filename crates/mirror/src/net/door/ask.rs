@@ -19,6 +19,8 @@ pub enum Told {
         user: Option<(u32, u32)>,
         limits: Limits,
     },
+    /// Say that you are there.
+    There,
     /// It may; the tree is being opened.
     Wait {
         id: u64,
@@ -64,7 +66,7 @@ impl Told {
     pub fn id(&self) -> Option<u64> {
         match self {
             // These begin something.
-            Told::Begin { .. } | Told::Offer { .. } => None,
+            Told::Begin { .. } | Told::There | Told::Offer { .. } => None,
             Told::Wait { id }
             | Told::Opened { id, .. }
             | Told::Refused { id, .. }
@@ -120,6 +122,8 @@ pub enum Ask {
     Log {
         text: String,
     },
+    /// The answer to [`Told::There`].
+    Here,
 }
 
 pub fn send<T: Serialize>(

@@ -144,6 +144,9 @@ impl Child {
     }
 
     fn told(self: &Arc<Child>, told: Told, with: Option<OwnedFd>) {
+        if let Told::There = told {
+            return self.say(&Ask::Here);
+        }
         if let Told::Offer { id, key } = told {
             let child = self.clone();
             let Some(socket) = with.map(TcpStream::from) else {

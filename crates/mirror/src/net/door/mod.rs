@@ -75,6 +75,8 @@ pub struct Limits {
     pub first_frame_bytes: usize,
     /// From the connection to the end of the first frame.
     pub handshake_ms: u64,
+    /// A door's process that says nothing for so long, although it was asked, hangs: another one takes its place.
+    pub silent_ms: u64,
 }
 
 impl Default for Limits {
@@ -86,6 +88,7 @@ impl Default for Limits {
             per_key: 64,
             first_frame_bytes: 64 << 10,
             handshake_ms: 10_000,
+            silent_ms: 15_000,
         }
     }
 }
@@ -375,12 +378,33 @@ impl Keeper {
     /// Answers until there is nobody to answer. Why that is.
     fn answer(&self, link: &Arc<OwnedFd>) -> String {
         let mut buffer = Vec::new();
+        // Silence is counted in rests of our own: who was stopped together with us is not to blame.
+        let silent_max = self
+            .setup
+            .limits
+            .silent_ms
+            .div_ceil(TICK.as_millis() as u64)
+            .max(2);
+        let mut silent = 0;
         while !self.is_closing() {
             self.answers.look_at_trust(false);
             match ask::receive::<Ask>(link, &mut buffer) {
-                Ok(Some((question, _))) => self.answers.answer(question, link),
+                Ok(Some((question, _))) => {
+                    silent = 0;
+                    self.answers.answer(question, link);
+                }
                 Ok(None) => return "it closed its socket".into(),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    silent += 1;
+                    if silent >= silent_max {
+                        let ms = self.setup.limits.silent_ms;
+                        return format!("it said nothing for {:.1} s", ms as f64 / 1000.0);
+                    }
+                    // A third of the time is enough to answer in, twice.
+                    if silent % (silent_max / 3).max(1) == 0 {
+                        answers::tell(link, &Told::There, None);
+                    }
+                }
                 Err(e) => return format!("it can't be understood: {e}"),
             }
         }
