@@ -666,6 +666,91 @@ fn all_trees_of_a_host_are_followed_from_another_service() {
     host.stop();
 }
 
+/// What `check` says of a tree.
+fn line<'a>(said: &'a str, name: &str) -> &'a str {
+    let has = |line: &&str| {
+        line.split_once(' ')
+            .is_some_and(|(_, rest)| rest.starts_with(&format!("{name}: ")))
+    };
+    said.lines().find(has).unwrap_or_default()
+}
+
+#[test]
+fn what_hangs_or_is_wrong_is_told_and_the_rest_goes_on() {
+    let mut host = Host::new();
+    let mut names = vec!["a"];
+    host.local("a", "");
+    host.serve();
+    host.wait("it runs", |host| host.pid("a").is_some());
+    // Nobody will ever write into it.
+    let fifo = host.path("etc/conf.d/fifo.toml");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    fs::write(host.path("etc/conf.d/a.toml"), "[tree.a]\nsource = \"x\n").unwrap();
+    let new = host.local("new", "");
+    names.push("new");
+    host.reload();
+    host.equal(&new, "new");
+    let log = host.log();
+    assert!(log.contains("fifo.toml: it is not a plain file"), "{log}");
+    assert!(
+        log.contains("a: goes on with its settings of before"),
+        "{log}"
+    );
+    host.wait("all is told", |host| {
+        let said = host.run(&["check"]).1;
+        names
+            .iter()
+            .all(|name| line(&said, name).starts_with("OK "))
+    });
+    let (code, said) = host.run(&["check"]);
+    assert_eq!(code, 1, "{said}");
+    assert!(
+        said.starts_with("FS_MIRROR WARNING - 2 trees: 2 ok, 0 warning, 0 critical; 2 mistakes in the configuration: "),
+        "{said}"
+    );
+    assert!(
+        said.contains("conf.d/a.toml, line 2: ")
+            && said.contains("fifo.toml: it is not a plain file"),
+        "{said}"
+    );
+    assert_eq!(host.run(&["config", "check"]).0, 2);
+    let (code, said) = host.run(&["pair", "--tree", "a", "-c", fifo.to_str().unwrap()]);
+    assert!(code == 1 && said.contains("not a plain file"), "{said}");
+
+    // Processes that hang are asked at the same time.
+    fs::remove_file(&fifo).unwrap();
+    for name in ["a", "b", "c"] {
+        host.local(name, "");
+    }
+    host.reload();
+    let stopped = ["a", "b", "c", "new"].map(|name| host.running(name));
+    host.wait("all follow", |host| host.run(&["check"]).0 == 0);
+    let began = std::time::Instant::now();
+    for pid in stopped {
+        signal(pid, Signal::STOP);
+    }
+    let (code, said) = host.run(&["check"]);
+    let took = began.elapsed();
+    for pid in stopped {
+        signal(pid, Signal::CONT);
+    }
+    assert!(code > 0 && said.contains("does not answer"), "{said}");
+    // One after the other it would be 16 s at least, and 10 s is what monitors wait.
+    assert!(took < Duration::from_secs(14), "{took:?} {said}");
+    host.wait("all follow", |host| host.run(&["check"]).0 == 0);
+
+    // A copy whose state is gone is on hold, and said to be.
+    fs::rename(host.path("b/new.fs_mirror"), host.path("b/elsewhere")).unwrap();
+    host.wait("it is told", |host| {
+        let said = host.run(&["check"]).1;
+        line(&said, "new").contains("on hold until DST and its state are back")
+    });
+    fs::rename(host.path("b/elsewhere"), host.path("b/new.fs_mirror")).unwrap();
+    host.wait("it is back", |host| host.run(&["check"]).0 == 0);
+    host.stop();
+}
+
 /// How long each of these trees takes to show a change, in ms, sorted.
 fn lags(host: &Host, sources: &[(PathBuf, &str)], of: &str) -> Vec<u64> {
     let mut all = Vec::new();

@@ -238,6 +238,17 @@ fn mistakes_are_told_before_anything_begins() {
         code == 2 && said.contains("no tree: write [tree.NAME]"),
         "{said}"
     );
+    // A configuration that is no file is not waited for.
+    let fifo = place.bed.path("etc/fifo.toml");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&fifo)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (code, said) = place.run(&format!("config check -c {}", fifo.display()));
+    assert!(code == 2 && said.contains("not a plain file"), "{said}");
     place.config(
         "[tree.a]\npath = '@/a'\nbwlimit = [{ from = '00:00', to = '24:00', rate = '5M' }]\n",
     );
@@ -289,6 +300,56 @@ fn directories_come_and_go_and_a_login_makes_room() {
         service.stderr()
     );
     stop(follower);
+    stop(service);
+}
+
+#[test]
+fn a_missing_path_keeps_no_other_tree_out() {
+    let place = Place::new();
+    place.tree("a");
+    place.config("[tree.a]\npath = '@/a'\n[tree.late]\npath = '@/late'\n");
+    assert_eq!(place.run("config check").0, 2);
+    let mut service = place.serve(&["a"]);
+    let told = "line 3: path: ";
+    assert!(service.stderr().contains(told), "{}", service.stderr());
+    let (code, said) = place.run("check");
+    assert_eq!(code, 2, "{said}");
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(
+        lines[0].starts_with(
+            "FS_MIRROR CRITICAL - 2 trees: 1 ok, 0 warning, 1 critical (late); 1 mistake"
+        ) && lines[0].contains("/etc/mirrord.toml, line 3: path: "),
+        "{said}"
+    );
+    assert!(lines[1].starts_with("OK a: following"), "{said}");
+    assert!(
+        lines[2].starts_with("CRITICAL late: not running: path: ")
+            && lines[2].ends_with("/late does not exist"),
+        "{said}"
+    );
+    let (code, said) = place.run("status late");
+    assert!(code == 0 && said.contains("/late does not exist"), "{said}");
+    // The same when it is read again, and nothing is said twice.
+    place.tree("b");
+    place.config(
+        "[tree.a]\npath = '@/a'\n[tree.late]\npath = '@/late'\n[tree.b]\npath = '@/b'\n[tree.never]\npath = '@/never'\n",
+    );
+    service.signal(Signal::HUP).unwrap();
+    place.served("b", &service);
+    let said = service.stderr();
+    assert_eq!(said.matches(told).count(), 1, "{said}");
+    assert!(said.contains("/never does not exist"), "{said}");
+    // It begins when it is there.
+    place.tree("late");
+    place.served("late", &service);
+    fs::remove_dir(place.bed.path("late")).unwrap();
+    place.bed.wait("it is on hold", || {
+        place
+            .run("check")
+            .1
+            .lines()
+            .any(|line| line.starts_with("CRITICAL late: on hold"))
+    });
     stop(service);
 }
 

@@ -39,8 +39,11 @@ pub enum Seen {
     },
 }
 
+/// One that is alive answers at once, one on a busy machine a little later.
+const LOOK_WITHIN: Duration = Duration::from_secs(4);
+
 pub fn look(state_dir: &Path) -> Result<Seen, CliError> {
-    let asked = Client::connect(state_dir).and_then(|mut client| client.status());
+    let asked = Client::connect(state_dir).and_then(|mut client| client.status_within(LOOK_WITHIN));
     match asked {
         Ok(status) => Ok(Seen::Running(Box::new(status))),
         Err(ClientError::NotRunning) => {

@@ -11,6 +11,7 @@ use crate::cli::args::Say;
 use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::places::show;
 use crate::cli::{parse, serve_worker, trees, ui};
+use crate::engine::service::settings::plain_file;
 use crate::engine::status::Stamp;
 use crate::link::serve::hostname;
 use crate::net::pair::{self, JoinError, Token, TokenError, Tokens};
@@ -293,7 +294,10 @@ fn make(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
 /// The port that the service's configuration has in `listen`, which is all that is looked at. Says so when there is none.
 fn listens(program: Program, dir: &Path, config: Option<&Path>) -> Result<Option<u16>, CliError> {
     let path = config.map_or_else(|| dir.join(format!("{program}.toml")), Path::to_path_buf);
-    let text = match std::fs::read_to_string(&path) {
+    let text = plain_file(&path).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|_| std::io::Error::other("it is not UTF-8 text"))
+    });
+    let text = match text {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && config.is_none() => return Ok(None),
         Err(e) => {

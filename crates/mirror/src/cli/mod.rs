@@ -2,6 +2,7 @@
 
 pub mod adopted;
 pub mod args;
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod exit;

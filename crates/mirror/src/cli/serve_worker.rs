@@ -161,7 +161,11 @@ pub fn config(command: ServiceConfigCommand) -> Result<Exit, CliError> {
         ServiceConfigCommand::Check(args) => {
             let mut asked = asked(&args.file)?;
             asked.named = true;
-            let (config, _) = service::check(&asked).map_err(not_begun)?;
+            let plan = service::check(&asked).map_err(not_begun)?;
+            if !plan.missing.is_empty() {
+                return Err(not_begun(NotBegun::Config(plan.missing)));
+            }
+            let config = plan.config;
             if args.say.json {
                 ui::say(&json!({"good": true, "trees": config.trees.len()}).to_string());
             } else if !args.say.quiet {
@@ -173,8 +177,8 @@ pub fn config(command: ServiceConfigCommand) -> Result<Exit, CliError> {
         ServiceConfigCommand::Show(args) => {
             let mut asked = asked(&args.file)?;
             asked.named = true;
-            let (config, state) = service::check(&asked).map_err(not_begun)?;
-            show_config(&config, &state, args.say);
+            let plan = service::check(&asked).map_err(not_begun)?;
+            show_config(&plan.config, &plan.base, args.say);
             Ok(Exit::Done)
         }
     }

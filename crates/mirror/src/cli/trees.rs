@@ -1,6 +1,6 @@
 //! The trees of the service: added, removed, listed, and how they are.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::cli::args::{AddArgs, ListArgs, RemoveArgs, Say};
-use crate::cli::control::{Seen, check_line, exit_of, judge, look, show_seen};
+use crate::cli::check::{self, Judged, More, look_all};
+use crate::cli::control::{Seen, check_line, exit_of, judge, show_seen};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::places::{self, show};
 use crate::cli::serve_backup::{file, must_be_there, state_dir};
@@ -22,10 +23,15 @@ use crate::cli::text::counted;
 use crate::cli::{parse, ui};
 use crate::engine::control::StateLock;
 use crate::engine::service::backup::config::{Tree, file_of, name};
-use crate::engine::service::backup::load::{Loaded, conf_d, load, load_with};
+use crate::engine::service::backup::load::{Loaded, conf_d, load, load_with, one};
 use crate::engine::service::backup::offers::Offers;
-use crate::engine::service::backup::watch::{Process, Service};
+use crate::engine::service::backup::supervisor::settings_file;
+use crate::engine::service::elsewhere::Elsewhere;
 use crate::engine::service::rate::Rates;
+use crate::engine::service::word::{Process, Service};
+
+/// How long a monitor's question waits for the configuration.
+const READ_WITHIN: Duration = Duration::from_secs(4);
 
 pub fn add(args: &AddArgs) -> Result<Exit, CliError> {
     let config = file(args.file.config.as_deref())?;
@@ -297,38 +303,62 @@ pub fn show_config(config: &Path, say: Say) -> Result<Exit, CliError> {
     })
 }
 
-/// Each tree, with what the service says about its process.
-fn look_at_all(loaded: &Loaded) -> (Vec<(Tree, Result<Seen, CliError>)>, Option<Service>) {
+/// A tree of the service.
+struct Known {
+    tree: Tree,
+    seen: Result<Seen, CliError>,
+}
+
+/// Each tree, with what the service says about its process. What the configuration does not say rightly any more is
+/// followed as it was before: that is a tree, too.
+fn look_at_all(loaded: &Loaded) -> (Vec<Known>, Option<Service>) {
     let state = state_dir(&loaded.general).ok();
-    let runs = state
-        .as_deref()
-        .is_some_and(|state| matches!(StateLock::holder(state), Ok(Some(_))));
-    let service = state.as_deref().and_then(Service::read).filter(|_| runs);
+    let service = state.as_deref().and_then(Service::running);
     let offers = state.as_deref().map(Offers::load).unwrap_or_default();
-    let trees = offers.expand(&loaded.trees).into_values();
-    let seen = trees.map(|placed| {
-        let tree = placed.tree.clone();
-        let mut seen = look(&tree.state_dir());
-        let process = service
-            .as_ref()
-            .and_then(|s| s.trees.iter().find(|p| p.name == tree.name));
+    let trees = offers.expand(&loaded.trees).into_iter();
+    let mut trees: BTreeMap<String, Tree> =
+        trees.map(|(name, placed)| (name, placed.tree)).collect();
+    if let (Some(state), Some(service)) = (&state, &service) {
+        for process in &service.trees {
+            if !trees.contains_key(&process.name)
+                && let Ok(tree) = one(&settings_file(state, &process.name), &process.name)
+            {
+                trees.insert(process.name.clone(), tree);
+            }
+        }
+    }
+    let dirs = trees.values().map(Tree::state_dir).collect();
+    let seen = trees.into_values().zip(look_all(dirs));
+    let known = seen.map(|(tree, mut seen)| {
+        let process = service.as_ref().and_then(|s| s.process(&tree.name));
         if let Ok(Seen::Stopped { note, .. }) = &mut seen
             && service.is_some()
         {
-            match process {
+            let state_dir = tree.state_dir();
+            *note = Some(match process {
                 Some(Process {
-                    pid: None,
                     starts: 1..,
                     waits: Some(waits),
                     ..
-                }) => *note = Some(format!("its process ended: {waits}")),
+                }) => format!("its process ended: {waits}"),
+                Some(Process { pid: Some(pid), .. }) if tree.dst.is_dir() && !state_dir.is_dir() => {
+                    format!(
+                        "its state {} is not there: on hold until DST and its state are back (process {pid})",
+                        show(&state_dir)
+                    )
+                }
+                Some(Process {
+                    pid: None,
+                    waits: Some(waits),
+                    ..
+                }) => waits.clone(),
                 // It was not asked yet, or it has not opened its socket.
-                _ => *note = Some("starting".into()),
-            }
+                _ => "starting".into(),
+            });
         }
-        (tree, seen)
+        Known { tree, seen }
     });
-    (seen.collect(), service)
+    (known.collect(), service)
 }
 
 const NOT_RUNNING: &str =
@@ -340,7 +370,7 @@ pub fn status(config: &Path, say: Say) -> Result<Exit, CliError> {
     if service.is_none() && !say.json {
         ui::complain(NOT_RUNNING);
     }
-    for (tree, seen) in all {
+    for Known { tree, seen } in all {
         let state_dir = tree.state_dir();
         match seen {
             Ok(seen) if say.json => {
@@ -387,80 +417,31 @@ pub fn status(config: &Path, say: Say) -> Result<Exit, CliError> {
 
 /// One line for all, then one a tree; the worst decides.
 pub fn check(config: &Path, max_lag: Duration, say: Say) -> Exit {
-    let loaded = load(config);
+    let file = config.to_path_buf();
+    let mut reading = Elsewhere::new();
+    let begun = reading.begin(move || load(&file));
+    // A file that hangs is worth a word, before the monitor gives up on us.
+    let loaded = begun.ok().and_then(|()| reading.wait(READ_WITHIN));
+    let Some(loaded) = loaded else {
+        let line = format!("the configuration {} does not answer", show(config));
+        ui::say(&check_line(Health::Critical, &line, say));
+        return exit_of(Health::Critical);
+    };
     let (all, service) = look_at_all(&loaded);
-    let mut judged: Vec<(String, Health, String)> = Vec::new();
-    for (tree, seen) in all {
-        let note = match &seen {
-            Ok(Seen::Stopped {
-                note: Some(note), ..
-            }) => Some(note.clone()),
-            _ => None,
-        };
-        let (health, line) = judge(seen, max_lag);
-        judged.push((tree.name, health, note.unwrap_or(line)));
-    }
-    let count = |health: Health| judged.iter().filter(|(_, h, _)| *h == health).count();
-    let mut health = judged
-        .iter()
-        .map(|(_, health, _)| *health)
-        .max()
-        .unwrap_or(Health::Ok);
-    let (critical, warning) = (
-        count(Health::Critical) + count(Health::Unknown),
-        count(Health::Warning),
-    );
-    let mut line = format!(
-        "{}: {} ok, {warning} warning, {critical} critical",
-        counted(judged.len() as u64, "tree", "trees"),
-        count(Health::Ok)
-    );
-    let worst = judged
-        .iter()
-        .filter(|(_, h, _)| *h == health && health > Health::Ok);
-    let names: Vec<&str> = worst.map(|(name, ..)| name.as_str()).take(5).collect();
-    if !names.is_empty() {
-        line.push_str(&format!(" ({})", names.join(", ")));
-    }
-    if !loaded.problems.is_empty() {
-        health = health.max(Health::Warning);
-        let mistakes = counted(loaded.problems.len() as u64, "mistake", "mistakes");
-        line.push_str(&format!("; {mistakes} in the configuration"));
-    }
-    if let Some(service) = &service
-        && let Some(problem) = service
-            .problems
-            .iter()
-            .find(|p| p.starts_with("cannot listen") || p.ends_with("its copy is kept"))
-    {
-        health = health.max(Health::Warning);
-        line.push_str(&format!("; {problem}"));
-    }
-    if service.is_none() {
-        health = Health::Critical;
-        line = format!("the service is not running; {line}");
-    } else if loaded.trees.is_empty() && loaded.problems.is_empty() {
-        line = "no tree is followed".into();
-    }
-    if say.json {
-        let trees: Vec<_> = judged
-            .iter()
-            .map(|(name, health, line)| json!({"name": name, "health": health.word().to_ascii_lowercase(), "line": line}))
-            .collect();
-        let word = health.word().to_ascii_lowercase();
-        ui::say(
-            &json!({"health": word, "code": health as u8, "line": line, "trees": trees})
-                .to_string(),
-        );
-    } else {
-        ui::say(&check_line(health, &line, say));
-        for (name, health, line) in &judged {
-            ui::say(&format!(
-                "{} {name}: {}",
-                health.word(),
-                line.split(" | ").next().unwrap_or_default()
-            ));
+    let judged: Vec<Judged> = all
+        .into_iter()
+        .map(|Known { tree, seen }| Judged::new(tree.name, seen, max_lag))
+        .collect();
+    let mut more = More::of(service.as_ref());
+    more.mistakes = loaded.problems.iter().map(ToString::to_string).collect();
+    match &service {
+        Some(service) => {
+            let worth =
+                |p: &&String| p.starts_with("cannot listen") || p.ends_with("its copy is kept");
+            more.warnings
+                .extend(service.problems.iter().find(worth).cloned());
         }
+        None => more.critical = Some("the service is not running".into()),
     }
-    exit_of(health)
+    check::say(&judged, &more, say)
 }

@@ -4,13 +4,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cli::args::{StdioArgs, TreeArgs, TreeCheckArgs, WorkerCommand};
-use crate::cli::control::{check_line, done, exit_of, judge, look, show_seen};
+use crate::cli::check::{self, Judged, More, look_all};
+use crate::cli::control::{Seen, check_line, done, exit_of, show_seen};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::keys;
 use crate::cli::places::show;
 use crate::cli::show::Health;
-use crate::cli::{serve_worker, ui};
-use crate::engine::control::{Client, ClientError, Stop};
+use crate::cli::{parse, serve_worker, ui};
+use crate::engine::control::{Client, ClientError, StateLock, Stop};
+use crate::engine::service::word::{Process, Service};
 use crate::engine::worker::{self, StdioOptions};
 use crate::net::Program;
 
@@ -45,79 +47,191 @@ fn stdio(args: StdioArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
+/// A tree that commands are about.
+struct Known {
+    /// Its name in the service; `None`: a login had it captured.
+    name: Option<String>,
+    state_dir: PathBuf,
+    /// What the service says of its process.
+    process: Option<Process>,
+}
+
+/// Those that commands are about, and the service that runs here.
+struct All {
+    trees: Vec<Known>,
+    service: Option<Service>,
+}
+
+impl All {
+    /// The service says which trees it has, also when the state of one is gone or was never made.
+    fn find(args: &TreeArgs) -> Result<All, CliError> {
+        let state = args.state.clone().or_else(serve_worker::configured_state);
+        let base = worker::state_base(state.as_deref())?;
+        let service = Service::running(&base);
+        let mut trees = Vec::new();
+        for process in service.iter().flat_map(|service| &service.trees) {
+            let state_dir = process.state.as_deref().map(parse::unescape);
+            if let Some(Ok(state_dir)) = state_dir {
+                trees.push(Known {
+                    name: Some(process.name.clone()),
+                    state_dir: state_dir.into(),
+                    process: Some(process.clone()),
+                });
+            }
+        }
+        for state_dir in worker::state_dirs(state.as_deref())? {
+            if trees.iter().all(|known| known.state_dir != state_dir) {
+                let of = worker::config::of_service(&state_dir).and_then(|config| config.service);
+                trees.push(Known {
+                    name: of.map(|service| service.name),
+                    state_dir,
+                    process: None,
+                });
+            }
+        }
+        let Some(tree) = &args.tree else {
+            return Ok(All { trees, service });
+        };
+        let called = |known: &Known| {
+            known
+                .name
+                .as_ref()
+                .is_some_and(|name| tree.as_os_str() == name.as_str())
+        };
+        let path =
+            fs::canonicalize(tree).unwrap_or_else(|_| tree.components().collect::<PathBuf>());
+        // The one of the service may leave something out.
+        let has_path = |known: &Known| {
+            worker::config::of_service(&known.state_dir).is_some_and(|config| config.tree == path)
+        };
+        let at = trees
+            .iter()
+            .position(called)
+            .or_else(|| trees.iter().position(has_path));
+        if let Some(at) = at {
+            let trees = vec![trees.swap_remove(at)];
+            return Ok(All { trees, service });
+        }
+        let state_dir = worker::state_dir(state.as_deref(), &path)?;
+        if !state_dir.is_dir() {
+            return Err(CliError::usage(format!(
+                "{} was never captured here, and no tree of the service is called so",
+                show(&path)
+            )));
+        }
+        let trees = vec![Known {
+            name: None,
+            state_dir,
+            process: None,
+        }];
+        Ok(All { trees, service })
+    }
+
+    /// How they are, in their order.
+    fn look(&self) -> Vec<Result<Seen, CliError>> {
+        let dirs = self.trees.iter().map(|known| known.state_dir.clone());
+        let mut all = look_all(dirs.collect());
+        for (known, seen) in self.trees.iter().zip(&mut all) {
+            if let (Ok(Seen::Stopped { note, .. }), Some(process)) = (seen, &known.process) {
+                *note = match (&process.waits, process.pid) {
+                    (Some(waits), _) => Some(format!("not running: {waits}")),
+                    (None, Some(pid)) if !known.state_dir.is_dir() => Some(format!(
+                        "its state {} is not there (process {pid})",
+                        show(&known.state_dir)
+                    )),
+                    _ => note.take(),
+                };
+            }
+        }
+        all
+    }
+}
+
+impl Known {
+    fn shown(&self, seen: &Result<Seen, CliError>) -> String {
+        let source = match seen {
+            Ok(Seen::Running(status)) => Some(&status.source),
+            Ok(Seen::Silent { last, .. } | Seen::Stopped { last, .. }) => {
+                last.as_ref().map(|last| &last.source)
+            }
+            Err(_) => None,
+        };
+        let name = self.name.as_ref().or(source).cloned();
+        name.unwrap_or_else(|| show(&self.state_dir))
+    }
+}
+
 /// The state directories a command is about; a named tree that was never captured here is an error.
 pub fn states(args: &TreeArgs) -> Result<Vec<PathBuf>, CliError> {
-    let state = args.state.clone().or_else(serve_worker::configured_state);
-    let all = worker::state_dirs(state.as_deref());
-    let Some(tree) = &args.tree else {
-        return Ok(all?);
-    };
-    let is_called = |state_dir: &PathBuf| {
-        let service = worker::config::of_service(state_dir).and_then(|config| config.service);
-        service.is_some_and(|service| tree.as_os_str() == service.name.as_str())
-    };
-    if let Some(state_dir) = all?.into_iter().find(is_called) {
-        return Ok(vec![state_dir]);
-    }
-    let tree = fs::canonicalize(tree).unwrap_or_else(|_| tree.components().collect::<PathBuf>());
-    // The one of the service may leave something out.
-    let of_service = worker::state_dirs(state.as_deref())?
-        .into_iter()
-        .find(|dir| worker::config::of_service(dir).is_some_and(|config| config.tree == tree));
-    if let Some(state_dir) = of_service {
-        return Ok(vec![state_dir]);
-    }
-    let state_dir = worker::state_dir(state.as_deref(), &tree)?;
-    if !state_dir.is_dir() {
-        return Err(CliError::usage(format!(
-            "{} was never captured here, and no tree of the service is called so",
-            show(&tree)
-        )));
-    }
-    Ok(vec![state_dir])
+    let all = All::find(args)?.trees.into_iter();
+    Ok(all.map(|known| known.state_dir).collect())
 }
 
 fn status(args: &TreeArgs) -> Result<Exit, CliError> {
-    let states = states(args)?;
-    if states.is_empty() && !args.say.json && !args.say.quiet {
+    let all = All::find(args)?;
+    if all.trees.is_empty() && !args.say.json && !args.say.quiet {
         ui::say("no tree was captured here yet");
     }
-    for state_dir in states {
-        let seen = look(&state_dir)?;
-        ui::say(show_seen(&seen, &state_dir, args.say).trim_end());
+    for (known, seen) in all.trees.iter().zip(all.look()) {
+        match (seen?, &known.name) {
+            // It has no state that would say so.
+            (seen @ Seen::Stopped { last: None, .. }, Some(name)) if !args.say.json => {
+                let Seen::Stopped { note, .. } = seen else {
+                    continue;
+                };
+                ui::say(&format!(
+                    "{name}: {}",
+                    note.as_deref().unwrap_or("not running")
+                ));
+            }
+            (seen, _) => ui::say(show_seen(&seen, &known.state_dir, args.say).trim_end()),
+        }
     }
     Ok(Exit::Done)
 }
 
 /// The worst tree decides.
 fn check(args: &TreeCheckArgs) -> Exit {
-    let say = args.trees.say;
-    let states = match states(&args.trees) {
-        Ok(states) if states.is_empty() => Err("no tree was captured here yet".to_owned()),
-        Ok(states) => Ok(states),
-        Err(e) => Err(e.line),
+    let (say, max_lag) = (args.trees.say, args.limits.max_lag);
+    let mut all = match All::find(&args.trees) {
+        Ok(all) => all,
+        Err(e) => {
+            ui::say(&check_line(Health::Unknown, &e.line, say));
+            return exit_of(Health::Unknown);
+        }
     };
-    match states {
-        Err(line) => {
-            ui::say(&check_line(Health::Unknown, &line, say));
-            exit_of(Health::Unknown)
+    let one = args.trees.tree.is_some();
+    if !one && all.service.is_some() {
+        // What a login once had captured, or is served no more, is nobody's concern unless it runs.
+        let runs = |dir: &Path| matches!(StateLock::holder(dir), Ok(Some(_)));
+        all.trees
+            .retain(|known| known.process.is_some() || runs(&known.state_dir));
+    }
+    if all.trees.is_empty() {
+        ui::say(&check_line(
+            Health::Unknown,
+            "no tree was captured here yet",
+            say,
+        ));
+        return exit_of(Health::Unknown);
+    }
+    let seen = all.look();
+    let mut more = More::of(all.service.as_ref());
+    if let Some(service) = all.service.as_ref().filter(|_| !one) {
+        let listen = |problem: &String| problem.starts_with("cannot listen");
+        let problems = service.problems.iter().cloned();
+        (more.warnings, more.mistakes) = problems.partition(listen);
+    }
+    let known = all.trees.iter().zip(seen);
+    let mut judged: Vec<Judged> = known
+        .map(|(known, seen)| Judged::new(known.shown(&seen), seen, max_lag))
+        .collect();
+    match judged.as_mut_slice() {
+        [only] if more.is_empty() => {
+            ui::say(&check_line(only.health, &only.line, say));
+            exit_of(only.health)
         }
-        Ok(states) => {
-            let judged: Vec<(Health, String)> = states
-                .iter()
-                .map(|s| judge(look(s), args.limits.max_lag))
-                .collect();
-            for (health, line) in &judged {
-                ui::say(&check_line(*health, line, say));
-            }
-            exit_of(
-                judged
-                    .iter()
-                    .map(|(health, _)| *health)
-                    .max()
-                    .unwrap_or(Health::Unknown),
-            )
-        }
+        _ => check::say(&judged, &more, say),
     }
 }
 

@@ -56,7 +56,11 @@ impl Client {
     }
 
     pub fn status(&mut self) -> Result<Status, ClientError> {
-        match self.ask(&Request::Status, Some(Duration::from_secs(STATUS_S_MAX)))? {
+        self.status_within(Duration::from_secs(STATUS_S_MAX))
+    }
+
+    pub fn status_within(&mut self, at_most: Duration) -> Result<Status, ClientError> {
+        match self.ask(&Request::Status, Some(at_most))? {
             Reply::Status(status) => Ok(*status),
             other => unexpected(other),
         }

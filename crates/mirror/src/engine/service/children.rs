@@ -57,6 +57,8 @@ pub struct Spec {
     pub settings: String,
     pub polite: Polite,
     pub prepare: Option<Prepare>,
+    /// Why it is not to be started yet. One that runs goes on.
+    pub waits: Option<String>,
 }
 
 impl Spec {
@@ -70,6 +72,7 @@ impl Spec {
             settings: String::new(),
             polite: Polite::default(),
             prepare: None,
+            waits: None,
         }
     }
 
@@ -198,15 +201,19 @@ impl Children {
                 Some(kept) => {
                     kept.gone = false;
                     let same = kept.spec.is_same(&spec);
+                    let begins = kept.spec.waits.is_some() && spec.waits.is_none();
                     kept.spec = spec;
-                    if same {
-                        continue;
-                    }
-                    kept.back_off.reset();
                     match &mut kept.is {
-                        Is::Waiting { until, .. } => *until = now,
-                        Is::Running { .. } => kept.stop(now + self.stop_within),
-                        Is::Stopping { .. } => {}
+                        Is::Waiting { until, .. } if !same || begins => {
+                            *until = now;
+                            kept.back_off.reset();
+                        }
+                        Is::Running { .. } if !same => {
+                            kept.back_off.reset();
+                            kept.stop(now + self.stop_within);
+                        }
+                        Is::Stopping { .. } if !same => kept.back_off.reset(),
+                        _ => {}
                     }
                 }
                 None => {
@@ -242,7 +249,10 @@ impl Children {
     pub fn view(&self, name: &str) -> Option<View> {
         let kept = self.kept.get(name)?;
         let (pid, waits) = match &kept.is {
-            Is::Waiting { why, .. } => (None, Some(why.clone())),
+            Is::Waiting { why, .. } => {
+                let why = kept.spec.waits.as_ref().unwrap_or(why);
+                (None, Some(why.clone()))
+            }
             Is::Running { running, .. } => (Some(running.child.id()), None),
             Is::Stopping { running, .. } => {
                 (Some(running.child.id()), Some("being ended".to_owned()))
@@ -269,7 +279,7 @@ impl Children {
             .collect();
         for kept in self.kept.values() {
             let (due, running) = match &kept.is {
-                Is::Waiting { until, .. } => (Some(*until), None),
+                Is::Waiting { until, .. } => (kept.spec.waits.is_none().then_some(*until), None),
                 Is::Running { running, .. } => (None, Some(running)),
                 Is::Stopping {
                     running, kill_at, ..
@@ -355,6 +365,7 @@ impl Kept {
     fn tick(&mut self, now: Instant, starts: &mut usize) -> Vec<Happened> {
         let mut happened = Vec::new();
         match &mut self.is {
+            Is::Waiting { .. } if self.spec.waits.is_some() => {}
             Is::Waiting { until, .. } => {
                 if now >= *until && *starts > 0 && !self.gone {
                     *starts -= 1;
@@ -671,6 +682,36 @@ mod tests {
         let mut ends = 0;
         children.stop_all(&mut |_, h| ends += u32::from(matches!(h, Happened::Stopped { .. })));
         assert_eq!((ends, children.names().count()), (2, 0));
+    }
+
+    #[test]
+    fn who_has_to_wait_begins_when_it_may() {
+        let mut children = Children::new(Duration::from_secs(30));
+        let mut seen = Vec::new();
+        let script = "echo up; exec sleep 600";
+        let waits = Spec {
+            waits: Some("its mount is not there".into()),
+            ..sh("late", script)
+        };
+        children.want(vec![waits.clone(), sh("other", script)]);
+        until(&mut children, &mut seen, |seen| said(seen, "other", "up"));
+        let view = children.view("late").unwrap();
+        assert_eq!(
+            (view.pid, view.waits.as_deref()),
+            (None, Some("its mount is not there"))
+        );
+        // Nothing is due: nobody may be woken for it.
+        let began = Instant::now();
+        children.wait(&[], Duration::from_millis(50));
+        assert!(began.elapsed() >= Duration::from_millis(40));
+        children.want(vec![sh("late", script), sh("other", script)]);
+        until(&mut children, &mut seen, |seen| said(seen, "late", "up"));
+        // One that runs is left alone, whatever it would have to wait for now.
+        let before = pid(&children, "late");
+        children.want(vec![waits, sh("other", script)]);
+        children.tick();
+        assert!(before.is_some());
+        assert_eq!(pid(&children, "late"), before);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 
 pub mod backup;
 pub mod children;
+pub mod elsewhere;
 mod listening;
 pub mod notify;
 pub mod rate;
 pub mod settings;
+pub mod word;
 pub mod worker;

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use toml::de::{DeTable, DeValue};
 
 use crate::engine::session::show;
@@ -110,13 +113,7 @@ pub fn read(path: &Path, problems: &mut Problems) -> Option<Table> {
         file: file.clone(),
         line: 1,
     };
-    let bytes = std::fs::File::open(path).and_then(|from| {
-        use std::io::Read;
-        let mut bytes = Vec::new();
-        from.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    });
-    let bytes = match bytes {
+    let bytes = match plain_file(path) {
         Ok(bytes) => bytes,
         Err(e) => {
             problems.add(None, format!("cannot read {}: {e}", show(path)));
@@ -133,6 +130,23 @@ pub fn read(path: &Path, problems: &mut Problems) -> Option<Table> {
         }
     };
     parse(file, text, problems)
+}
+
+/// All of a plain file. Nothing else is waited for: what a FIFO's other end or a device might say is no configuration.
+pub fn plain_file(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a plain file"));
+    }
+    if meta.len() > FILE_BYTES_MAX {
+        let why = format!("it is larger than {FILE_BYTES_MAX} bytes");
+        return Err(io::Error::other(why));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Likewise, of a text.

@@ -49,6 +49,11 @@ pub fn state_dir(state: Option<&Path>, tree: &Path) -> Result<PathBuf, RunError>
     names::of(state, tree, &names::Variant::default())
 }
 
+/// The directory with all states, which is the service's.
+pub fn state_base(state: Option<&Path>) -> Result<PathBuf, RunError> {
+    names::base(state)
+}
+
 /// The state directories of all trees this worker knows, sorted.
 pub fn state_dirs(state: Option<&Path>) -> Result<Vec<PathBuf>, RunError> {
     names::all(state)

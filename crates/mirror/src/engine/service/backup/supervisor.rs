@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal as Kill, kill_process};
 
+use super::super::elsewhere::Elsewhere;
 use super::super::listening::Listening;
 use super::config::{General, Tree};
-use super::load::{Loaded, Placed, load};
+use super::load::{Loaded, Placed, conf_d, load};
 use super::offers::{Asking, Offers};
 use super::replace;
 use super::teller::{Now, Telling};
@@ -74,6 +75,9 @@ struct Supervisor {
     asking: Asking,
     offers: Offers,
     problems: Vec<String>,
+    reading: Elsewhere<Loaded>,
+    /// It was changed while it was being read.
+    read_again: bool,
     said: HashMap<String, Said>,
     listening: Listening,
 }
@@ -84,7 +88,7 @@ pub fn log(line: &str) {
 }
 
 /// Where a tree's process finds its settings.
-fn settings_file(state: &Path, name: &str) -> PathBuf {
+pub fn settings_file(state: &Path, name: &str) -> PathBuf {
     state.join("trees").join(format!("{name}.toml"))
 }
 
@@ -114,6 +118,8 @@ pub fn run(setup: Setup) -> Result<(), String> {
         asking,
         offers: Offers::load(&setup.state),
         problems: Vec::new(),
+        reading: Elsewhere::new(),
+        read_again: false,
         said: HashMap::new(),
         listening: Listening::new(Program::FsMirror, log, Some(offers_socket(&setup.state))),
     };
@@ -140,13 +146,15 @@ pub fn run(setup: Setup) -> Result<(), String> {
                 Signal::Stop => stop = true,
                 Signal::Reload => {
                     notify.reloading();
-                    service.reload();
-                    notify.ready(&service.in_short());
+                    service.read();
                 }
             }
         }
         if stop {
             break;
+        }
+        if service.has_read() {
+            notify.ready(&service.in_short());
         }
         service.listen();
         service.offered();
@@ -207,6 +215,7 @@ impl Supervisor {
                 .chain(self.offers.gone(&self.asked))
                 .collect(),
             config: self.file.clone(),
+            at: Stamp::now(),
         }
     }
 
@@ -314,9 +323,43 @@ impl Supervisor {
         }
     }
 
+    /// Has the configuration read again: what hangs there holds up nobody.
+    fn read(&mut self) {
+        if self.reading.is_busy() {
+            self.read_again = true;
+            return;
+        }
+        self.read_again = false;
+        let file = self.file.clone();
+        if let Err(e) = self.reading.begin(move || load(&file)) {
+            log(&format!("cannot start a thread: {e}"));
+        }
+    }
+
+    /// True: what was asked for is done, or will not be soon.
+    fn has_read(&mut self) -> bool {
+        if let Some(loaded) = self.reading.take() {
+            self.take_over(loaded);
+            if self.read_again {
+                self.read();
+            }
+            return !self.reading.is_busy();
+        }
+        if self.reading.hangs() {
+            let line = format!(
+                "{} or a file of {} does not answer: everything stays as it was until it does",
+                show(&self.file),
+                show(&conf_d(&self.file))
+            );
+            log(&line);
+            self.problems = vec![line];
+            return true;
+        }
+        false
+    }
+
     /// Takes over what is right of the configuration; what is wrong stays as it was.
-    fn reload(&mut self) {
-        let loaded = load(&self.file);
+    fn take_over(&mut self, loaded: Loaded) {
         self.problems = loaded.problems.iter().map(ToString::to_string).collect();
         for problem in &self.problems {
             log(problem);

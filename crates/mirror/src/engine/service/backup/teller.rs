@@ -12,10 +12,11 @@ use super::config::{General, Tree};
 use super::replace;
 use super::supervisor::log;
 use super::textfile::metrics;
-use super::watch::{Process, Seen, Service, service_file, summary};
+use super::watch::{Seen, summary};
 use crate::cli::show::Health;
-use crate::engine::control::Stop;
+use crate::engine::control::{HEARTBEAT_MAX, Stop};
 use crate::engine::service::children::View;
+use crate::engine::service::word::{Process, Service, service_file};
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
 
@@ -31,6 +32,8 @@ pub struct Now {
     pub trees: Vec<(Tree, Option<View>, Stamp)>,
     pub problems: Vec<String>,
     pub config: PathBuf,
+    /// When the loop that keeps the processes was here.
+    pub at: Stamp,
 }
 
 pub struct Telling {
@@ -134,7 +137,9 @@ impl Loop {
             }
         }
         let max_lag = now.general.max_lag();
+        let goes_round = now.at.seconds_until(Stamp::now()) < HEARTBEAT_MAX.as_secs_f64();
         if let Some(url) = &now.general.deadman
+            && goes_round
             && due(self.deadman_at, MINUTE)
             && all
                 .iter()
@@ -178,11 +183,13 @@ impl Loop {
             pid: seen.pid,
             starts: seen.starts,
             waits: seen.waits.clone(),
+            state: None,
         });
         let service = Service {
             pid: std::process::id(),
             config: show(&now.config),
-            now: Stamp::now(),
+            // Not our own heartbeat: we go on while the loop that keeps the processes hangs.
+            now: now.at,
             trees: trees.collect(),
             problems: now.problems.clone(),
         };

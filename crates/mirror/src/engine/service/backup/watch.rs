@@ -2,11 +2,10 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use mirror_core::escape;
-use serde::{Deserialize, Serialize};
 
 use super::alarms::{Alarm, Kind, When};
 use super::config::Tree;
@@ -211,37 +210,6 @@ pub fn summary(all: &[Seen]) -> String {
         "{}{parts}{worst}{failed}",
         counted(all.len() as u64, "tree", "trees")
     )
-}
-
-/// What the service leaves for `status` and `check`: how its trees' processes are.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Service {
-    pub pid: u32,
-    /// As shown.
-    pub config: String,
-    pub now: Stamp,
-    pub trees: Vec<Process>,
-    /// Of the configuration, as last read.
-    pub problems: Vec<String>,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Process {
-    pub name: String,
-    pub pid: Option<u32>,
-    pub starts: u64,
-    pub waits: Option<String>,
-}
-
-pub fn service_file(state: &Path) -> PathBuf {
-    state.join("service.json")
-}
-
-impl Service {
-    pub fn read(state: &Path) -> Option<Service> {
-        let bytes = std::fs::read(service_file(state)).ok()?;
-        serde_json::from_slice(&bytes).ok()
-    }
 }
 
 #[cfg(test)]

@@ -16,10 +16,13 @@ use std::time::{Duration, Instant};
 use config::{Asked, Config, TreePath};
 use trees::{Before, Tree};
 
+use super::backup::replace;
 use super::children::{Children, Happened, Spec};
+use super::elsewhere::Elsewhere;
 use super::listening::Listening;
 use super::notify::Notify;
 use super::settings::Problem;
+use super::word::{Process, Service as Word, service_file};
 use crate::engine::control::{LockError, StateLock};
 use crate::engine::event::RunError;
 use crate::engine::session::show;
@@ -32,6 +35,7 @@ use crate::sys::signal::{Signal, Signals};
 const STOP_WITHIN: Duration = Duration::from_secs(4);
 /// How soon a new directory becomes a tree.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
+const TELL_EVERY: Duration = Duration::from_secs(2);
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a service does not begin.
@@ -47,45 +51,65 @@ impl From<RunError> for NotBegun {
     }
 }
 
-/// What is wrong with a configuration, paths that should be there included.
-pub fn check(asked: &Asked) -> Result<(Config, PathBuf), NotBegun> {
-    let (config, mut problems) = config::load(asked);
+/// A configuration as it could be served now.
+pub struct Plan {
+    pub config: Config,
+    /// Where the states are.
+    pub base: PathBuf,
+    trees: BTreeMap<String, Tree>,
+    /// What was said of directories that can't be trees.
+    told: Vec<String>,
+    before: Before,
+    /// Paths that should be there and are not: the others are served, and these when they are there.
+    pub missing: Vec<Problem>,
+}
+
+/// What a configuration comes to, and what is wrong with it.
+pub fn check(asked: &Asked) -> Result<Plan, NotBegun> {
+    let (config, problems) = config::load(asked);
     let base = names::base(config.state.as_deref())?;
+    let plan = plan(config, base);
+    if problems.is_empty() {
+        return Ok(plan);
+    }
+    Err(NotBegun::Config([problems, plan.missing].concat()))
+}
+
+fn plan(config: Config, base: PathBuf) -> Plan {
     let before = Before::read(&base);
-    let (trees, _) = trees::all(&config, &base, &before);
+    let (trees, told) = trees::all(&config, &base, &before);
+    let mut missing = Vec::new();
     for tree in &config.trees {
         let path = match &tree.path {
             TreePath::One(path) => path,
             TreePath::Each(dir) => dir,
         };
         // What was served and is gone is no mistake of whoever wrote this.
-        let served = trees.values().any(|known| {
-            known.was_served() && (known.name == tree.name || known.path.starts_with(path))
-        });
-        let why = match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => continue,
-            Ok(_) => format!("path: {} is not a directory", show(path)),
-            Err(_) if served => continue,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                format!("path: {} does not exist", show(path))
-            }
-            Err(e) => format!("path: cannot look at {}: {e}", show(path)),
+        let served = || {
+            trees.values().any(|known| {
+                known.was_served() && (known.name == tree.name || known.path.starts_with(path))
+            })
         };
-        let place = tree.place.clone();
-        problems.push(Problem { place, why });
+        if let Some(why) = trees::missing(path)
+            && !served()
+        {
+            let place = tree.place.clone();
+            missing.push(Problem { place, why });
+        }
     }
-    if problems.is_empty() {
-        Ok((config, base))
-    } else {
-        Err(NotBegun::Config(problems))
+    Plan {
+        config,
+        base,
+        trees,
+        told,
+        before,
+        missing,
     }
 }
 
 /// What the trees are called, those that a star stands for included.
 pub fn tree_names(asked: &Asked) -> Result<BTreeSet<String>, NotBegun> {
-    let (config, base) = check(asked)?;
-    let (trees, _) = trees::all(&config, &base, &Before::read(&base));
-    Ok(trees.into_keys().collect())
+    Ok(check(asked)?.trees.into_keys().collect())
 }
 
 /// Serves until SIGTERM or SIGINT. Call it from the main thread before there is another one.
@@ -93,7 +117,8 @@ pub fn serve(asked: Asked) -> Result<(), NotBegun> {
     let failed = |what: &str, e: String| RunError::Failed(anyhow::anyhow!("cannot {what}: {e}"));
     let signals = Signals::new().map_err(|e| failed("catch signals", e.to_string()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let (config, base) = check(&asked)?;
+    let plan = check(&asked)?;
+    let base = plan.base.clone();
     std::fs::create_dir_all(&base)
         .map_err(|e| failed(&format!("make {}", show(&base)), e.to_string()))?;
     let _lock = StateLock::take(&base).map_err(|e| match e {
@@ -102,18 +127,30 @@ pub fn serve(asked: Asked) -> Result<(), NotBegun> {
     })?;
     let mut service = Service {
         asked,
-        config,
+        config: plan.config.clone(),
         base,
         trees: BTreeMap::new(),
         told: BTreeSet::new(),
         gone: BTreeSet::new(),
+        looking: Elsewhere::new(),
+        read_again: false,
+        mistakes: Vec::new(),
+        missing: Vec::new(),
         children: Children::new(STOP_WITHIN),
         listening: Listening::new(Program::Mirrord, say, None),
         notify: Notify::new(),
         summary: summary::Summary::default(),
     };
-    service.run(&signals);
+    service.run(plan, &signals);
     Ok(())
+}
+
+/// What was looked at elsewhere.
+enum Looked {
+    /// The configuration was read again.
+    Read(Result<Plan, NotBegun>),
+    /// Only the directories.
+    Dirs(Plan),
 }
 
 struct Service {
@@ -126,6 +163,12 @@ struct Service {
     told: BTreeSet<String>,
     /// Trees whose directory is gone.
     gone: BTreeSet<String>,
+    looking: Elsewhere<Looked>,
+    /// A reload was asked for while something was under way.
+    read_again: bool,
+    /// Of the configuration as last read, which then was not taken over.
+    mistakes: Vec<String>,
+    missing: Vec<Problem>,
     children: Children,
     listening: Listening,
     notify: Notify,
@@ -146,12 +189,14 @@ fn said(name: &str, happened: &Happened) {
 }
 
 impl Service {
-    fn run(&mut self, signals: &Signals) {
+    fn run(&mut self, plan: Plan, signals: &Signals) {
         say(&format!("mirrord {} serves", env!("CARGO_PKG_VERSION")));
-        self.apply(true);
+        self.apply(plan, true);
         self.listen();
         self.notify.ready(&self.in_short());
-        let (mut looked, mut summed) = (Instant::now(), Instant::now());
+        self.leave_word();
+        let mut looked = Instant::now();
+        let (mut summed, mut told) = (Instant::now(), Instant::now());
         loop {
             self.children
                 .wait(&[signals.as_fd()], Duration::from_millis(500));
@@ -161,20 +206,87 @@ impl Service {
             while let Ok(Some(signal)) = signals.take() {
                 match signal {
                     Signal::Stop => return self.stop(),
-                    Signal::Reload => self.reload(),
+                    Signal::Reload => {
+                        self.notify.reloading();
+                        self.read_again = true;
+                    }
                 }
             }
             self.notify.alive();
             self.listen();
-            if looked.elapsed() >= LOOK_EVERY {
+            if self.has_looked() {
                 looked = Instant::now();
-                self.apply(false);
+                self.leave_word();
+            }
+            if !self.looking.is_busy() {
+                if self.read_again {
+                    self.read();
+                } else if looked.elapsed() >= LOOK_EVERY {
+                    looked = Instant::now();
+                    self.look();
+                }
+            }
+            if told.elapsed() >= TELL_EVERY {
+                told = Instant::now();
+                self.leave_word();
             }
             if summed.elapsed() >= SUMMARY_EVERY {
                 summed = Instant::now();
                 let line = self.summary.line(self.trees.values(), &self.children);
                 self.notify.status(&line);
                 say(&line);
+            }
+        }
+    }
+
+    /// Has the configuration read again. What hangs there holds up nobody.
+    fn read(&mut self) {
+        self.read_again = false;
+        let asked = self.asked.clone();
+        let begun = self.looking.begin(move || Looked::Read(check(&asked)));
+        self.begun(begun);
+    }
+
+    /// Directories come and go, and what was missing may be there.
+    fn look(&mut self) {
+        let stars = |tree: &config::TreeConfig| matches!(tree.path, TreePath::Each(_));
+        let missing = |tree: &Tree| tree.missing.is_some();
+        if !self.config.trees.iter().any(stars) && !self.trees.values().any(missing) {
+            return;
+        }
+        let (config, base) = (self.config.clone(), self.base.clone());
+        let begun = self.looking.begin(move || Looked::Dirs(plan(config, base)));
+        self.begun(begun);
+    }
+
+    fn begun(&self, begun: std::io::Result<()>) {
+        if let Err(e) = begun {
+            say(&format!("cannot start a thread: {e}"));
+        }
+    }
+
+    /// Takes over what was looked at, if that is done.
+    fn has_looked(&mut self) -> bool {
+        match self.looking.take() {
+            Some(Looked::Read(read)) => {
+                self.take_over(read);
+                self.notify.ready(&self.in_short());
+                true
+            }
+            // What was read meanwhile says it better.
+            Some(Looked::Dirs(_)) if self.read_again => false,
+            Some(Looked::Dirs(plan)) => {
+                self.apply(plan, false);
+                true
+            }
+            None => {
+                if self.looking.hangs() {
+                    let line = "the configuration, or a directory it names, does not answer: everything stays as it was until it does";
+                    say(line);
+                    self.mistakes = vec![line.to_owned()];
+                    self.notify.ready(&self.in_short());
+                }
+                false
             }
         }
     }
@@ -199,37 +311,77 @@ impl Service {
         say("stopped");
     }
 
-    fn reload(&mut self) {
-        self.notify.reloading();
-        match check(&self.asked) {
-            Ok((_, base)) if base != self.base => say(&format!(
+    fn take_over(&mut self, read: Result<Plan, NotBegun>) {
+        match read {
+            Ok(plan) if plan.base != self.base => say(&format!(
                 "state is {} now: it is taken up when the service is started again; everything stays as it was",
-                show(&base)
+                show(&plan.base)
             )),
-            Ok((config, _)) => {
+            Ok(plan) => {
                 say("reloading");
-                self.config = config;
-                self.apply(true);
+                self.mistakes.clear();
+                self.config = plan.config.clone();
+                self.apply(plan, true);
             }
             Err(NotBegun::Config(problems)) => {
-                for problem in &problems {
-                    say(&problem.to_string());
+                self.mistakes = problems.iter().map(ToString::to_string).collect();
+                for problem in &self.mistakes {
+                    say(problem);
                 }
                 say("the configuration is wrong: everything stays as it was");
             }
             Err(NotBegun::Run(error)) => say(&format!("cannot reload: {error}")),
         }
-        self.notify.ready(&self.in_short());
+    }
+
+    /// What `status` and `check` go by.
+    fn leave_word(&self) {
+        let trees = self.trees.values().map(|tree| {
+            let view = self.children.view(&tree.name);
+            Process {
+                name: tree.name.clone(),
+                pid: view.as_ref().and_then(|view| view.pid),
+                starts: view.as_ref().map_or(0, |view| view.starts),
+                waits: view.and_then(|view| view.waits),
+                state: Some(show(&tree.state_dir)),
+            }
+        });
+        let file = self.asked.file.as_deref();
+        let word = Word {
+            pid: std::process::id(),
+            config: file.map(show).unwrap_or_default(),
+            now: Stamp::now(),
+            trees: trees.collect(),
+            problems: self
+                .mistakes
+                .iter()
+                .cloned()
+                .chain(self.missing.iter().map(ToString::to_string))
+                .chain(self.listening.problem.clone())
+                .collect(),
+        };
+        let bytes = serde_json::to_vec(&word).unwrap_or_default();
+        // Who asks finds that it grows old.
+        let _ = replace(&service_file(&self.base), &bytes, 0o600);
     }
 
     /// Makes the processes those of the configuration. `all`: also if no directory came or went.
-    fn apply(&mut self, all: bool) {
-        let stars = |tree: &config::TreeConfig| matches!(tree.path, TreePath::Each(_));
-        if !all && !self.config.trees.iter().any(stars) {
-            return;
+    fn apply(&mut self, plan: Plan, all: bool) {
+        let Plan {
+            trees,
+            told,
+            before,
+            missing,
+            ..
+        } = plan;
+        for problem in &missing {
+            if !self.missing.contains(problem) {
+                say(&format!(
+                    "{problem}: it is served when it is there, the others are now"
+                ));
+            }
         }
-        let before = Before::read(&self.base);
-        let (trees, told) = trees::all(&self.config, &self.base, &before);
+        self.missing = missing;
         let told: BTreeSet<String> = told.into_iter().collect();
         for line in told.difference(&self.told) {
             say(line);
@@ -242,7 +394,18 @@ impl Service {
         for tree in trees.values() {
             match self.trees.get(&tree.name) {
                 Some(old) if old.path == tree.path => {}
+                _ if tree.missing.is_some() => {}
                 _ => say(&format!("{}: {}", tree.name, show(&tree.path))),
+            }
+        }
+        for tree in trees.values().filter(|tree| tree.found_by.is_none()) {
+            let before = self.trees.get(&tree.name).map(|old| &old.missing);
+            match (&tree.missing, before) {
+                (Some(problem), None | Some(None)) if !self.missing.contains(problem) => {
+                    say(&format!("{}: {}: it is waited for", tree.name, problem.why))
+                }
+                (None, Some(Some(_))) => say(&format!("{}: its directory is there", tree.name)),
+                _ => {}
             }
         }
         for old in self.trees.values() {
@@ -285,7 +448,7 @@ impl Service {
     fn tell_gone(&mut self, trees: &BTreeMap<String, Tree>) {
         let gone: BTreeSet<String> = trees
             .values()
-            .filter(|tree| tree.found_by.is_some() && !tree.path.is_dir())
+            .filter(|tree| tree.found_by.is_some() && tree.missing.is_some())
             .map(|tree| tree.name.clone())
             .collect();
         for name in gone.difference(&self.gone) {
@@ -321,11 +484,9 @@ fn spec(tree: &Tree) -> Spec {
     }
     spec.settings = serde_json::to_string(&tree.settings).unwrap_or_default();
     spec.polite = tree.settings.polite;
+    spec.waits = tree.missing.as_ref().map(|problem| problem.why.clone());
     let tree = tree.clone();
     spec.prepare = Some(Arc::new(move || {
-        if !tree.path.is_dir() {
-            return Err(format!("{} is not there", show(&tree.path)));
-        }
         names::make(&tree.state_dir, &tree.path).map_err(|e| e.to_string())?;
         let dir = show(&tree.state_dir);
         let written = tree.config().write();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::super::settings::Problem;
 use super::config::{Config, TreeConfig, TreePath, TreeSettings, check_name};
 use crate::engine::session::show;
 use crate::engine::worker::config as state;
@@ -23,6 +24,8 @@ pub struct Tree {
     pub state_dir: PathBuf,
     pub found_by: Option<String>,
     pub settings: TreeSettings,
+    /// Why its directory can't be served now, and where that was asked for. It begins when the directory is there.
+    pub missing: Option<Problem>,
 }
 
 impl Tree {
@@ -171,8 +174,24 @@ fn put(
             state_dir,
             found_by,
             settings: config.settings.clone(),
+            missing: missing(path).map(|why| Problem {
+                place: config.place.clone(),
+                why,
+            }),
         },
     );
+}
+
+/// Why this is no directory that could be a tree.
+pub fn missing(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => None,
+        Ok(_) => Some(format!("path: {} is not a directory", show(path))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Some(format!("path: {} does not exist", show(path)))
+        }
+        Err(e) => Some(format!("path: cannot look at {}: {e}", show(path))),
+    }
 }
 
 /// Directories, not links to them, and not hidden ones.
@@ -232,7 +251,13 @@ mod tests {
         std::fs::remove_dir(www.join("c")).unwrap();
         let before = Before::read(&base);
         let (again, _) = all(&config, &base, &before);
-        assert_eq!(again.get("c"), Some(c));
+        let (again_c, why) = {
+            let mut again = again["c"].clone();
+            let why = again.missing.take();
+            (again, why.map(|problem| problem.why))
+        };
+        assert_eq!(&again_c, c);
+        assert!(why.is_some_and(|why| why.ends_with("/c does not exist")));
         assert_eq!(before.left(&again).count(), 0);
         let none = BTreeMap::new();
         assert_eq!(before.left(&none).count(), 1);
