@@ -114,23 +114,26 @@ pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {
         return json!({"running": running, "note": note, "state_dir": state_dir, "status": status})
             .to_string();
     }
+    let text = |status| {
+        let (now, zone) = (Stamp::now(), TimeZone::system());
+        show::status(status, running, say.verbose, now, &zone)
+    };
+    // Whoever starts another one because none runs would find it busy.
+    let silent = matches!(seen, Seen::Silent { .. });
+    let rests = if silent {
+        "does not answer"
+    } else {
+        "not running"
+    };
     let mut text = match status {
-        Some(status) => show::status(
-            status,
-            running,
-            say.verbose,
-            Stamp::now(),
-            &TimeZone::system(),
-        ),
+        Some(status) if silent => text(status).replacen("not running\n", "does not answer\n", 1),
+        Some(status) => text(status),
         None => {
             let known = match note {
                 Some(_) => "",
                 None => ", and nothing is known of it yet",
             };
-            format!(
-                "{}: not running{known}\n",
-                crate::cli::places::show(state_dir)
-            )
+            format!("{}: {rests}{known}\n", crate::cli::places::show(state_dir))
         }
     };
     if let Some(note) = note {
@@ -435,7 +438,18 @@ mod tests {
             "{line}"
         );
 
+        let shown = || show_seen(&look(dir.path()).unwrap(), dir.path(), Say::default());
+        assert!(
+            shown().contains("  state         not running\n"),
+            "{}",
+            shown()
+        );
         let lock = StateLock::take(dir.path()).unwrap();
+        assert!(
+            shown().contains("  state         does not answer\n"),
+            "{}",
+            shown()
+        );
         let (health, line) = judged();
         assert!(
             health == Health::Warning && line.contains(" does not answer; following, lag"),

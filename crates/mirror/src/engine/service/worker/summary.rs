@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::super::children::Children;
 use super::trees::Tree;
 use crate::cli::text::{count, counted, seconds};
-use crate::engine::control::read_status;
-use crate::engine::status::{State, Status};
+use crate::engine::control::{HEARTBEAT_MAX, read_status};
+use crate::engine::status::{Stamp, State, Status};
 
 #[derive(Default)]
 pub struct Summary {
@@ -16,6 +16,9 @@ pub struct Summary {
 }
 
 fn word(status: Option<&Status>) -> &'static str {
+    if status.is_some_and(|s| s.now.seconds_until(Stamp::now()) > HEARTBEAT_MAX.as_secs_f64()) {
+        return "silent";
+    }
     match status.map(|status| &status.state) {
         Some(State::Following) => "following",
         Some(State::Seeding { .. }) => "seeding",
@@ -78,5 +81,21 @@ impl Summary {
             line.push_str(&format!("; {} failed", counted(failed, "path", "paths")));
         }
         line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::status::Role;
+
+    #[test]
+    fn a_process_that_hangs_is_not_following() {
+        let mut status = Status::new(Role::Primary, "/srv/www".into(), None);
+        status.state = State::Following;
+        assert_eq!(word(Some(&status)), "following");
+        status.now.ms -= HEARTBEAT_MAX.as_millis() as i64 + 1000;
+        assert_eq!(word(Some(&status)), "silent");
+        assert_eq!(word(None), "not running");
     }
 }
