@@ -84,10 +84,10 @@ def timed(command, log, memory=False, after=None, env=None):
 class Daemon:
     """A tool that keeps running."""
 
-    def __init__(self, command, log, env=None):
+    def __init__(self, command, log, env=None, stdout=None):
         out = open(log, "ab")
         self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, preexec_fn=die_with_parent, env=env)
+            command, stdin=subprocess.DEVNULL, stdout=stdout or out, stderr=out, preexec_fn=die_with_parent, env=env)
         out.close()
 
     @property
