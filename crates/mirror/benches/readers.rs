@@ -202,6 +202,7 @@ fn read_all(socket: &Path, readers: usize) {
                     bwlimit: 0,
                     records_only: false,
                     listed: false,
+                    once: false,
                 };
                 Message::from(follow).encode(&mut said).unwrap();
                 std::io::Write::write_all(&mut stream, &said).unwrap();

@@ -81,7 +81,12 @@ impl Place {
     }
 
     fn run(&self, line: &str) -> (i32, String) {
-        let output = self.mirrord(line).output().unwrap();
+        self.run_args(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn run_args(&self, args: &[&str]) -> (i32, String) {
+        let (first, more) = args.split_first().unwrap();
+        let output = self.mirrord(first).args(more).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         (output.status.code().unwrap_or(-1), text)
@@ -99,8 +104,12 @@ impl Place {
     }
 
     fn follow(&self, tree: &str, dst: &str) -> Program {
+        self.follow_with(tree, dst, &[])
+    }
+
+    fn follow_with(&self, tree: &str, dst: &str, more: &[&str]) -> Program {
         let source = format!("{}:{}", self.bed.host, self.tree(tree).display());
-        self.bed.mirror_from(&source, &self.bed.path(dst), &[])
+        self.bed.mirror_from(&source, &self.bed.path(dst), more)
     }
 
     #[track_caller]
@@ -572,6 +581,27 @@ fn a_barrier_in_scan_mode_and_with_replicas_away() {
             .is_some_and(|s| s["lag"]["records"] == 0 && s["lag"]["seconds"] == 0.0)
     });
 
+    // One that makes a copy once is not waited for, and one that does not come back can be forgotten.
+    let (code, said) = ended(place.follow_with("a", "three", &["--once"]));
+    assert_eq!(code, 0, "{said}");
+    stop(two);
+    fs::write(src.join("later"), "x").unwrap();
+    let (code, said) = place.run("wait a --timeout 3s");
+    assert!(
+        code == 5 && said.contains("/two") && !said.contains("/three"),
+        "{code} {said}"
+    );
+    let (code, said) = place.run("forget nobody a");
+    assert!(code == 2 && said.contains("no replica"), "{code} {said}");
+    let status = place.status("a").unwrap();
+    let name = |r: &&Value| r["connected"] == false;
+    let away = status["replicas"].as_array().unwrap().iter().find(name);
+    let two = away.unwrap()["name"].as_str().unwrap();
+    let (code, said) = place.run_args(&["forget", two, "a"]);
+    assert!(code == 0 && said.contains("forgotten: "), "{code} {said}");
+    let (code, said) = place.run("wait a --timeout 60s");
+    assert_eq!(code, 0, "{said}");
+
     place.run("pause a");
     let (code, said) = place.run("wait a --timeout 20s");
     assert!(code == 5 && said.contains("paused"), "{code} {said}");
@@ -581,7 +611,7 @@ fn a_barrier_in_scan_mode_and_with_replicas_away() {
 
     let (code, said) = place.run("log a -n 5");
     assert!(code == 0 && said.contains(" create late"), "{said}");
-    for program in [one, two, service] {
+    for program in [one, service] {
         stop(program);
     }
 }
@@ -705,6 +735,32 @@ fn other_hosts_come_in_by_the_door() {
     let follower = mirror("a", &[]);
     place.equal("a", "a-copy");
     barrier_holds(&place, "a", "a-copy", 2, "tls");
+    // A hold of the source is released at the source only: a key that may follow orders nothing.
+    let (src, aside) = (place.bed.path("a"), place.bed.path("aside"));
+    fs::rename(&src, &aside).unwrap();
+    fs::create_dir(&src).unwrap();
+    let hold = || {
+        place
+            .status("a")
+            .is_some_and(|s| s["state"]["is"] == "hold")
+    };
+    place.bed.wait("the worker holds", hold);
+    let at = place.bed.path("a-copy").display().to_string();
+    let release = || {
+        let mut command = Command::new(ssh_support::FS_MIRROR);
+        command.args(["release", "--yes", "-m", &at]);
+        ended(Program::start(&mut command).unwrap())
+    };
+    place.bed.wait("the copy knows", || {
+        let (code, said) = release();
+        code != 0 && said.contains("`mirrord release`")
+    });
+    assert!(hold());
+    fs::remove_dir(&src).unwrap();
+    fs::rename(&aside, &src).unwrap();
+    let (code, said) = place.run("release a --yes");
+    assert_eq!(code, 0, "{said}");
+    place.equal("a", "a-copy");
     // The tree's process is another one; so is the connection.
     kill9(place.pid("a"));
     fs::write(place.tree("a").join("after"), "x").unwrap();

@@ -509,6 +509,10 @@ pub enum WorkerCommand {
     Pause(TreeArgs),
     /// Go on after a pause
     Resume(TreeArgs),
+    /// Let through what is on hold
+    Release(TreeReleaseArgs),
+    /// Wait no more for a replica that will not come back, and keep no log for it
+    Forget(ForgetArgs),
     /// This host's key
     #[command(subcommand)]
     Key(KeyCommand),
@@ -549,6 +553,23 @@ pub struct TreeArgs {
     pub state: Option<PathBuf>,
     #[command(flatten)]
     pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct TreeReleaseArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub trees: TreeArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ForgetArgs {
+    /// The replica, as `mirrord status` names it; or all of a key that is trusted here, by the name it has here
+    pub replica: String,
+    #[command(flatten)]
+    pub trees: TreeArgs,
 }
 
 #[derive(Debug, Args)]

@@ -272,9 +272,14 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
         Ok(client) => client,
         Err(e) => return release_stopped(args, &found, e),
     };
-    if !args.yes {
+    let_through(&mut client, args.yes, args.say)
+}
+
+/// Shows what a hold keeps back, asks unless `yes`, and releases it.
+pub fn let_through(client: &mut Client, yes: bool, say: Say) -> Result<Exit, CliError> {
+    if !yes {
         let would = client.release(false)?;
-        if args.say.json {
+        if say.json {
             ui::say(&to_json(&would));
         } else {
             ui::say(show::release(&would).trim_end());
@@ -284,7 +289,7 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
             Some(hold) if !hold.reason.can_be_released() => return Ok(Exit::Hold),
             Some(_) => {}
         }
-        if !ui::can_ask() || args.say.json {
+        if !ui::can_ask() || say.json {
             return Err(CliError::new(
                 Exit::Hold,
                 "still on hold: --yes lets it through",
@@ -303,10 +308,10 @@ pub fn release(args: &ReleaseArgs) -> Result<Exit, CliError> {
             format!("on hold: {}; {}", hold.what, show::way_out(hold)),
         ));
     }
-    if args.say.json {
+    if say.json {
         ui::say(&to_json(&report));
-    } else if !args.say.quiet {
-        if args.yes {
+    } else if !say.quiet {
+        if yes {
             ui::say(show::release(&report).trim_end());
         } else {
             ui::say("released");

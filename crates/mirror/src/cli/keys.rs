@@ -162,6 +162,10 @@ pub fn trust(program: Program, args: &TrustArgs) -> Result<Exit, CliError> {
         let gone: BTreeSet<String> = args.trees.iter().cloned().collect();
         let gone = (!gone.is_empty() && !gone.contains("*")).then_some(gone);
         let was = edit(&dir, |trusted| trusted.remove(which, gone.as_ref()))?;
+        if program == Program::Mirrord && gone.is_none() {
+            // It can't come back, so nobody need wait for it.
+            crate::cli::worker::forget_key(&was.name);
+        }
         let of = gone.map_or_else(String::new, |gone| {
             format!(" with {}", trees_text(&Trees::Named(gone)))
         });

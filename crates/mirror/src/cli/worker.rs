@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cli::args::{StdioArgs, TreeArgs, TreeCheckArgs, WorkerCommand};
+use crate::cli::args::{
+    ForgetArgs, StdioArgs, TreeArgs, TreeCheckArgs, TreeReleaseArgs, WorkerCommand,
+};
 use crate::cli::check::{self, Judged, More, look_all};
-use crate::cli::control::{Seen, check_line, done, exit_of, show_seen};
+use crate::cli::control::{Seen, check_line, done, exit_of, let_through, show_seen};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::keys;
 use crate::cli::places::show;
@@ -27,6 +29,8 @@ pub fn run(command: WorkerCommand) -> Result<Exit, CliError> {
         WorkerCommand::Config(command) => serve_worker::config(command),
         WorkerCommand::Pause(args) => order(&args, "paused", Client::pause),
         WorkerCommand::Resume(args) => order(&args, "resumed", Client::resume),
+        WorkerCommand::Release(args) => release(&args),
+        WorkerCommand::Forget(args) => forget(&args),
         WorkerCommand::Key(command) => keys::key(Program::Mirrord, &command),
         WorkerCommand::Trust(args) => keys::trust(Program::Mirrord, &args),
         WorkerCommand::Pair(args) => keys::pair(Program::Mirrord, &args),
@@ -249,6 +253,57 @@ fn order(
         }
     }
     done(word, args.say)
+}
+
+/// The first tree that can't be released decides.
+fn release(args: &TreeReleaseArgs) -> Result<Exit, CliError> {
+    let mut worst = Exit::Done;
+    for state_dir in states(&args.trees)? {
+        let done = match Client::connect(&state_dir) {
+            Ok(mut client) => let_through(&mut client, args.yes, args.trees.say)?,
+            Err(ClientError::NotRunning) if args.trees.tree.is_none() => Exit::Done,
+            Err(e) => return Err(named(&state_dir, e)),
+        };
+        if done != Exit::Done {
+            worst = done;
+        }
+    }
+    Ok(worst)
+}
+
+/// The replicas of a key that is not trusted any more, as far as the trees' processes can be asked.
+pub fn forget_key(name: &str) {
+    let state = serve_worker::configured_state();
+    for state_dir in worker::state_dirs(state.as_deref()).unwrap_or_default() {
+        if let Ok(mut client) = Client::connect(&state_dir) {
+            let _ = client.forget(name);
+        }
+    }
+}
+
+fn forget(args: &ForgetArgs) -> Result<Exit, CliError> {
+    let mut forgotten = Vec::new();
+    for state_dir in states(&args.trees)? {
+        match Client::connect(&state_dir) {
+            Ok(mut client) => forgotten.extend(client.forget(&args.replica)?),
+            Err(ClientError::NotRunning) if args.trees.tree.is_none() => {}
+            Err(e) => return Err(named(&state_dir, e)),
+        }
+    }
+    forgotten.sort();
+    forgotten.dedup();
+    let say = args.trees.say;
+    if say.json {
+        ui::say(&serde_json::json!({ "forgotten": forgotten }).to_string());
+    } else if forgotten.is_empty() {
+        let replica = mirror_core::escape(args.replica.as_bytes());
+        let why =
+            format!("no replica that is away is called {replica}: `mirrord status` names them");
+        return Err(CliError::usage(why));
+    } else if !say.quiet {
+        ui::say(&format!("forgotten: {}", forgotten.join(", ")));
+    }
+    Ok(Exit::Done)
 }
 
 pub fn named(state_dir: &Path, e: ClientError) -> CliError {

@@ -34,6 +34,8 @@ pub const FEATURE_TAKEN: u64 = 2;
 pub const FEATURE_FROM: u64 = 8;
 /// [`Packed`] is sent, and taken; [`Came`] and [`Pace`] are said, and heeded.
 pub const FEATURE_PACKED: u64 = 4;
+/// W: no [`Order`] is taken over this connection.
+pub const FEATURE_NO_ORDERS: u64 = 32;
 
 /// A position and the head hash after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
@@ -226,6 +228,9 @@ pub struct Follow {
     /// Much of the tree is known here: a list of it first, please.
     #[cbor(n(3), default)]
     pub listed: bool,
+    /// It makes one copy: nobody need wait for it once it is gone.
+    #[cbor(n(4), default)]
+    pub once: bool,
 }
 
 /// One small content.

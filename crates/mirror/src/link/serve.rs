@@ -214,6 +214,10 @@ pub struct FollowerState {
     pub held: Option<String>,
     /// Records after this are still to be sent to it. `None`: it has not said where it stands.
     pub keep_after: Option<Position>,
+    /// It makes one copy and does not come back.
+    pub once: bool,
+    /// It may order a look at everything, and release a hold. Who only has a key that is trusted here may not.
+    pub may_order: bool,
 }
 
 pub fn now_ns() -> u64 {
@@ -275,6 +279,7 @@ pub fn serve(
         window: (hello.features & say::FEATURE_TAKEN != 0).then(|| Window::new(Instant::now())),
         seeding: AtomicBool::new(false),
         packer: Mutex::default(),
+        refused_orders: AtomicBool::new(false),
         state,
     };
     outgoing.packing.we_want(served.compress());
@@ -323,6 +328,7 @@ struct Connection<'a> {
     /// And is sent one now.
     seeding: AtomicBool,
     packer: Mutex<Packer>,
+    refused_orders: AtomicBool,
     state: &'a Mutex<FollowerState>,
 }
 
@@ -349,13 +355,19 @@ impl<'a> Connection<'a> {
             }
         };
         let _ = self.tree.set(open.tree);
+        let may_order = self.state.lock().is_ok_and(|state| state.may_order);
+        let no_orders = match may_order {
+            true => 0,
+            false => say::FEATURE_NO_ORDERS,
+        };
         self.outgoing.send(say::Welcome {
             protocol: PROTOCOL.min(protocol),
             features: say::FEATURE_SEED
                 | say::FEATURE_LIST
                 | say::FEATURE_TAKEN
                 | say::FEATURE_PACKED
-                | say::FEATURE_FROM,
+                | say::FEATURE_FROM
+                | no_orders,
             program: open.program.into(),
             tree: open.tree,
             path: open.path.clone(),
@@ -366,6 +378,29 @@ impl<'a> Connection<'a> {
             host: hostname(),
             chain: chain::to_wire(self.served.chain().whole().unwrap_or_default()),
         })
+    }
+
+    fn obey(&self, what: u8) {
+        let (name, may) = {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            (state.name.clone(), state.may_order)
+        };
+        if !may {
+            if !self.refused_orders.swap(true, Ordering::AcqRel) {
+                let text = "orders a release or a look at everything, and may not: whoever comes through the door only follows";
+                self.served.notice(format!("{name} {text}"));
+            }
+            return;
+        }
+        match what {
+            say::Order::RESCAN => self.served.order(Order::Rescan),
+            say::Order::RELEASE => {
+                self.served.notice(format!("{name} releases what is held"));
+                self.served.release();
+            }
+            // Of a newer version: better not at all than wrong.
+            _ => {}
+        }
     }
 
     fn listen<'scope>(
@@ -390,6 +425,10 @@ impl<'a> Connection<'a> {
                         .limit((follow.bwlimit > 0).then_some(follow.bwlimit));
                     self.records_only
                         .store(follow.records_only, Ordering::Relaxed);
+                    self.state
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .once = follow.once;
                     let after = follow.after.map(End::from);
                     let listed = follow.listed && after.is_none();
                     match self.begin(after) {
@@ -486,12 +525,7 @@ impl<'a> Connection<'a> {
                         drop(seat);
                     });
                 }
-                Message::Order(order) => match order.what {
-                    say::Order::RESCAN => self.served.order(Order::Rescan),
-                    say::Order::RELEASE => self.served.release(),
-                    // Of a newer version: better not at all than wrong.
-                    _ => {}
-                },
+                Message::Order(order) => self.obey(order.what),
                 Message::Taken(taken) => {
                     let fits = |window: &Window| window.taken(taken.bytes, Instant::now());
                     if !self.window.as_ref().is_some_and(fits) {

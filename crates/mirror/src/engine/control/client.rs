@@ -144,6 +144,14 @@ impl Client {
         }
     }
 
+    pub fn forget(&mut self, replica: &str) -> Result<Vec<String>, ClientError> {
+        let replica = replica.to_owned();
+        match self.ask(&Request::Forget { replica }, None)? {
+            Reply::Forgotten(names) => Ok(names),
+            other => unexpected(other),
+        }
+    }
+
     pub fn verify(
         &mut self,
         options: VerifyOptions,

@@ -56,6 +56,12 @@ pub trait Control: Send + Sync {
     fn resume(&self) -> Result<(), ControlError>;
     /// Shows what a hold will let through; with `yes` lets it through.
     fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError>;
+    /// Waits no more for replicas that are away: the one of this name, or those of the key of this name. Their names.
+    fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
+        let _ = replica;
+        let why = "only a worker waits for replicas: `mirrord forget`, on its host";
+        Err(ControlError::Refused(why.into()))
+    }
     /// Compares. `line` returns false when nobody listens any more: then end soon.
     fn verify(
         &self,

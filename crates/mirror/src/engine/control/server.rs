@@ -283,6 +283,9 @@ impl Client {
             Request::Release { yes } => control
                 .release(yes)
                 .map_or_else(Reply::Error, Reply::Release),
+            Request::Forget { replica } => control
+                .forget(&replica)
+                .map_or_else(Reply::Error, Reply::Forgotten),
             Request::Verify { options } => {
                 let mut listening = true;
                 let mut line = |line: VerifyLine| {

@@ -45,6 +45,10 @@ pub enum Request {
     Release {
         yes: bool,
     },
+    /// Of a worker.
+    Forget {
+        replica: String,
+    },
     Verify {
         options: VerifyOptions,
     },
@@ -62,6 +66,7 @@ pub enum Reply {
     Waited(WaitReport),
     Done,
     Release(ReleaseReport),
+    Forgotten(Vec<String>),
     /// More follows.
     Line(VerifyLine),
     /// Likewise.

@@ -161,6 +161,7 @@ fn fetch(
                     bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
                     listed: false,
+                    once: false,
                 })?;
                 out.send(say::Barrier { id: 1 })?;
             }
@@ -182,6 +183,7 @@ fn fetch(
                     bwlimit: options.bwlimit.get().unwrap_or(0),
                     records_only: true,
                     listed: false,
+                    once: false,
                 })?;
             }
             Message::BarrierDone(done) => {

@@ -86,6 +86,8 @@ struct Known {
     let_through: bool,
     /// What we follow is the primary, not a mirror of it.
     direct: bool,
+    /// The source takes orders from us.
+    may_order: bool,
 }
 
 impl Known {
@@ -179,6 +181,7 @@ impl Hub {
                 news: Instant::now(),
                 let_through: false,
                 direct: true,
+                may_order: true,
             }),
             links: Links::default(),
             aside: aside::Watch::default(),
@@ -249,6 +252,7 @@ impl Hub {
             known.reason.clear();
             known.end = welcome.end.map(End::from);
             known.direct = welcome.chain.len() <= 1;
+            known.may_order = welcome.features & say::FEATURE_NO_ORDERS == 0;
             known.heard = Some(Instant::now());
             known.news = Instant::now();
         }
@@ -437,6 +441,12 @@ impl Hub {
                 "the source holds: it is released there, or at the mirror that follows it directly"
                     .into(),
             ));
+        }
+        if !known.may_order {
+            let at = "`mirrord release`, on its host";
+            return Err(ControlError::Refused(format!(
+                "the source holds: it is released there, with {at}"
+            )));
         }
         known.let_through = true;
         let handles = known.handles.clone();

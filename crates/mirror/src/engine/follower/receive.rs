@@ -275,7 +275,9 @@ impl Receiver {
         let begin = self.begin_log(&welcome)?;
         let features = welcome.features & FEATURES;
         let (arrived, compress) = (incoming.arrived(), self.options.compress);
-        let link = Arc::new(Link::new(outgoing.clone(), features, arrived, compress));
+        let once = self.options.once;
+        let link = Link::new(outgoing.clone(), features, arrived, compress, once);
+        let link = Arc::new(link);
         if link.packs() {
             incoming.unpacks();
             if compress != Compress::Auto {

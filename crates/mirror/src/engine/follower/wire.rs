@@ -78,6 +78,8 @@ pub struct Link {
     pub arrived: Arc<Arrived>,
     /// As asked for here.
     pub compress: Compress,
+    /// We do not come back.
+    pub once: bool,
     taken: Arc<Counter>,
     /// It was said where to begin.
     following: AtomicBool,
@@ -99,6 +101,7 @@ impl Link {
         features: u64,
         arrived: Arc<Arrived>,
         compress: Compress,
+        once: bool,
     ) -> Link {
         let taken = Counter {
             outgoing: outgoing.clone(),
@@ -110,6 +113,7 @@ impl Link {
             features,
             arrived,
             compress,
+            once,
             taken: Arc::new(taken),
             following: AtomicBool::new(false),
             next: AtomicU64::new(1),
@@ -141,6 +145,7 @@ impl Link {
             bwlimit: bwlimit.unwrap_or(0),
             records_only: false,
             listed,
+            once: self.once,
         })
     }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::backup::user_of;
-use crate::engine::serving::socket;
+use crate::engine::serving::socket::{self, Way};
 use crate::link::message::Cause;
 use crate::net::door::{Door, DoorSetup, Trees};
 use crate::net::trust::Address;
@@ -42,7 +42,7 @@ impl Trees for Places {
         };
         let until = Instant::now() + STARTS_WITHIN;
         loop {
-            match socket::connect(&state) {
+            match socket::connect(&state, Way::Door) {
                 Ok(Some(stream)) => return Ok(stream),
                 // Its process is being started, say.
                 Ok(None) if Instant::now() < until => {

@@ -106,12 +106,32 @@ impl Keep {
         self.known.insert(name.to_owned(), follower);
         self.changed = true;
         while self.known.len() > KNOWN_MAX {
-            let oldest = self.known.iter().min_by_key(|(_, known)| known.seen);
+            // Of the key with the most names: nobody makes others be forgotten by many names of its own.
+            let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+            for name in self.known.keys() {
+                *names.entry(key_of(name)).or_default() += 1;
+            }
+            let rank = |name: &str| names.get(key_of(name)).copied().unwrap_or(0);
+            let oldest = (self.known.iter())
+                .min_by_key(|(name, known)| (std::cmp::Reverse(rank(name)), known.seen));
             let Some(oldest) = oldest.map(|(name, _)| name.clone()) else {
                 break;
             };
             self.known.remove(&oldest);
         }
+    }
+
+    /// Waits no more for the one of this name, or those of the key of this name, that are not there. Their names.
+    pub fn forget(&mut self, which: &str, there: &[Replica]) -> Vec<String> {
+        let is_meant = |name: &str| {
+            (name == which || key_of(name) == which)
+                && there.iter().all(|replica| replica.name != name)
+        };
+        let names = self.known.keys().filter(|name| is_meant(name));
+        let names: Vec<String> = names.cloned().collect();
+        self.known.retain(|name, _| !names.contains(name));
+        self.changed |= !names.is_empty();
+        names
     }
 
     /// What a copy that calls itself so is called here, and what a person should know of it. `there`: another copy is
@@ -187,6 +207,11 @@ impl Keep {
             .filter_map(|known| parse_position(&known.after))
             .fold(end, Position::min)
     }
+}
+
+/// What the door puts before a name: whose key it is.
+fn key_of(name: &str) -> &str {
+    name.split_once(": ").map_or(name, |(key, _)| key)
 }
 
 /// Bytes of the files in a directory.
@@ -265,6 +290,26 @@ mod tests {
         // One that was made anew takes its own place, and that is said; an older one does not tell who it is.
         assert_eq!(name(&keep, "3333333333", &nobody), ("a".into(), true));
         assert_eq!(name(&keep, "", &first_is_there), ("a".into(), false));
+    }
+
+    #[test]
+    fn who_does_not_come_back_is_forgotten_and_nobody_pushes_others_out() {
+        let mut keep = Keep::default();
+        keep.seen(&named("backup: a"), at(5));
+        for n in 0..100 {
+            keep.seen(&named(&format!("evil: {n}")), at(7));
+        }
+        let names = |keep: &Keep| keep.known.len();
+        assert_eq!(names(&keep), KNOWN_MAX);
+        assert_eq!(keep.needed(at(9), 0, 10), at(5));
+        assert_eq!(keep.forget("evil: 99", &[]), ["evil: 99"]);
+        assert_eq!(keep.forget("nobody", &[]), [""; 0]);
+        let connected = Replica {
+            connected: true,
+            ..keep.away(&[]).remove(1)
+        };
+        assert_eq!(keep.forget("evil", &[connected]).len(), KNOWN_MAX - 3);
+        assert_eq!(names(&keep), 2);
     }
 
     #[test]

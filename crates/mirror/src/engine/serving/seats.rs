@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::keep::Keep;
-use super::socket;
+use super::socket::{self, Listening, Way};
 use crate::engine::status::{Lag, Replica, Stamp};
 use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::message::{Bye, Cause};
@@ -89,7 +89,7 @@ impl Seats {
     pub fn tell(&self, keep: &mut Keep) {
         for seat in lock(&self.taken).values() {
             let state = lock(&seat.state);
-            if let Some(after) = state.keep_after {
+            if let Some(after) = state.keep_after.filter(|_| !state.once) {
                 keep.seen(&state, after);
             }
         }
@@ -120,28 +120,37 @@ impl Seats {
     }
 
     /// Takes in who comes, until [`Seats::end`].
-    pub fn accept(self: &Arc<Seats>, served: &Arc<dyn Served>, listener: &UnixListener) {
+    pub fn accept(self: &Arc<Seats>, served: &Arc<dyn Served>, listening: &Listening) {
         let mut number = 0u64;
+        // Who comes is seen at once; this is how soon the end is.
+        let nap = Duration::from_millis(200);
         while !self.over.load(Ordering::Acquire) {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    number += 1;
-                    self.seat(served, stream, number);
-                }
-                Err(e) => {
-                    // Who comes is seen at once; this is how soon the end is.
-                    let nap = Duration::from_millis(200);
-                    match e.kind() {
-                        std::io::ErrorKind::WouldBlock => wait_readable(listener, nap),
-                        // Out of descriptors, say: who waits, waits.
-                        _ => std::thread::sleep(nap),
+            let mut nobody = true;
+            for (listener, way) in listening.both() {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        number += 1;
+                        nobody = false;
+                        self.seat(served, stream, number, way);
                     }
+                    Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                    // Out of descriptors, say: who waits, waits.
+                    Err(_) => std::thread::sleep(nap),
                 }
+            }
+            if nobody {
+                wait_readable(listening, nap);
             }
         }
     }
 
-    fn seat(self: &Arc<Seats>, served: &Arc<dyn Served>, stream: UnixStream, number: u64) {
+    fn seat(
+        self: &Arc<Seats>,
+        served: &Arc<dyn Served>,
+        stream: UnixStream,
+        number: u64,
+        way: Way,
+    ) {
         if !socket::is_ours(&stream) || stream.set_nonblocking(false).is_err() {
             return;
         }
@@ -157,7 +166,10 @@ impl Seats {
             let _ = refuse(&outgoing, Cause::Failed, reason);
             return;
         }
-        let state = Arc::new(Mutex::new(FollowerState::default()));
+        let state = Arc::new(Mutex::new(FollowerState {
+            may_order: way == Way::Account,
+            ..FollowerState::default()
+        }));
         let seat = Seat {
             state: state.clone(),
             outgoing: outgoing.clone(),
@@ -185,11 +197,12 @@ impl Seats {
     }
 }
 
-fn wait_readable(listener: &UnixListener, at_most: Duration) {
+fn wait_readable(listening: &Listening, at_most: Duration) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let timeout = Timespec {
         tv_sec: 0,
         tv_nsec: i64::from(at_most.subsec_nanos()),
     };
-    let _ = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&timeout));
+    let mut both = (listening.both()).map(|(listener, _)| PollFd::new(listener, PollFlags::IN));
+    let _ = poll(&mut both, Some(&timeout));
 }

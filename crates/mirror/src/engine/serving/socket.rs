@@ -1,4 +1,5 @@
-//! The local socket through which followers reach whoever serves a tree, however long the path of the state directory.
+//! The local sockets through which followers reach whoever serves a tree, however long the path of the state directory:
+//! one for those who have an account here (ssh), and one for those who come through the door, who may give no orders.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -8,7 +9,33 @@ use std::path::{Path, PathBuf};
 use crate::sys::tree;
 use rustix::fs::{AtFlags, Mode, OFlags, chmodat, open, unlinkat};
 
-const SOCKET: &str = "serve.sock";
+/// Through which of the two somebody comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Account,
+    Door,
+}
+
+impl Way {
+    fn socket(self) -> &'static str {
+        match self {
+            Way::Account => "serve.sock",
+            Way::Door => "door.sock",
+        }
+    }
+}
+
+/// Both, with who comes through which.
+pub struct Listening {
+    pub account: UnixListener,
+    pub door: UnixListener,
+}
+
+impl Listening {
+    pub fn both(&self) -> [(&UnixListener, Way); 2] {
+        [(&self.account, Way::Account), (&self.door, Way::Door)]
+    }
+}
 
 fn dir(state_dir: &Path) -> io::Result<(OwnedFd, PathBuf)> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -31,36 +58,45 @@ fn below(dir: OwnedFd, state_dir: &Path) -> (OwnedFd, PathBuf) {
     } else {
         state_dir.to_path_buf()
     };
-    (dir, path.join(SOCKET))
+    (dir, path)
 }
 
 /// The caller holds the state's lock: a socket found there is a dead process's.
-pub fn listen(state_dir: &Path) -> io::Result<UnixListener> {
+pub fn listen(state_dir: &Path) -> io::Result<Listening> {
     let (dir, path) = private_dir(state_dir)?;
-    match unlinkat(&dir, SOCKET, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(e) => return Err(e.into()),
-    }
-    let listener = UnixListener::bind(path)?;
-    chmodat(&dir, SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let listen = |way: Way| {
+        match unlinkat(&dir, way.socket(), AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let listener = UnixListener::bind(path.join(way.socket()))?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        chmodat(&dir, way.socket(), mode, AtFlags::empty())?;
+        listener.set_nonblocking(true)?;
+        Ok::<_, io::Error>(listener)
+    };
+    Ok(Listening {
+        account: listen(Way::Account)?,
+        door: listen(Way::Door)?,
+    })
 }
 
 pub fn remove(state_dir: &Path) {
     if let Ok((dir, _)) = dir(state_dir) {
-        let _ = unlinkat(dir, SOCKET, AtFlags::empty());
+        for way in [Way::Account, Way::Door] {
+            let _ = unlinkat(&dir, way.socket(), AtFlags::empty());
+        }
     }
 }
 
 /// `None`: nobody listens there.
-pub fn connect(state_dir: &Path) -> io::Result<Option<UnixStream>> {
+pub fn connect(state_dir: &Path, way: Way) -> io::Result<Option<UnixStream>> {
     let (_dir, path) = match dir(state_dir) {
         Ok(found) => found,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(e),
     };
-    match UnixStream::connect(path) {
+    match UnixStream::connect(path.join(way.socket())) {
         Ok(stream) => Ok(Some(stream)),
         Err(e)
             if matches!(

@@ -80,9 +80,11 @@ impl Host {
             ..WaitReport::default()
         };
         // Who comes later is not waited for, but counts.
-        let expected: BTreeSet<String> = self.replicas().into_iter().map(|r| r.name).collect();
+        let mut expected: BTreeSet<String> = self.replicas().into_iter().map(|r| r.name).collect();
         loop {
             let replicas = self.replicas();
+            // Nor is one that was forgotten meanwhile, or was there only once.
+            expected.retain(|name| replicas.iter().any(|replica| replica.name == *name));
             let judged = judge(&replicas, &expected, stage, barrier.position, wanted);
             let over = until.over();
             if !judged.done && !judged.held && !over {
@@ -91,7 +93,7 @@ impl Host {
             }
             report.positions = self.status().positions;
             report.missing = judged.missing;
-            report.failed_there = replicas.iter().map(|replica| replica.failed).sum();
+            report.failed_there = judged.failed;
             report.replicas = replicas;
             if judged.held && !judged.done {
                 let what = report.replicas.iter().find_map(|replica| {
@@ -136,6 +138,8 @@ struct Judged {
     /// It can't come true while somebody's hold lasts.
     held: bool,
     missing: Vec<String>,
+    /// Paths that failed on those that have come so far.
+    failed: u64,
 }
 
 fn judge(
@@ -179,10 +183,12 @@ fn judge(
         Some(wanted) => can < wanted as usize && missing.iter().any(stuck),
         None => missing.iter().any(stuck),
     };
+    let failed = replicas.iter().filter(|replica| has(replica));
     Judged {
         done,
         held,
         missing,
+        failed: failed.map(|replica| replica.failed).sum(),
     }
 }
 
@@ -237,6 +243,10 @@ mod tests {
         assert!(!check(&two, Stage::Durable, 7, None).1);
         assert!(!check(&two, Stage::Applied, 8, Some(1)).1);
         assert!(check(&two, Stage::Applied, 8, Some(2)).1);
+        // What failed on one that is not there yet does not count.
+        two[1].failed = 5;
+        two[0].failed = 2;
+        assert_eq!(judge(&two, &all, Stage::Applied, at(7), Some(1)).failed, 2);
         // Nobody is not everybody.
         let nobody = judge(&[], &names(&[]), Stage::Received, at(1), None);
         assert!(!nobody.done && !nobody.held);

@@ -192,6 +192,18 @@ impl Control for Host {
         })
     }
 
+    fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
+        let there = self.seats.replicas();
+        let mut keep = lock(&self.keep);
+        let names = keep.forget(replica, &there);
+        keep.save(&self.config.state_dir, true);
+        drop(keep);
+        for name in &names {
+            self.notice(format!("{name} is not waited for any more"));
+        }
+        Ok(names)
+    }
+
     fn verify(
         &self,
         _: VerifyOptions,

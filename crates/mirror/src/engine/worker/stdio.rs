@@ -14,7 +14,7 @@ use crossbeam_channel::bounded;
 
 use super::super::event::RunError;
 use super::super::options::default_state_dir;
-use super::super::serving::socket;
+use super::super::serving::socket::{self, Way};
 use super::super::session::show;
 use super::config::{self, Config};
 use super::{StdioOptions, names};
@@ -140,7 +140,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
         allowed(&tree, &asked)?;
     }
     if let Some(state_dir) = mirror_of(&tree) {
-        return match socket::connect(&state_dir) {
+        return match socket::connect(&state_dir, Way::Account) {
             Ok(Some(stream)) => Ok(stream),
             Ok(None) => Err(RunError::Failed(anyhow::anyhow!(
                 "{} is a mirror, and its fs_mirror does not run: start it there, and it is followed through it",
@@ -207,7 +207,7 @@ fn reach(options: &StdioOptions, hello: &say::Hello) -> Result<UnixStream, Refus
                 show(&state_dir)
             ))
         };
-        if let Some(stream) = socket::connect(&state_dir).map_err(failed)? {
+        if let Some(stream) = socket::connect(&state_dir, Way::Account).map_err(failed)? {
             return Ok(stream);
         }
         if options.stop.requested() {

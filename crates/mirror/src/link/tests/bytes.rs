@@ -75,6 +75,7 @@ fn message() -> impl Strategy<Value = Message> {
                     bwlimit,
                     records_only,
                     listed: false,
+                    once: false,
                 }
                 .into()
             }

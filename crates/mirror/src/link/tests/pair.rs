@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,8 @@ pub(super) struct Fake {
     reads: Arc<Mutex<u64>>,
     chain: Chain,
     pub(super) compress: Mutex<Compress>,
+    released: AtomicU64,
+    notices: Mutex<Vec<String>>,
     dir: tempfile::TempDir,
 }
 
@@ -45,6 +48,8 @@ impl Fake {
             files: Arc::default(),
             reads: Arc::default(),
             compress: Mutex::default(),
+            released: AtomicU64::new(0),
+            notices: Mutex::default(),
             dir,
         };
         fake.log.lock().unwrap().flush().unwrap();
@@ -98,7 +103,6 @@ impl Fake {
 }
 
 impl Served for Fake {
-    fn notice(&self, _: String) {}
     fn ready(&self) -> Ready {
         Ready::Open(Box::new(Open {
             program: "made up",
@@ -131,7 +135,12 @@ impl Served for Fake {
             let _ = answer.send(barrier);
         }
     }
-    fn release(&self) {}
+    fn release(&self) {
+        self.released.fetch_add(1, Ordering::Relaxed);
+    }
+    fn notice(&self, text: String) {
+        self.notices.lock().unwrap().push(text);
+    }
     fn read_back(
         &self,
         object: ObjectId,
@@ -247,6 +256,7 @@ impl Hand {
                 bwlimit: 0,
                 records_only: false,
                 listed: false,
+                once: false,
             })
             .unwrap();
     }
@@ -552,6 +562,7 @@ fn bandwidth_is_kept() {
             bwlimit,
             records_only: false,
             listed: false,
+            once: false,
         })
         .unwrap();
     let before = Instant::now();
@@ -658,4 +669,30 @@ fn twenty_are_sent_what_was_read_once_and_one_that_stops_holds_nobody_back() {
     let left = fake.cache.several();
     assert!(!left, "who is left is alone");
     let _ = stopped.ended();
+}
+
+#[test]
+fn who_comes_through_the_door_orders_nothing() {
+    let fake = Fake::new();
+    for may in [false, true] {
+        let mut hand = Hand::connect(&fake);
+        hand.state.lock().unwrap().may_order = may;
+        let features = hand.hello(0).features;
+        assert_eq!(features & say::FEATURE_NO_ORDERS == 0, may);
+        for what in [say::Order::RELEASE, say::Order::RESCAN, 200] {
+            hand.out.send(say::Order { what }).unwrap();
+        }
+        // It was all taken in once this is answered.
+        hand.follow(None);
+        hand.out.send(say::Barrier { id: 1 }).unwrap();
+        while !matches!(hand.hear(), Message::BarrierDone(_)) {}
+        let (released, told) = (&fake.released, fake.notices.lock().unwrap().clone());
+        assert_eq!(released.load(Ordering::Relaxed), u64::from(may));
+        let last = told.last().unwrap();
+        match may {
+            true => assert!(last.contains("releases what is held"), "{told:?}"),
+            // Once, however often.
+            false => assert!(told.len() == 1 && last.contains("may not"), "{told:?}"),
+        }
+    }
 }
