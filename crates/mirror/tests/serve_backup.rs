@@ -521,6 +521,20 @@ fn what_is_wrong_is_one_line_each() {
     assert!(fs::read_to_string(&config).unwrap().starts_with("# "));
     let (code, said) = host.run(&["list"]);
     assert_eq!((code, said), (0, format!("a: {} <- {src}\n", dst("a"))));
+    // A service that has only just begun, after one that ended long ago.
+    let state = host.path("state");
+    fs::write(
+        state.join("service.json"),
+        r#"{"pid":1,"config":"","now":"2026-01-01T00:00:00.000Z","trees":[],"problems":[]}"#,
+    )
+    .unwrap();
+    let lock = mirror::engine::control::StateLock::take(&state).unwrap();
+    let (code, said) = host.run(&["status"]);
+    assert_eq!(
+        (code, said),
+        (0, format!("a: {} <- {src}: starting\n", dst("a")))
+    );
+    drop(lock);
     // A worker that dials.
     let nat = dst("nat");
     let (code, said) = host.run(&["add", "nat", "mirror://w1/nat", &nat, "--accept"]);

@@ -40,10 +40,18 @@ impl Service {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Of the service that runs with this state.
+    /// Of the service that runs with this state. One that has only just begun has written nothing yet: what is there is
+    /// of the one before it.
     pub fn running(state: &Path) -> Option<Service> {
-        let runs = matches!(StateLock::holder(state), Ok(Some(_)));
-        Service::read(state).filter(|_| runs)
+        let holder = StateLock::holder(state).ok()??;
+        let own = Service::read(state).filter(|word| holder.pid == Some(word.pid));
+        Some(own.unwrap_or_else(|| Service {
+            pid: holder.pid.unwrap_or_default(),
+            config: String::new(),
+            now: Stamp::now(),
+            trees: Vec::new(),
+            problems: Vec::new(),
+        }))
     }
 
     pub fn process(&self, name: &str) -> Option<&Process> {
