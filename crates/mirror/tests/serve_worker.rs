@@ -352,6 +352,21 @@ fn a_missing_path_keeps_no_other_tree_out() {
     place.tree("late");
     place.served("late", &service);
     fs::remove_dir(place.bed.path("late")).unwrap();
+    // A process whose state is taken away ends, and begins anew.
+    let pid = place.pid("a");
+    let (_, said) = place.run("status a --json");
+    let said: Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    let state = PathBuf::from(said["state_dir"].as_str().unwrap());
+    place.bed.wait("it is removed", || {
+        let _ = fs::remove_file(state.join("lock"));
+        fs::remove_dir_all(&state).is_ok() || service.stderr().contains("is gone: it ends")
+    });
+    service.wait_stderr("is gone: it ends", LONG).unwrap();
+    place.bed.wait("another one serves", || {
+        place
+            .status("a")
+            .is_some_and(|s| s["pid"] != u64::from(pid) && s["state"]["is"] == "following")
+    });
     place.bed.wait("it is on hold", || {
         place
             .run("check")

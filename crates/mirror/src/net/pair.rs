@@ -222,7 +222,8 @@ impl Tokens {
         let held = Held::take(&self.dir)?;
         if self.clean(now_ms)? >= TOKENS_MAX {
             return Err(TokenError::Refused(format!(
-                "{TOKENS_MAX} tokens are good already: use them, or wait until they expire"
+                "{TOKENS_MAX} tokens are good already: use them, wait until they expire, or withdraw them: rm {}/*.json",
+                crate::cli::places::show(&self.dir)
             )));
         }
         let kept = Kept {
@@ -453,6 +454,29 @@ mod tests {
             dialing: Fingerprint([2; 32]),
             listening: Fingerprint([3; 32]),
         }
+    }
+
+    #[test]
+    fn too_many_tokens_can_be_withdrawn() {
+        let held = tempfile::tempdir().unwrap();
+        let tokens = Tokens::new(Program::Mirrord, &held.path().join("etc"));
+        let make = || tokens.make(Fingerprint([3; 32]), &["blog".into()], None, 1000);
+        for _ in 0..TOKENS_MAX {
+            make().unwrap();
+        }
+        let why = make().unwrap_err().to_string();
+        let dir = held.path().join("etc/pairing");
+        assert!(
+            why.ends_with(&format!("rm {}/*.json", dir.display())),
+            "{why}"
+        );
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|end| end == "json") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        make().unwrap();
     }
 
     #[test]

@@ -380,6 +380,13 @@ impl Host {
     fn save(&self, saved: &mut Option<Instant>) {
         if saved.is_none_or(|saved| saved.elapsed() >= Duration::from_secs(2)) {
             *saved = Some(Instant::now());
+            // What it goes on to write nobody would ever read; whoever starts it again begins anew.
+            if !self.config.state_dir.join("lock").exists() {
+                let state_dir = show(&self.config.state_dir);
+                self.notice(format!("its state {state_dir} is gone: it ends"));
+                lock(&self.want).stop = true;
+                return;
+            }
             let _ = persist_status(&self.config.state_dir, &self.status());
         }
     }

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::DirBuilder;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -82,10 +81,7 @@ struct Supervisor {
     listening: Listening,
 }
 
-/// One line for the log.
-pub fn log(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
+pub use crate::engine::service::log;
 
 /// Where a tree's process finds its settings.
 pub fn settings_file(state: &Path, name: &str) -> PathBuf {

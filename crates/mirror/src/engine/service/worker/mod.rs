@@ -7,7 +7,6 @@ mod summary;
 mod trees;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::backup::replace;
 use super::children::{Children, Happened, Spec};
 use super::elsewhere::Elsewhere;
 use super::listening::Listening;
+use super::log as say;
 use super::notify::Notify;
 use super::settings::Problem;
 use super::word::{Process, Service as Word, service_file};
@@ -173,15 +173,6 @@ struct Service {
     listening: Listening,
     notify: Notify,
     summary: summary::Summary,
-}
-
-fn say(line: &str) {
-    let mut err = std::io::stderr().lock();
-    // The journal has the time itself.
-    let _ = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => writeln!(err, "{line}"),
-        None => writeln!(err, "{} {line}", Stamp::now()),
-    };
 }
 
 fn said(name: &str, happened: &Happened) {
