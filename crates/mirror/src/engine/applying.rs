@@ -230,6 +230,8 @@ struct Trouble {
     since: Stamp,
     tries: u64,
     reason: String,
+    /// A person was told.
+    told: bool,
 }
 
 fn reason_of(failure: &Failure) -> String {
@@ -657,13 +659,18 @@ impl Running {
     fn took(&mut self, outcome: Outcome) {
         self.unsaved.get_or_insert(Instant::now());
         let position = self.reached();
+        let end = self.reader.tail().durable().map(|end| end.position);
+        let more = self.applier.store().position() < end;
         for failure in &outcome.failed {
             let reason = reason_of(failure);
             let known = self.trouble.get(&failure.object).cloned();
+            // What the source wrote over since then comes with a record that is still to be applied.
+            let may_pass = more && (failure.void || failure.step == "wait");
             let tries = known.as_ref().map_or(0, |known| known.tries) + 1;
             let since = known.as_ref().map_or_else(Stamp::now, |known| known.since);
             // Told once, and again when the reason is another.
-            if known.is_none_or(|known| known.reason != reason) {
+            let news = known.is_none_or(|known| known.reason != reason || !known.told);
+            if news && !may_pass {
                 let path = self.path_of(failure.object);
                 let reason = reason.clone();
                 self.ui.event(Event::Failed { path, reason });
@@ -672,9 +679,13 @@ impl Running {
                 since,
                 tries,
                 reason,
+                told: !(news && may_pass),
             };
             self.trouble.insert(failure.object, trouble);
         }
+        let untold = |id: &&ObjectId| self.trouble.get(id).is_some_and(|known| !known.told);
+        let healed = outcome.healed.iter().filter(|id| !untold(id));
+        let healed: Vec<ObjectId> = healed.copied().collect();
         let travelling = self.applier.travelling();
         let wanted = travelling.iter().map(|(id, content)| (*id, content.digest));
         self.contents.keep(&wanted.collect());
@@ -691,8 +702,8 @@ impl Running {
             let still: HashSet<ObjectId> = all.iter().map(|failure| failure.object).collect();
             self.trouble.retain(|object, _| still.contains(object));
         }
-        for object in &outcome.healed {
-            let path = self.path_of(*object);
+        for object in healed {
+            let path = self.path_of(object);
             self.ui.event(Event::Healed { path });
         }
         self.tell_aside(&outcome.moved_aside);
