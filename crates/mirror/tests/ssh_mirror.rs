@@ -276,15 +276,42 @@ fn a_mirror_that_was_connected_once_waits_for_its_source() {
 }
 
 #[test]
-fn another_history_is_refused_and_adopt_compares() {
+fn another_history_of_the_same_tree_is_compared_and_told() {
     let bed = Bed::new();
     bed.populate(200, 4);
     let (code, said) = bed.mirror_once(&[]);
     assert_eq!(code, 0, "{said}");
-    for pid in bed.daemons() {
-        kill9(pid);
-    }
-    fs::remove_dir_all(bed.states()).unwrap();
+    let lose_state = || {
+        for pid in bed.daemons() {
+            kill9(pid);
+        }
+        fs::remove_dir_all(bed.states()).unwrap();
+    };
+    let inode = |path: &str| {
+        use std::os::unix::fs::MetadataExt;
+        fs::symlink_metadata(bed.dst().join(path)).unwrap().ino()
+    };
+    lose_state();
+    fs::write(bed.src().join("after the loss"), "x").unwrap();
+    let before = inode("tree");
+    let (code, said) = bed.mirror_once(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("unexplained fork: ") && said.contains(". All is compared again, "),
+        "{said}"
+    );
+    assert_eq!(inode("tree"), before, "what is equal stays");
+    bed.equal();
+    let follower = bed.mirror(&[]);
+    bed.wait("it is told", || {
+        let (code, said) = bed.command(&["check"]);
+        code == 1 && said.contains("unexplained fork")
+    });
+    stop(follower);
+
+    // Nobody knows whose log it is: a mirror of before, or one that is to follow another host.
+    fs::remove_file(bed.path("dst.fs_mirror/followed")).unwrap();
+    lose_state();
     fs::write(bed.src().join("new"), "x").unwrap();
     let (code, said) = bed.mirror_once(&[]);
     assert!(
@@ -292,11 +319,6 @@ fn another_history_is_refused_and_adopt_compares() {
         "{code} {said}"
     );
     assert!(said.contains("--adopt"), "{said}");
-    let inode = |path: &str| {
-        use std::os::unix::fs::MetadataExt;
-        fs::symlink_metadata(bed.dst().join(path)).unwrap().ino()
-    };
-    let before = inode("tree");
     let (code, said) = bed.mirror_once(&["--adopt", "--yes"]);
     assert_eq!(code, 0, "{said}");
     assert_eq!(inode("tree"), before, "what is equal stays");

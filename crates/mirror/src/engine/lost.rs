@@ -29,6 +29,10 @@ const OF_ONE_LOG: [&str; 7] = [
 const FORK: &str = "fork";
 const FORK_BYTES_MAX: usize = 4096;
 
+/// Whose log is here: the host and the tree there, as they were asked for.
+const FOLLOWED: &str = "followed";
+const FOLLOWED_BYTES_MAX: usize = 1 << 16;
+
 /// Logs and indexes that were put aside; the oldest go. What was in the copy is not among them.
 const ASIDE_MAX: usize = 8;
 
@@ -97,6 +101,25 @@ pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
 /// The log is to be given up for this, and no takeover explains it. Not being able to say so is no reason to stay apart.
 pub fn note_fork(state_dir: &Path, what: &str) {
     let _ = RealDisk::open(state_dir).and_then(|disk| replace_file(&disk, FORK, what.as_bytes()));
+}
+
+fn followed(host: &str, tree: &[u8]) -> Vec<u8> {
+    [host.as_bytes(), b"\0", tree].concat()
+}
+
+/// This tree of this host was followed here.
+pub fn note_followed(state_dir: &Path, host: &str, tree: &[u8]) {
+    if !was_followed(state_dir, host, tree) {
+        let bytes = followed(host, tree);
+        let _ = RealDisk::open(state_dir).and_then(|disk| replace_file(&disk, FOLLOWED, &bytes));
+    }
+}
+
+/// And it was the last one.
+pub fn was_followed(state_dir: &Path, host: &str, tree: &[u8]) -> bool {
+    let read =
+        RealDisk::open(state_dir).and_then(|disk| read_file(&disk, FOLLOWED, FOLLOWED_BYTES_MAX));
+    read.is_ok_and(|bytes| bytes == followed(host, tree))
 }
 
 /// What was noted of logs that lie aside, the oldest first.

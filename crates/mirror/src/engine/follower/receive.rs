@@ -362,6 +362,9 @@ impl Receiver {
     /// whole and is being made.
     fn begin_log(&mut self, welcome: &say::Welcome) -> Result<Option<Option<End>>, Broken> {
         let mut log = lock(&self.log);
+        if log.as_ref().is_none_or(|log| log.tree() == welcome.tree) {
+            lost::note_followed(&self.options.state_dir, &self.far.host, &self.far.path);
+        }
         match &*log {
             Some(log) if log.tree() != welcome.tree && self.changed => Err(Broken::Ended(
                 Ended::Restart("what is left out or crossed was changed".into()),
@@ -373,7 +376,13 @@ impl Receiver {
                      or it is another tree",
                     escape(&welcome.path)
                 );
+                let state_dir = &self.options.state_dir;
                 Err(Broken::Ended(if self.options.adopt {
+                    Ended::Restart(text)
+                } else if lost::was_followed(state_dir, &self.far.host, &self.far.path) {
+                    // The same host, by its key, and the same tree, by its name there.
+                    let text = format!("unexplained fork: {text}");
+                    lost::note_fork(state_dir, &text);
                     Ended::Restart(text)
                 } else {
                     Ended::Fatal(RunError::Failed(anyhow::anyhow!(
