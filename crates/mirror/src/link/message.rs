@@ -228,7 +228,7 @@ pub struct Follow {
     /// Much of the tree is known here: a list of it first, please.
     #[cbor(n(3), default)]
     pub listed: bool,
-    /// It makes one copy: nobody need wait for it once it is gone.
+    /// It makes one copy: no barrier waits for it once it is gone.
     #[cbor(n(4), default)]
     pub once: bool,
 }

@@ -214,7 +214,7 @@ pub struct FollowerState {
     pub held: Option<String>,
     /// Records after this are still to be sent to it. `None`: it has not said where it stands.
     pub keep_after: Option<Position>,
-    /// It makes one copy and does not come back.
+    /// It makes one copy and goes.
     pub once: bool,
     /// It may order a look at everything, and release a hold. Who only has a key that is trusted here may not.
     pub may_order: bool,

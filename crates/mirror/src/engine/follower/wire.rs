@@ -78,7 +78,7 @@ pub struct Link {
     pub arrived: Arc<Arrived>,
     /// As asked for here.
     pub compress: Compress,
-    /// We do not come back.
+    /// We make one copy and go.
     pub once: bool,
     taken: Arc<Counter>,
     /// It was said where to begin.

@@ -41,6 +41,9 @@ struct Follower {
     /// As in [`FollowerState`].
     #[serde(default, skip_serializing_if = "String::is_empty")]
     replica: String,
+    /// It makes one copy at a time: the log is kept for the next one, but no barrier waits for it.
+    #[serde(default)]
+    once: bool,
 }
 
 impl Follower {
@@ -93,12 +96,14 @@ impl Keep {
             positions: state.positions,
             failed: state.failed,
             replica: state.replica.clone(),
+            once: state.once,
         };
         if let Some(known) = self.known.get_mut(name)
             && known.after == follower.after
             && known.positions == follower.positions
             && known.failed == follower.failed
             && known.replica == follower.replica
+            && known.once == follower.once
             && known.seen.seconds_until(follower.seen) < 60.0
         {
             return;
@@ -166,7 +171,7 @@ impl Keep {
         let now = Stamp::now();
         self.known
             .iter()
-            .filter(|(_, known)| known.is_waited_for(now))
+            .filter(|(_, known)| known.is_waited_for(now) && !known.once)
             .filter(|(name, _)| there.iter().all(|replica| replica.name != **name))
             .map(|(name, known)| Replica {
                 name: name.clone(),
@@ -290,6 +295,20 @@ mod tests {
         // One that was made anew takes its own place, and that is said; an older one does not tell who it is.
         assert_eq!(name(&keep, "3333333333", &nobody), ("a".into(), true));
         assert_eq!(name(&keep, "", &first_is_there), ("a".into(), false));
+    }
+
+    #[test]
+    fn for_who_copies_now_and_then_the_log_is_kept_but_nobody_waits() {
+        let mut keep = Keep::default();
+        let state = FollowerState {
+            once: true,
+            ..named("cron")
+        };
+        keep.seen(&state, at(5));
+        assert_eq!(keep.needed(at(9), 0, 10), at(5));
+        assert!(keep.away(&[]).is_empty());
+        keep.seen(&named("cron"), at(5));
+        assert_eq!(keep.away(&[]).len(), 1);
     }
 
     #[test]

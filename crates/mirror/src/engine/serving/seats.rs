@@ -89,7 +89,7 @@ impl Seats {
     pub fn tell(&self, keep: &mut Keep) {
         for seat in lock(&self.taken).values() {
             let state = lock(&seat.state);
-            if let Some(after) = state.keep_after.filter(|_| !state.once) {
+            if let Some(after) = state.keep_after {
                 keep.seen(&state, after);
             }
         }
