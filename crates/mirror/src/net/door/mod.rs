@@ -58,7 +58,7 @@ const TICK: Duration = Duration::from_millis(500);
 pub trait Trees: Send + Sync {
     /// All that can be asked for.
     fn names(&self) -> Vec<String>;
-    /// A new connection to whoever serves the tree (its `serve.sock`), to which the peer's Hello is passed on. Only asked for
+    /// A new connection to whoever serves the tree (its `door.sock`), to which the peer's Hello is passed on. Only asked for
     /// keys that may follow it. May take some seconds; several are asked for at once.
     fn open(&self, tree: &str) -> Result<UnixStream, (Cause, String)>;
 }
