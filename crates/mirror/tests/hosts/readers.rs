@@ -325,37 +325,54 @@ fn one_that_is_held_to_a_rate_holds_nobody_back() {
             lot.web.serve();
             let mut fast = need!(lot.backup("fast"));
             let mut slow = need!(lot.backup("slow"));
-            for (node, more) in [(&mut fast, ""), (&mut slow, "bwlimit = '40K'\n")] {
-                lot.web.lets(node);
-                node.follows(&lot.web, "www", more);
+            let mut third = need!(lot.backup("third"));
+            const LIMITED: &str = "bwlimit = '40K'\n";
+            for (from, node, more) in [(&lot.web, &mut fast, ""), (&lot.web, &mut slow, LIMITED)] {
+                from.lets(node);
+                node.follows(from, "www", more);
                 node.serve();
                 node.equal(&lot.src("www"), "www");
             }
+            fast.lets(&third);
+            third.follows(&fast, "www", LIMITED);
+            third.serve();
+            third.equal(&lot.src("www"), "www");
             for n in 0..100u8 {
-                let bytes: Vec<u8> = (0..4000u32)
-                    .map(|i| (i * 31 + u32::from(n)) as u8 ^ (i >> 8) as u8)
-                    .collect();
+                // Bytes that can not be packed: what is packed well passes the limit at once.
+                let mut bytes = [0; 4000];
+                blake3::Hasher::new()
+                    .update(&[n])
+                    .finalize_xof()
+                    .fill(&mut bytes);
                 fs::write(lot.src("www").join(format!("file {n}")), bytes).unwrap();
             }
             let began = std::time::Instant::now();
             fast.equal(&lot.src("www"), "www");
             // 400 KB take 10 s at that rate; a machine that took nearly so long for the other one tells nothing.
             if began.elapsed().as_secs() < 5 {
-                let there = fs::read_dir(slow.path("www")).unwrap().count();
-                assert!(there < 101, "the slow one has all {there}");
-                // Both ends say how far behind it is; itself once the worker's next heartbeat has come.
+                // Both ends say how far behind it is; itself once the next heartbeat has come.
                 let behind = |lag: &serde_json::Value| lag["records"].as_u64() > Some(0);
-                let status = lot.web.status("www");
-                let replicas = status["replicas"].as_array().unwrap();
-                let slow_there = replicas
-                    .iter()
-                    .find(|replica| replica["name"].as_str().unwrap().contains("slow:"));
-                assert!(behind(&slow_there.unwrap()["lag"]), "{status}");
-                slow.wait("it knows that it is behind", || {
-                    behind(&slow.status("www")["lag"])
-                });
+                for (from, limited) in [(&lot.web, &slow), (&fast, &third)] {
+                    let there = fs::read_dir(limited.path("www")).unwrap().count();
+                    assert!(there < 101, "{} has all {there}", limited.host.name);
+                    let status = from.status("www");
+                    let replicas = status["replicas"].as_array().unwrap();
+                    let its_lag = replicas
+                        .iter()
+                        .find(|replica| {
+                            let name = replica["name"].as_str().unwrap();
+                            name.starts_with(&format!("{}:", limited.host.name))
+                        })
+                        .map(|replica| &replica["lag"]);
+                    assert!(behind(its_lag.unwrap()), "{status}");
+                    limited.wait("it knows that it is behind", || {
+                        behind(&limited.status("www")["lag"])
+                    });
+                }
             }
-            slow.equal(&lot.src("www"), "www");
+            for limited in [&slow, &third] {
+                limited.equal(&lot.src("www"), "www");
+            }
         },
     );
 }

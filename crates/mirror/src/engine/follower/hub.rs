@@ -20,7 +20,7 @@ use crate::engine::control::{
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
 use crate::engine::lost;
-use crate::engine::serving::{Chain, Seats};
+use crate::engine::serving::{Chain, Followers};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
 };
@@ -149,7 +149,7 @@ pub struct Hub {
     /// Through whom the tree comes.
     pub chain: Chain,
     /// Who follows us.
-    pub seats: Arc<Seats>,
+    pub followers: Followers,
 }
 
 impl Hub {
@@ -158,7 +158,7 @@ impl Hub {
             stop,
             ui,
             chain,
-            seats: Arc::default(),
+            followers: Followers::default(),
             want: Mutex::default(),
             changed: Condvar::new(),
             known: Mutex::new(Known {
@@ -648,7 +648,7 @@ impl Hub {
         status.space = space(&handles.dst);
         status.aside = self.aside.known();
         status.rolling = applied.rolling;
-        status.replicas = self.seats.replicas();
+        status.replicas = self.followers.replicas(durable.map(|end| end.position));
         status.travelling = applied.travelling;
         status.link = self.links.get().map(|link| link.told());
         status.held_to = report.held_to.filter(|_| comes && behind > 0);

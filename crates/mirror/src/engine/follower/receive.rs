@@ -310,6 +310,7 @@ impl Receiver {
             // Who follows us learns of it by coming again.
             Ok(true) => self
                 .hub
+                .followers
                 .seats
                 .hang_up("the way to the source is another one now"),
             Err(error) => {

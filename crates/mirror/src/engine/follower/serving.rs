@@ -69,7 +69,6 @@ pub struct Serving {
     ignore: Vec<String>,
     cross: Vec<PathBuf>,
     cache: Arc<ContentCache>,
-    keep: Mutex<Keep>,
     live: Mutex<Option<Live>>,
     began: Instant,
     /// By their digests.
@@ -102,6 +101,7 @@ impl Serving {
                 "{text}: whom the log is kept for is learned again"
             )));
         }
+        *lock(&hub.followers.keep) = keep;
         Arc::new(Serving {
             hub,
             state_dir: options.state_dir.clone(),
@@ -109,7 +109,6 @@ impl Serving {
             ignore: options.ignore.clone(),
             cross: options.cross.clone(),
             cache: Arc::new(ContentCache::in_dir(&options.state_dir)),
-            keep: Mutex::new(keep),
             live: Mutex::default(),
             began: Instant::now(),
             bad: Mutex::default(),
@@ -119,7 +118,7 @@ impl Serving {
 
     /// Lets followers in. A mirror that can't goes on without.
     pub fn open(self: &Arc<Serving>) -> Option<Door> {
-        let seats = self.hub.seats.clone();
+        let seats = self.hub.followers.seats.clone();
         let opened = socket::listen(&self.state_dir).and_then(|listener| {
             seats.begin();
             let (served, seats): (Arc<dyn Served>, _) = (self.clone(), seats.clone());
@@ -157,6 +156,7 @@ impl Serving {
         if over {
             // They hold the log open, which must not keep the copy's disk busy.
             self.hub
+                .followers
                 .seats
                 .hang_up("the mirror there rests for a moment");
         }
@@ -168,9 +168,9 @@ impl Serving {
 
     /// Records up to here are needed by nobody who follows.
     pub fn needed(&self, log_dir: &std::path::Path, end: Position) -> Position {
-        let mut keep = lock(&self.keep);
-        self.hub.seats.tell(&mut keep);
-        keep.save(&self.state_dir, false);
+        let followers = &self.hub.followers;
+        followers.save(&self.state_dir);
+        let keep = lock(&followers.keep);
         keep.needed(end, keep::bytes_in(log_dir), keep::LOG_BYTES_MAX)
     }
 
@@ -364,10 +364,7 @@ impl Served for Serving {
     }
 
     fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
-        let told = self
-            .hub
-            .seats
-            .introduce(&mut lock(&self.keep), state, name, replica);
+        let told = self.hub.followers.introduce(state, name, replica);
         if let Some(text) = told {
             self.notice(text);
         }

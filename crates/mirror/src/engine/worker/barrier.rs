@@ -10,7 +10,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use mirror_core::Position;
 
 use super::super::control::{Control, ControlError, Stage, Until, WaitReport};
-use super::super::status::{Replica, Stamp};
+use super::super::status::Replica;
 use super::daemon::{Host, lock};
 use crate::capture::state::{Barrier, Order};
 
@@ -118,18 +118,9 @@ impl Host {
 
     /// Those that are there, and those that were and are waited for, by name.
     pub(super) fn replicas(&self) -> Vec<Replica> {
-        let mut replicas = self.seats.replicas();
-        // One that connects has no name yet.
-        replicas.retain(|replica| !replica.name.is_empty());
-        let away = lock(&self.keep).away(&replicas);
-        replicas.extend(away);
-        replicas.sort_by(|a, b| a.name.cmp(&b.name));
-        let now = Stamp::now();
-        let ends = lock(&self.ends);
-        for replica in &mut replicas {
-            replica.lag = ends.lag(replica.positions.applied, now);
-        }
-        replicas
+        let live = lock(&self.now).live.clone();
+        let durable = live.and_then(|live| live.open.reader.tail().durable());
+        self.followers.replicas(durable.map(|end| end.position))
     }
 }
 
@@ -195,7 +186,7 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::status::{Lag, Positions};
+    use crate::engine::status::{Lag, Positions, Stamp};
 
     fn at(sequence: u64) -> Option<Position> {
         Some(Position { epoch: 1, sequence })

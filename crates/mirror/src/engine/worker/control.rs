@@ -56,7 +56,6 @@ impl Control for Host {
             };
             (state, now.live.clone())
         };
-        let replicas = self.replicas();
         let (received, durable) = match &live {
             Some(live) => {
                 let tail = live.open.reader.tail();
@@ -64,6 +63,7 @@ impl Control for Host {
             }
             None => (None, None),
         };
+        let replicas = self.followers.replicas(durable.map(|end| end.position));
         let mut counters = report.counters;
         counters.records = durable.map_or(0, |end| end.position.sequence);
         Status {
@@ -193,8 +193,8 @@ impl Control for Host {
     }
 
     fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
-        let there = self.seats.replicas();
-        let mut keep = lock(&self.keep);
+        let there = self.followers.seats.replicas();
+        let mut keep = lock(&self.followers.keep);
         let names = keep.forget(replica, &there);
         keep.save(&self.config.state_dir, true);
         drop(keep);

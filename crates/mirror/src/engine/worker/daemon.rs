@@ -20,8 +20,7 @@ use super::super::lost;
 use super::super::options::Compress;
 use super::super::seed::{Chained, Spooled};
 use super::super::serving::keep::{self, Keep};
-use super::super::serving::lag::Ends;
-use super::super::serving::{Chain, Seats, socket};
+use super::super::serving::{Chain, Followers, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
 use super::super::status::{Hold, HoldReason, Role, Stamp, State, Status};
 use super::StdioOptions;
@@ -95,20 +94,20 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
             .name("accept".into())
             .spawn(move || {
                 let served: Arc<dyn Served> = host.clone();
-                host.seats.accept(&served, &listener);
+                host.followers.seats.accept(&served, &listener);
             })
     };
     let accepting = accepting.map_err(|e| failed("a thread", e))?;
     let (keep, told) = Keep::load(&host.config.state_dir);
-    *host.keep.lock().unwrap_or_else(PoisonError::into_inner) = keep;
+    *lock(&host.followers.keep) = keep;
     if let Err(text) = told {
         host.notice(format!("{text}: whom the log is kept for is learned again"));
     }
     host.run();
-    lock(&host.keep).save(&host.config.state_dir, true);
+    lock(&host.followers.keep).save(&host.config.state_dir, true);
     // No more followers, then those we have; what is in the log is durable.
     socket::remove(&host.config.state_dir);
-    host.seats.end("the worker stops");
+    host.followers.seats.end("the worker stops");
     drop(control);
     let _ = accepting.join();
     let mut status = host.status();
@@ -178,13 +177,9 @@ pub(super) struct Host {
     pub now: Mutex<Now>,
     want: Mutex<Want>,
     wanted: Condvar,
-    pub seats: Arc<Seats>,
+    pub followers: Followers,
     /// A primary begins its chain.
     chain: Chain,
-    /// Whom the log is kept for.
-    pub keep: Mutex<Keep>,
-    /// When the log's end was where.
-    pub ends: Mutex<Ends>,
     /// What is sent to all followers together.
     bucket: Arc<Bucket>,
     tended: Mutex<Tended>,
@@ -227,10 +222,8 @@ impl Host {
             now: Mutex::default(),
             want: Mutex::default(),
             wanted: Condvar::new(),
-            seats: Arc::default(),
+            followers: Followers::default(),
             chain,
-            keep: Mutex::default(),
-            ends: Mutex::default(),
             bucket: Arc::default(),
             tended: Mutex::default(),
             began,
@@ -327,7 +320,7 @@ impl Host {
         if self.stop.requested() || lock(&self.want).stop {
             return true;
         }
-        if !self.seats.is_empty() {
+        if !self.followers.seats.is_empty() {
             *idle = Instant::now();
             return false;
         }
@@ -593,14 +586,13 @@ impl Host {
     /// Says how much of the log is still needed, and may be there.
     fn keep_log(&self, session: &Session, weighed: &mut Option<Instant>) -> Option<End> {
         let end = session.reader.tail().durable()?;
-        lock(&self.ends).saw(Stamp::now(), end.position);
-        let mut keep = lock(&self.keep);
-        self.seats.tell(&mut keep);
-        keep.save(&self.config.state_dir, false);
+        self.followers.saw(end.position);
+        self.followers.save(&self.config.state_dir);
         if weighed.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
             return None;
         }
         *weighed = Some(Instant::now());
+        let keep = lock(&self.followers.keep);
         let log_bytes = keep::bytes_in(&self.config.state_dir.join("log"));
         let needed = keep.needed(end.position, log_bytes, self.log_max());
         drop(keep);
@@ -685,7 +677,7 @@ impl Host {
             });
         }
         let mut there: BTreeMap<String, usize> = BTreeMap::new();
-        for replica in self.seats.replicas() {
+        for replica in self.followers.seats.replicas() {
             if !replica.name.is_empty() {
                 *there.entry(replica.name).or_default() += 1;
             }
@@ -729,9 +721,7 @@ impl Served for Host {
     }
 
     fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
-        let told = self
-            .seats
-            .introduce(&mut lock(&self.keep), state, name, replica);
+        let told = self.followers.introduce(state, name, replica);
         if let Some(text) = told {
             self.notice(text);
         }
