@@ -9,7 +9,7 @@ use mirror_core::{At, Kind, Local, Meta, Names, Object, ObjectId, Position, Rows
 
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs, is_local};
-use super::journal::{Inode, Journal, inode};
+use super::journal::{Inode, Journal, inode, inode_of};
 use super::meta::Rules;
 use super::pending::Replaced;
 use super::staging::local_of;
@@ -416,9 +416,7 @@ impl<S: Store> Batch<'_, S> {
         let olds = (self.merged.objects.iter()).filter_map(|(id, t)| Some((*id, t.old.as_ref()?)));
         for (id, old) in olds.filter(|(_, old)| !old.state.kind.is_dir()) {
             let was = Replaced::by_row(id, &self.rules.here(&old.state).0);
-            let of = &old.local;
-            let inode = (of.ino, of.btime.seconds, of.btime.nanos);
-            stands.replaced.entry(inode).or_insert(was);
+            stands.replaced.entry(inode_of(&old.local)).or_insert(was);
         }
     }
 

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use mirror_core::plan::{Occupant, Place, Seen};
-use mirror_core::{At, Local, ObjectId};
+use mirror_core::{At, ObjectId};
 
 use super::batch::{Batch, StepError};
-use super::journal::{Inode, inode};
+use super::journal::{Inode, inode, inode_of};
 use super::{Store, crash};
 use crate::sys::target;
 
@@ -24,8 +24,7 @@ impl<S: Store> Batch<'_, S> {
             let Some(old) = self.target(*id).and_then(|t| t.old.as_ref()) else {
                 continue;
             };
-            let of = |local: &Local| (local.ino, local.btime.seconds, local.btime.nanos);
-            let (own, other) = (of(&old.local), of(made));
+            let (own, other) = (inode_of(&old.local), inode_of(made));
             let is = Some(Occupant::Is(*id));
             let mut slots = seen.slots.iter();
             if own != other && slots.any(|(at, found)| *found == is && shows(at, &own)) {
@@ -61,9 +60,7 @@ impl<S: Store> Batch<'_, S> {
         }
         for id in seen.limbo.values() {
             if let Some(old) = self.target(*id).and_then(|t| t.old.as_ref()) {
-                let local = &old.local;
-                let inode = (local.ino, local.btime.seconds, local.btime.nanos);
-                *found.entry(inode).or_default() += 1;
+                *found.entry(inode_of(&old.local)).or_default() += 1;
             }
         }
         // Each object once: all its names show one inode.

@@ -44,6 +44,11 @@ pub fn inode(stat: &Stat) -> Inode {
     (stat.ino, stat.btime.seconds, stat.btime.nanos)
 }
 
+/// The one a row speaks of.
+pub fn inode_of(local: &Local) -> Inode {
+    (local.ino, local.btime.seconds, local.btime.nanos)
+}
+
 pub fn digest_of(kind: &Kind) -> [u8; 16] {
     let mut digest = [0; 16];
     if let Some(content) = kind.content() {
@@ -122,9 +127,8 @@ impl Journal {
 
     pub fn add(&mut self, made: &[(ObjectId, Local, [u8; 16])]) -> io::Result<()> {
         let entry = |(object, local, digest): &(ObjectId, Local, [u8; 16])| {
-            let inode = (local.ino, local.btime.seconds, local.btime.nanos);
             let (object, digest) = (*object, *digest);
-            (inode, Ours { object, digest })
+            (inode_of(local), Ours { object, digest })
         };
         let made: Vec<_> = made.iter().map(entry).collect();
         self.write(&made)

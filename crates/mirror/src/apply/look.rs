@@ -10,7 +10,7 @@ use mirror_core::{At, Kind, Name, Names, Object, ObjectId, Rows, State};
 use super::area::look;
 use super::batch::{Batch, StepError};
 use super::dirs::{DirError, is_local};
-use super::journal::{Inode, digest_of, inode};
+use super::journal::{Inode, digest_of, inode, inode_of};
 use super::meta::{exposed, same_type};
 use super::staging::local_of;
 use super::{Store, content};
@@ -83,11 +83,7 @@ impl<S: Store> Batch<'_, S> {
                 }
             }
             if let Some(old) = &target.old {
-                let inode = (
-                    old.local.ino,
-                    old.local.btime.seconds,
-                    old.local.btime.nanos,
-                );
+                let inode = inode_of(&old.local);
                 self.known.insert(inode, *id);
                 // What goes with its directory is found there when that is removed; what stays is looked for now.
                 let stays = target.want.is_some();

@@ -239,35 +239,40 @@ fn check(args: &TreeCheckArgs) -> Exit {
     }
 }
 
+/// Asks the processes of the trees that a command is about; of all trees only those that run are meant.
+fn each_running(
+    args: &TreeArgs,
+    mut ask: impl FnMut(&mut Client) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    for state_dir in states(args)? {
+        match Client::connect(&state_dir) {
+            Ok(mut client) => ask(&mut client)?,
+            Err(ClientError::NotRunning) if args.tree.is_none() => {}
+            Err(e) => return Err(named(&state_dir, e)),
+        }
+    }
+    Ok(())
+}
+
 fn order(
     args: &TreeArgs,
     word: &str,
     give: impl Fn(&mut Client) -> Result<(), ClientError>,
 ) -> Result<Exit, CliError> {
-    for state_dir in states(args)? {
-        match Client::connect(&state_dir) {
-            Ok(mut client) => give(&mut client)?,
-            // Of all trees only those that run are meant.
-            Err(ClientError::NotRunning) if args.tree.is_none() => {}
-            Err(e) => return Err(named(&state_dir, e)),
-        }
-    }
+    each_running(args, |client| Ok(give(client)?))?;
     done(word, args.say)
 }
 
-/// The first tree that can't be released decides.
+/// The last tree that can't be released decides.
 fn release(args: &TreeReleaseArgs) -> Result<Exit, CliError> {
     let mut worst = Exit::Done;
-    for state_dir in states(&args.trees)? {
-        let done = match Client::connect(&state_dir) {
-            Ok(mut client) => let_through(&mut client, args.yes, args.trees.say)?,
-            Err(ClientError::NotRunning) if args.trees.tree.is_none() => Exit::Done,
-            Err(e) => return Err(named(&state_dir, e)),
-        };
+    each_running(&args.trees, |client| {
+        let done = let_through(client, args.yes, args.trees.say)?;
         if done != Exit::Done {
             worst = done;
         }
-    }
+        Ok(())
+    })?;
     Ok(worst)
 }
 
@@ -283,13 +288,10 @@ pub fn forget_key(name: &str) {
 
 fn forget(args: &ForgetArgs) -> Result<Exit, CliError> {
     let mut forgotten = Vec::new();
-    for state_dir in states(&args.trees)? {
-        match Client::connect(&state_dir) {
-            Ok(mut client) => forgotten.extend(client.forget(&args.replica)?),
-            Err(ClientError::NotRunning) if args.trees.tree.is_none() => {}
-            Err(e) => return Err(named(&state_dir, e)),
-        }
-    }
+    each_running(&args.trees, |client| {
+        forgotten.extend(client.forget(&args.replica)?);
+        Ok(())
+    })?;
     forgotten.sort();
     forgotten.dedup();
     let say = args.trees.say;

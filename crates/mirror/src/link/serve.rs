@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::Scope;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,7 @@ use crate::engine::seed::{Chained, Spooled};
 use crate::engine::serving::chain::{self, Chain};
 use crate::engine::status::Positions;
 use crate::log::{Cursor, End, LogError, LogReader, Waited};
+use crate::sync::lock;
 
 /// Requests for content that wait; a follower asks for a few at a time.
 const REQUESTS_MAX: usize = 256;
@@ -74,7 +75,7 @@ pub trait Served: Send + Sync {
     /// the same.
     fn introduce(&self, state: &Mutex<FollowerState>, name: String, replica: &[u8]) {
         let _ = replica;
-        state.lock().unwrap_or_else(PoisonError::into_inner).name = name;
+        lock(state).name = name;
     }
     /// The primary's clock in ns since 1970, and where its log ends, as far as that is known.
     fn clock(&self) -> (u64, Option<End>) {
@@ -355,7 +356,7 @@ impl<'a> Connection<'a> {
             }
         };
         let _ = self.tree.set(open.tree);
-        let may_order = self.state.lock().is_ok_and(|state| state.may_order);
+        let may_order = lock(self.state).may_order;
         let no_orders = match may_order {
             true => 0,
             false => say::FEATURE_NO_ORDERS,
@@ -382,7 +383,7 @@ impl<'a> Connection<'a> {
 
     fn obey(&self, what: u8) {
         let (name, may) = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = lock(self.state);
             (state.name.clone(), state.may_order)
         };
         if !may {
@@ -425,10 +426,7 @@ impl<'a> Connection<'a> {
                         .limit((follow.bwlimit > 0).then_some(follow.bwlimit));
                     self.records_only
                         .store(follow.records_only, Ordering::Relaxed);
-                    self.state
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .once = follow.once;
+                    lock(self.state).once = follow.once;
                     let after = follow.after.map(End::from);
                     let listed = follow.listed && after.is_none();
                     match self.begin(after) {
@@ -468,7 +466,7 @@ impl<'a> Connection<'a> {
                     let _ = wants.send(want);
                 }
                 Message::Ack(ack) => {
-                    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut state = lock(state);
                     state.positions = Positions {
                         received: ack.received.map(Position::from),
                         durable: ack.durable.map(Position::from),
@@ -496,10 +494,7 @@ impl<'a> Connection<'a> {
                     }
                 }
                 Message::Cancel(cancel) => {
-                    let mut cancelled = self
-                        .cancelled
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
+                    let mut cancelled = lock(&self.cancelled);
                     if cancelled.len() > 4 * REQUESTS_MAX {
                         cancelled.clear();
                     }
@@ -621,7 +616,7 @@ impl<'a> Connection<'a> {
     }
 
     fn keep(&self, after: Position) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(self.state);
         state.keep_after = Some(after);
     }
 
@@ -919,14 +914,7 @@ impl<'a> Connection<'a> {
     }
 
     fn answer_request(&self, request: &say::Request) -> Result<(), LinkError> {
-        let wanted = || {
-            !self.outgoing.is_closed()
-                && !self
-                    .cancelled
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .contains(&request.id)
-        };
+        let wanted = || !self.outgoing.is_closed() && !lock(&self.cancelled).contains(&request.id);
         let mut sent = Ok(());
         let mut gathered: Vec<u8> = Vec::new();
         // Of the pieces before.
@@ -963,10 +951,7 @@ impl<'a> Connection<'a> {
             sent = Ok(());
         }
         sent?;
-        self.cancelled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&request.id);
+        lock(&self.cancelled).remove(&request.id);
         match end {
             ReadBack::Complete => self.piece_end(request.id, 0, String::new()),
             ReadBack::Void => self.piece_end(request.id, 1, String::new()),

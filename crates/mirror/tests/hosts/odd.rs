@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use testkit::lab::in_private_namespace;
+use testkit::lab::{Skip, in_private_namespace};
 use testkit::{need, skip};
 
 use super::node::Node;
@@ -113,17 +113,23 @@ fn clocks_that_are_off_or_jump() {
     });
 }
 
+/// The tree `www`, as it is, with a service that follows it.
+fn backed_up(lot: &mut Lot) -> Result<Node, Skip> {
+    lot.web.serve();
+    let mut backup = lot.backup("backup")?;
+    lot.web.lets(&backup);
+    backup.follows(&lot.web, "www", "");
+    backup.serve();
+    backup.equal(&lot.src("www"), "www");
+    Ok(backup)
+}
+
 #[test]
 fn a_worker_that_stands_still_is_lag() {
     in_private_namespace("odd::a_worker_that_stands_still_is_lag", |lab| {
         let mut lot = need!(Lot::new(lab, &["www"]));
         let src = lot.src("www");
-        lot.web.serve();
-        let mut backup = need!(lot.backup("backup"));
-        lot.web.lets(&backup);
-        backup.follows(&lot.web, "www", "");
-        backup.serve();
-        backup.equal(&src, "www");
+        let backup = need!(backed_up(&mut lot));
         lag_is_right(&lot.web, &backup);
         let pid = lot.web.status("www")["pid"].as_u64().unwrap() as i32;
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -185,12 +191,7 @@ fn hosts_that_were_put_back_to_an_older_image() {
             fs::create_dir(src.join(format!("dir {n}"))).unwrap();
             fs::write(src.join(format!("dir {n}/file")), n.to_string()).unwrap();
         }
-        lot.web.serve();
-        let mut backup = need!(lot.backup("backup"));
-        lot.web.lets(&backup);
-        backup.follows(&lot.web, "www", "");
-        backup.serve();
-        backup.equal(&src, "www");
+        let mut backup = need!(backed_up(&mut lot));
         let inodes = |backup: &Node| -> Vec<u64> {
             let file = |n| backup.path(&format!("www/dir {n}/file"));
             (0..40)

@@ -184,13 +184,18 @@ fn each_seed(name: &str, seeds: u64, run: fn(u64)) {
     }
 }
 
-fn churn(seed: u64) {
-    let mut rng = Rng::new(seed);
+fn slow_with_dirs() -> Pair {
     let mut pair = slow();
     for dir in ["a", "b", "a/c"] {
         pair.mkdir(dir);
     }
     pair.sync();
+    pair
+}
+
+fn churn(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut pair = slow_with_dirs();
     let mut marker = 0u8;
     let mut applied = None;
     for _ in 0..60 {
@@ -230,11 +235,7 @@ fn any_change_while_older_versions_are_gone() {
 
 fn churn_gone(seed: u64) {
     let mut rng = Rng::new(seed);
-    let mut pair = slow();
-    for dir in ["a", "b", "a/c"] {
-        pair.mkdir(dir);
-    }
-    pair.sync();
+    let mut pair = slow_with_dirs();
     let mut marker = 0u8;
     for _ in 0..60 {
         for _ in 0..rng.below(6) + 1 {
