@@ -15,6 +15,7 @@ use super::meta::{LATE_FLAGS, Rules, hold};
 use super::options::{Flush, Trace};
 use super::staging::{Entry, Lies, local_of};
 use super::{ApplyError, Contents, Fetched, Staging, Store, crash};
+use crate::sync::lock;
 use crate::sys::stat::{Stat, fstat, statx};
 use crate::sys::{Errno, flags, open, target};
 
@@ -297,10 +298,7 @@ impl<S: Store> Batch<'_, S> {
         let worker = || {
             while let Some(job) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let made = make_file(job, rules, contents, staging, keep);
-                results
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push((job, made));
+                lock(&results).push((job, made));
             }
         };
         if threads == 1 {
@@ -408,7 +406,7 @@ pub(super) fn flush(
             scope.spawn(|| {
                 while let Some(fd) = fds.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(e) = rustix::fs::fsync(fd) {
-                        *failed.lock().unwrap_or_else(PoisonError::into_inner) = Err(e);
+                        *lock(&failed) = Err(e);
                     }
                 }
             });

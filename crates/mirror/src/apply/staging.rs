@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mirror_core::{Content, Kind, Local, Meta, Name, ObjectId, State};
@@ -16,6 +16,7 @@ use rustix::fs::{Mode, OFlags, ftruncate, openat};
 
 use super::content;
 use super::meta::Rules;
+use crate::sync::lock;
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{self, open, target};
 
@@ -99,11 +100,6 @@ enum Goes {
 /// A finished file in staging: only its key, so it may be dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Staged(pub(super) Option<Token>);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A writer that panicked left at most an entry out, which is fetched again.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A file of its own that is larger is flushed by whoever writes it.
 const FLUSHED_BYTES_MIN: u64 = 4 << 20;

@@ -4,13 +4,14 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use mirror_core::hints::{Hint, HintName};
 use mirror_core::passing::Passage;
 use mirror_core::{Handle, Name};
 
+use crate::sync::lock;
 use crate::sys::inotify::{self, mask};
 use crate::sys::{Errno, Result};
 
@@ -53,7 +54,7 @@ impl DirWatches {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A directory is about to be listed: from now on its events are heard.

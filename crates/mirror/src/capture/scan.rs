@@ -31,6 +31,7 @@ use super::watch::Watch;
 use crate::filter::Filter;
 use crate::index::{ChildInode, Index, IndexError};
 use crate::planted;
+use crate::sync::lock;
 use crate::sys::stat::Stat;
 use crate::sys::{Errno, dir};
 
@@ -215,11 +216,11 @@ impl Drop for Scan {
 
 impl Shared {
     fn ahead(&self) -> MutexGuard<'_, usize> {
-        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ahead)
     }
 
     fn next(&self) -> Option<Item> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         loop {
             if self.stop.load(Ordering::Acquire) {
                 return None;
@@ -255,7 +256,7 @@ impl Shared {
     }
 
     fn done(&self) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         queue.1.busy -= 1;
         if queue.1.busy == 0 {
             self.wake.notify_all();
@@ -266,7 +267,7 @@ impl Shared {
         if brood.is_empty() {
             return;
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         queue.0.push(of, brood);
         let waiting = queue.1.waiting > 0;
         drop(queue);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -11,6 +11,7 @@ use mirror_core::{ObjectId, Position};
 
 use super::scan::Seen;
 use crate::engine::status::{Failed, LastChange, PathText};
+use crate::sync::lock;
 
 /// An order to the capture loop.
 pub enum Order {
@@ -91,7 +92,7 @@ impl Shared {
     }
 
     pub fn lock(&self) -> MutexGuard<'_, CaptureStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.status)
     }
     /// A look at everything ended.
     pub fn scanned(&self) {

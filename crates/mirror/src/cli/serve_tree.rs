@@ -3,7 +3,7 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
@@ -21,6 +21,7 @@ use crate::engine::service::backup::config::Tree;
 use crate::engine::service::backup::hooks::Hooks;
 use crate::engine::service::backup::load::one;
 use crate::engine::status::Stamp;
+use crate::sync::lock;
 use crate::sys::signal::{Signal, Signals};
 
 /// How soon a rate that depends on the time of day is taken over.
@@ -160,7 +161,7 @@ impl Log {
     }
 
     fn is_known(&self, event: &Event) -> bool {
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = lock(&self.lost);
         match event {
             Event::Disconnected { reason, .. } => {
                 lost.replace(reason.clone()).as_ref() == Some(reason)
@@ -179,7 +180,7 @@ impl Ui for Log {
         if matches!(event, Event::Progress(_) | Event::Live { .. }) || self.is_known(&event) {
             return;
         }
-        let mut screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut screen = lock(&self.screen);
         let lines = screen.event(event, self.start.elapsed(), Stamp::now(), usize::MAX);
         // Written under the lock, so that lines come in order.
         let mut err = std::io::stderr().lock();

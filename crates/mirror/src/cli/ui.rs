@@ -1,7 +1,7 @@
 //! The terminal (or pipe) a person or script watches: where the [`Screen`]'s lines go, and where questions are asked.
 
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use crate::engine::control::Stop;
 use crate::engine::event::{Event, Ui};
 use crate::engine::options::Output;
 use crate::engine::status::Stamp;
+use crate::sync::lock;
 
 /// What this process's stdin, stdout and stderr are good for.
 pub fn output(json: bool, quiet: bool, verbose: bool) -> Output {
@@ -129,7 +130,7 @@ impl Console {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Screen> {
-        self.screen.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.screen)
     }
 }
 

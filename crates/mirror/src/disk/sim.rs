@@ -6,9 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Disk, DiskFile};
+
+use crate::sync::lock;
 
 const SECTOR: usize = 512;
 
@@ -211,7 +213,7 @@ impl SimDisk {
         SimDisk::default()
     }
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
     /// Power fails: what was not flushed is dropped or torn, as the seed says. Open files are dead from here on,
     /// injected faults are healed.
@@ -358,7 +360,7 @@ impl Disk for SimDisk {
 
 impl SimFile {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if state.life != self.life {
             return Err(io::Error::other(
                 "the machine went down since this file was opened",

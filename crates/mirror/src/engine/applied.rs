@@ -13,6 +13,7 @@ use super::differing::Differing;
 use super::seed::{Chained, Spooled};
 use super::status::{Failed, Hold, PathText, Rolling, Travelling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
+use crate::sync::lock;
 
 /// What others may see and wait for.
 #[derive(Default)]
@@ -57,7 +58,7 @@ pub struct ApplyStatus {
 
 impl Applied {
     pub fn lock(&self) -> MutexGuard<'_, ApplyStatus> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
     /// Waits until something changed, at most so long.
     pub fn wait<'a>(

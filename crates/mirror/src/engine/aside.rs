@@ -3,10 +3,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use crate::sync::lock;
 
 /// In the state directory.
 pub const DIR: &str = "adopted";
@@ -112,7 +114,7 @@ struct Counted {
 
 impl Watch {
     fn lock(&self) -> MutexGuard<'_, Counted> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub fn known(&self) -> Option<Aside> {
@@ -138,7 +140,7 @@ impl Watch {
         let counting = std::thread::Builder::new().name("aside".into());
         let started = counting.spawn(move || {
             let found = all(&state_dir).ok();
-            let mut counted = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counted = lock(&state);
             counted.known = found.or(counted.known);
             counted.counting = false;
         });

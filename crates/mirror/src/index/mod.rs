@@ -19,7 +19,7 @@ mod write;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 pub use error::IndexError;
 use header::Header;
@@ -29,6 +29,8 @@ use overlay::Overlay;
 use row::BadRow;
 pub use store::Flush;
 use store::{Part, Store};
+
+use crate::sync::lock;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -298,7 +300,7 @@ impl Index {
     }
 
     fn many(&self) -> MutexGuard<'_, Many> {
-        self.many.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.many)
     }
     fn good<T>(&self, row: Result<T, BadRow>) -> Result<T, IndexError> {
         row.map_err(|BadRow| self.bad("a row can't be read"))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::packed::{Packer, RAW_BYTES_MAX};
 use crate::log::{End, Mark};
+use crate::sync::lock;
 
 /// All batches together, and what is packed of them takes less than that again. One that is being sent lives on until it is.
 pub const BATCHES_BYTES_MAX: usize = 32 << 20;
@@ -59,7 +60,7 @@ impl Part {
         let packed = self.packed.get_or_init(|| {
             let began = Instant::now();
             let frames: Vec<&[u8]> = self.frames.iter().map(Vec::as_slice).collect();
-            let mut packer = packer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut packer = lock(packer);
             let packed = packer.pack(&frames);
             took = Some(began.elapsed());
             packed
@@ -161,7 +162,7 @@ impl State {
 
 impl Batches {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// What comes after this place, waited for so long if somebody gathers it.

@@ -1,7 +1,9 @@
 //! A token bucket: how many bytes a second a sender may send.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::sync::lock;
 
 /// No limit until one is set.
 #[derive(Default)]
@@ -21,7 +23,7 @@ struct State {
 
 impl Bucket {
     pub fn limit(&self, bytes_per_s: Option<u64>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         *state = State {
             changes: state.changes + 1,
             bytes_per_s: bytes_per_s.map(|rate| rate.max(1)),
@@ -32,19 +34,19 @@ impl Bucket {
 
     /// Counts how often a limit was set: who waits because of another one need not.
     pub fn changes(&self) -> u64 {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         state.changes
     }
 
     /// Bytes a second.
     pub fn rate(&self) -> Option<u64> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         state.bytes_per_s
     }
 
     /// Counts `bytes` as sent now, and says how long to wait before sending anything more.
     pub fn take(&self, bytes: usize, now: Instant) -> Duration {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let Some(rate) = state.bytes_per_s.map(|rate| rate as f64) else {
             return Duration::ZERO;
         };

@@ -19,6 +19,7 @@ use super::message::SMALL_BYTES_MAX;
 use super::serve::ReadBack;
 use super::spool::{Followed, Put, Spool};
 use crate::capture::sink::{Sink, SinkDir, SinkFile};
+use crate::sync::lock;
 
 /// All contents together.
 pub const CACHE_BYTES_MAX: usize = 32 << 20;
@@ -102,7 +103,7 @@ impl ContentCache {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Counts one more sender for as long as the guard lives.

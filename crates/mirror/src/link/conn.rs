@@ -14,6 +14,7 @@ use super::message::{self as say, Message, MessageError};
 use super::packed::{PackedError, Unpacker};
 use super::packing::Packing;
 use crate::engine::status::LinkStatus;
+use crate::sync::lock;
 
 /// The whole handshake, from the start of the program at the far end.
 pub const HANDSHAKE_S_MAX: u64 = 30;
@@ -130,8 +131,8 @@ impl Outgoing {
     /// Likewise, when nobody has anything else to say.
     pub fn send_behind(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let waits = {
-            let _one = self.behind.lock().unwrap_or_else(PoisonError::into_inner);
-            let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            let _one = lock(&self.behind);
+            let first = lock(&self.first);
             drop(
                 self.let_in
                     .wait_while(first, |first| *first > 0)
@@ -165,7 +166,7 @@ impl Outgoing {
 
     /// The same, if that is what holds the sending back now, or did a moment ago.
     pub fn held_to(&self) -> Option<u64> {
-        let rests = *self.rests.lock().unwrap_or_else(PoisonError::into_inner);
+        let rests = *lock(&self.rests);
         let lately = rests.is_some_and(|until| Instant::now() < until + HELD_LATELY);
         self.rate().filter(|_| lately)
     }
@@ -182,7 +183,7 @@ impl Outgoing {
         let felt = longest.filter(|wait| !wait.is_zero());
         let rests = |until: Instant| {
             if felt.is_some() {
-                *self.rests.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+                *lock(&self.rests) = Some(until);
             }
         };
         rests(began + felt.unwrap_or_default());
@@ -204,7 +205,7 @@ impl Outgoing {
 
     fn write(&self, bytes: &[u8]) -> Result<(), LinkError> {
         let count = |more: bool| {
-            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut first = lock(&self.first);
             *first = if more { *first + 1 } else { *first - 1 };
         };
         count(true);
@@ -215,7 +216,7 @@ impl Outgoing {
     }
 
     fn put(&self, bytes: &[u8]) -> Result<(), LinkError> {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = lock(&self.writer);
         if self.is_closed() {
             return Err(LinkError::Closed);
         }

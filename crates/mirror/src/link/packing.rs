@@ -4,11 +4,12 @@
 //! link: a sender that has nothing to say is waited for between frames, and of one that receives too slowly nothing is waited for.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::engine::options::Compress;
 use crate::engine::status::LinkStatus;
+use crate::sync::lock;
 
 /// A link that brings less in a second is slow; one that is slow stays so up to twice this.
 pub const SLOW_BYTES_PER_S: u64 = 32 << 20;
@@ -58,7 +59,7 @@ struct Cost {
 
 impl Packing {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub fn they_unpack(&self, able: bool) {

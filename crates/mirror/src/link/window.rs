@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync::lock;
+
 /// What may wait somewhere on the way, as time.
 const QUEUE_MAX: Duration = Duration::from_millis(5);
 const WINDOW_MIN: u64 = 64 << 10;
@@ -63,7 +65,7 @@ impl Window {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// How long a piece should be.

@@ -7,6 +7,8 @@ use mirror_core::Position;
 
 use super::End;
 
+use crate::sync::lock;
+
 /// Where the log ends, for looking at and waiting on. Clones share it.
 #[derive(Clone)]
 pub struct Tail {
@@ -51,7 +53,7 @@ impl Tail {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.0)
     }
 
     /// The last record written, durable or not.

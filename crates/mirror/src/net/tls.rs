@@ -3,7 +3,7 @@
 //! The dialing side gives up before it shows its own key when the other one is not the one it wants. The listening side
 //! takes any key, which it then knows to be the peer's, and refuses in the protocol of the link.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
@@ -21,6 +21,8 @@ use rustls::{
 };
 
 use super::keys::{Fingerprint, KeyPair};
+
+use crate::sync::lock;
 
 /// What is spoken inside. Both sides must name it.
 pub const ALPN: &[u8] = b"fs_mirror/1";
@@ -68,7 +70,7 @@ pub struct Seen(Arc<Mutex<Option<Fingerprint>>>);
 
 impl Seen {
     pub fn get(&self) -> Option<Fingerprint> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 
@@ -90,7 +92,7 @@ impl ServerCertVerifier for Pinned {
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let shown = fingerprint(key, others)?;
-        *self.seen.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
+        *lock(&self.seen.0) = Some(shown);
         if shown != self.wanted {
             return Err(Error::InvalidCertificate(
                 CertificateError::ApplicationVerificationFailure,

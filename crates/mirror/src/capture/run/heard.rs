@@ -12,6 +12,7 @@ use super::super::watch::Watch;
 use super::scans::Why;
 use super::{Capture, Fatal};
 use crate::index::Index;
+use crate::sync::lock;
 use crate::sys::stat::{self, Stat};
 #[derive(Default)]
 pub(super) struct Early {
@@ -21,7 +22,7 @@ pub(super) struct Early {
 
 impl Capture {
     pub(super) fn hear(&mut self) -> Result<(), Fatal> {
-        let early = std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner));
+        let early = std::mem::take(&mut *lock(&self.early));
         let (hints, lost) = self.watch.drain();
         let lost = lost || early.lost;
         self.names_passed()?;
@@ -152,7 +153,7 @@ pub(super) fn more_hints(
                 }
             }
         }
-        let mut early = early.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut early = lock(&early);
         early.hints.extend(hints);
         early.lost |= lost;
         names

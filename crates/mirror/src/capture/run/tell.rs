@@ -12,6 +12,7 @@ use super::super::state::Barrier;
 use super::scans::Why;
 use super::{Capture, Fatal};
 use crate::engine::status::{FAILED_MAX, Failed, PathText};
+use crate::sync::lock;
 impl Capture {
     pub(super) fn answer_barriers(&mut self) -> Result<(), Fatal> {
         // Where directories come and events are lost without end, all was looked at often enough some time.
@@ -73,7 +74,7 @@ impl Capture {
             if self.shared.is_stopping() || (patient && !self.want_some.is_empty()) {
                 return Ok(());
             }
-            let early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+            let early = lock(&self.early);
             if early.hints.is_empty() && !early.lost {
                 break;
             }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use mirror_core::model::{ModelError, apply_group};
@@ -18,6 +18,7 @@ use crate::apply::Applier;
 use crate::engine::local::outer::space;
 use crate::engine::status::{Hold, HoldReason, Stamp};
 use crate::index::Index;
+use crate::sync::lock;
 
 /// `None`: no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -48,10 +49,10 @@ impl Bounds {
         Bounds(Mutex::new(limits))
     }
     pub fn set(&self, limits: Limits) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        *lock(&self.0) = limits;
     }
     pub fn get(&self) -> Limits {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 

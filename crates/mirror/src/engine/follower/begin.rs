@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::engine::seed;
 use crate::engine::status::Hold;
 use crate::index::Index;
 use crate::log::End;
+use crate::sync::lock;
 
 /// Records applied at once.
 const BATCH_RECORDS: usize = 8192;
@@ -42,15 +43,12 @@ pub struct Made {
 
 impl Made {
     pub fn full(&self) -> Option<Hold> {
-        self.full
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.full).clone()
     }
 
     /// The hold is told once, and once that it is over.
     fn set_full(&self, hold: Option<Hold>, ui: &dyn Ui) {
-        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full = lock(&self.full);
         match (&*full, &hold) {
             (None, Some(hold)) => ui.event(Event::Held(hold.clone())),
             (Some(_), None) => ui.event(Event::Released),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -16,6 +16,7 @@ use crate::apply::{Contents, Fetched};
 use crate::capture::read::hasher;
 use crate::link::serve::stored_bytes;
 use crate::log::ContentStore;
+use crate::sync::lock;
 
 /// Contents that came ahead of their record and are not kept beside the log. What does not fit goes there too.
 const MEMORY_BYTES_MAX: usize = 48 << 20;
@@ -48,7 +49,7 @@ struct Held {
 
 impl Memory {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Of a content that was checked. An error: it does not fit.
@@ -113,7 +114,7 @@ pub struct Fetching(Mutex<HashMap<Digest, usize>>);
 
 impl Fetching {
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     pub fn has(&self, digest: &Digest) -> bool {

@@ -23,7 +23,7 @@ mod wire;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver as Channel, bounded};
@@ -48,6 +48,7 @@ use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
+use crate::sync::lock;
 use acks::Acks;
 use begin::{Asked, Begin};
 use contents::{Fetching, Memory, WireContents};
@@ -580,7 +581,7 @@ impl Follower {
         // Held while it was being closed, here or there.
         let held = told.and_then(|told| told.lock().hold.clone());
         let held = held.or_else(|| self.hub.known_report().hold);
-        if let Some(log) = log.lock().unwrap_or_else(PoisonError::into_inner).take()
+        if let Some(log) = lock(&log).take()
             && let Err(error) = log.finish()
         {
             self.ui.event(Event::Notice(format!(
@@ -950,7 +951,7 @@ impl Session<'_> {
         let options = LogOptions::default();
         match Log::create_follower(self.disk.clone(), options, tree, Some(at)) {
             Ok(log) => {
-                *self.log.lock().unwrap_or_else(PoisonError::into_inner) = Some(log);
+                *lock(self.log) = Some(log);
             }
             Err(error) => return Ok(Some(End::Retry(chain(&error)))),
         }
@@ -963,7 +964,7 @@ impl Session<'_> {
 
     fn start_apply(&self, mut applier: Applier<Index>) -> Result<ApplyLoop, RunError> {
         let options = &self.follower.options;
-        let reader = match &*self.log.lock().unwrap_or_else(PoisonError::into_inner) {
+        let reader = match &*lock(self.log) {
             Some(log) => log.reader(),
             None => return Err(RunError::Failed(anyhow::anyhow!("there is no log"))),
         };
@@ -1020,7 +1021,7 @@ impl Session<'_> {
     }
 
     fn prune(&self, needed: Position) {
-        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = lock(self.log);
         let follows = self
             .follower
             .serving

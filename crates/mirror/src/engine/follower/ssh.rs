@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mirror_core::escape;
@@ -17,6 +17,7 @@ use crate::link::LinkError;
 use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::frame::FrameError;
 use crate::link::message::MessageError;
+use crate::sync::lock;
 
 /// Lines and bytes of ssh's stderr that are kept for a diagnosis.
 const LINES_MAX: usize = 50;
@@ -243,10 +244,6 @@ fn wait(child: &mut Child, at_most: Duration) -> Option<ExitStatus> {
             Ok(None) | Err(_) => return None,
         }
     }
-}
-
-fn lock(said: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
-    said.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn listen(stderr: impl Read, said: &Mutex<Vec<String>>) {

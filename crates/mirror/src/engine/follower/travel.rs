@@ -17,6 +17,7 @@ use super::hub::Hub;
 use super::wire::{Link, PieceOf};
 use crate::apply::{Fetched, FillError, Filler, Staging};
 use crate::link::serve::stored_bytes;
+use crate::sync::lock;
 
 /// Contents that travel or have come, and bytes of them. Beyond this apply waits for each.
 const CONTENTS_MAX: usize = 1024;
@@ -117,7 +118,7 @@ impl Travel {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn is_over(&self) -> bool {
@@ -126,13 +127,13 @@ impl Travel {
 
     /// Called whenever something arrived.
     pub fn wakes(&self, wake: impl Fn() + Send + Sync + 'static) {
-        let mut wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wakes = lock(&self.wakes);
         *wakes = Some(Box::new(wake));
     }
 
     /// Nothing is carried any more, and nobody writes. `stopping` is set.
     pub fn close(&self) {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = lock(&self.threads);
         for thread in threads.drain(..) {
             let _ = thread.join();
         }
@@ -217,7 +218,7 @@ impl Travel {
                 .spawn(move || travel.carry_all());
             if let Ok(thread) = started {
                 state.threads += 1;
-                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut threads = lock(&self.threads);
                 threads.retain(|thread| !thread.is_finished());
                 threads.push(thread);
             } else if state.threads == 0
@@ -306,7 +307,7 @@ impl Travel {
                 }
             }
             self.changed.notify_all();
-            if let Some(wake) = &*self.wakes.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(wake) = &*lock(&self.wakes) {
                 wake();
             }
         }

@@ -16,6 +16,7 @@ use crate::capture::state::Order;
 use crate::capture::tree::{SourceTree, Walker};
 use crate::index::Index;
 use crate::log::ContentStore;
+use crate::sync::lock;
 use crate::sys::{open, stat};
 
 /// Read into memory and checked before it is handed over; larger is streamed, and apply checks it.
@@ -65,7 +66,7 @@ impl SourceContents {
             }
         };
         let mut walker = {
-            let mut walkers = self.walkers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut walkers = lock(&self.walkers);
             walkers
                 .pop()
                 .unwrap_or_else(|| Walker::new(self.tree.clone()))
@@ -75,10 +76,7 @@ impl SourceContents {
             trail,
         });
         walker.forget_all();
-        self.walkers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(walker);
+        lock(&self.walkers).push(walker);
         let Ok(dir) = dir else { return Ok(None) };
         let Ok(fd) = open::file(&dir, at.name.as_bytes()) else {
             return Ok(None);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::backup::user_of;
@@ -13,6 +13,7 @@ use crate::link::message::Cause;
 use crate::net::door::{Door, DoorSetup, Trees};
 use crate::net::trust::Address;
 use crate::net::{Program, config_dir};
+use crate::sync::lock;
 
 /// After it could not be opened.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
@@ -27,7 +28,7 @@ struct Places(Mutex<BTreeMap<String, PathBuf>>);
 
 impl Places {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, PathBuf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -5,12 +5,13 @@
 //! known is kept, so that a host that serves from its own log while it is cut off still says the truth.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{RealDisk, read_file, replace_file};
 use crate::engine::session::random_id;
+use crate::sync::lock;
 
 pub type ReplicaId = [u8; 16];
 
@@ -79,7 +80,7 @@ impl Chain {
 
     /// All of it, ourselves last; `None` before anything was heard from upstream.
     pub fn whole(&self) -> Option<Vec<ReplicaId>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.known);
         let mut whole = known.upstream.clone()?;
         whole.push(self.own);
         Some(whole)
@@ -97,7 +98,7 @@ impl Chain {
         if said.len() >= CHAIN_MAX {
             return Err(ChainError::TooLong(said.len()));
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let same = known.upstream.as_ref() == Some(&said);
         if !same || !known.written {
             known.written = write(&self.state_dir, &self.own, Some(&said));

@@ -1,12 +1,12 @@
 //! What is sent packed, and what as it is.
 
-use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::Connection;
 use crate::link::LinkError;
 use crate::link::batches::{Made, Part};
 use crate::link::message::Message;
+use crate::sync::lock;
 
 impl Connection<'_> {
     pub(super) fn packs_now(&self) -> bool {
@@ -17,7 +17,7 @@ impl Connection<'_> {
     /// One frame packed, if that is worth it.
     pub(super) fn pack(&self, frame: &[u8]) -> Option<Vec<u8>> {
         let (began, packed) = {
-            let mut packer = self.packer.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut packer = lock(&self.packer);
             (Instant::now(), packer.pack(&[frame]))
         };
         let now = Instant::now();

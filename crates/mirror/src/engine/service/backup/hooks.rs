@@ -15,6 +15,7 @@ use super::command;
 use super::config::{Hook, Tree};
 use crate::engine::applying::Told;
 use crate::filter::Filter;
+use crate::sync::lock;
 
 /// Paths that one run is told; with more it is told that anything may have changed.
 const PATHS_MAX: usize = 10_000;
@@ -92,7 +93,7 @@ struct Running {
 
 impl Running {
     fn lock(&self) -> MutexGuard<'_, Gathered> {
-        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.gathered)
     }
 
     fn wants(&self, path: &[u8]) -> bool {
@@ -154,7 +155,7 @@ impl Hooks {
     }
 
     fn running(&self) -> MutexGuard<'_, Vec<Arc<Running>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 
     /// From now on these. One that stays keeps what it has gathered.

@@ -9,7 +9,7 @@ use std::fs::DirBuilder;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal as Kill, kill_process};
@@ -31,6 +31,7 @@ use crate::engine::session::show;
 use crate::engine::status::Stamp;
 use crate::net::Program;
 use crate::net::door::OFFERED_AT;
+use crate::sync::lock;
 use crate::sys::signal::{Signal, Signals};
 
 /// All in all five seconds from SIGTERM to the end.
@@ -154,7 +155,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         }
         service.listen();
         service.offered();
-        *now.lock().unwrap_or_else(PoisonError::into_inner) = service.now();
+        *lock(&now) = service.now();
     }
     notify.stopping();
     if !service.quiet {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::engine::service::children::View;
 use crate::engine::service::word::{Process, Service, service_file};
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
+use crate::sync::lock;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 const TEXTFILE_EVERY: Duration = Duration::from_secs(15);
@@ -50,7 +51,7 @@ impl Telling {
             .spawn(move || {
                 let mut loops = Loop::new(state, quiet);
                 loop {
-                    let now = now.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let now = lock(&now).clone();
                     loops.look(&now);
                     if asked.wait(LOOK_EVERY) {
                         break;
