@@ -20,6 +20,7 @@ use crate::engine::options::{Detector, Output, Speed};
 use crate::engine::service::backup::config::Tree;
 use crate::engine::service::backup::hooks::Hooks;
 use crate::engine::service::backup::load::one;
+use crate::engine::service::pulse;
 use crate::engine::status::Stamp;
 use crate::sync::lock;
 use crate::sys::signal::{Signal, Signals};
@@ -31,6 +32,7 @@ pub fn run(args: &ServeTreeArgs) -> Result<Exit, CliError> {
     // Before any thread is started.
     let signals =
         Signals::new().map_err(|e| CliError::failed(format!("cannot catch signals: {e}")))?;
+    pulse::begin();
     let mut tree = one(&args.settings, &args.name).map_err(CliError::usage)?;
     let stop = Stop::new();
     let log = Arc::new(Log::new());

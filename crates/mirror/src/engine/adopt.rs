@@ -18,6 +18,7 @@ use super::applying::{ApplyLoop, ApplyOrder};
 use super::aside;
 use super::event::{Event, RunError, Ui};
 use super::options::{MirrorOptions, OnMassChange};
+use super::service::pulse;
 use super::session::show;
 use super::status::PathText;
 use crate::apply::{Difference, DifferenceKind};
@@ -89,6 +90,7 @@ pub fn settle(
     ask: bool,
 ) -> Result<Extras, RunError> {
     let state_dir = &options.state_dir;
+    pulse::rest();
     let (found, differences) = crossbeam_channel::unbounded();
     let (done, verified) = crossbeam_channel::bounded(1);
     let _ = apply.orders.send(ApplyOrder::Verify {

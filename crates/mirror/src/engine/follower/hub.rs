@@ -20,6 +20,7 @@ use crate::engine::control::{
 use crate::engine::event::{Event, Ui};
 use crate::engine::local::outer::{RELEASED_WITHIN, space};
 use crate::engine::lost;
+use crate::engine::service::pulse;
 use crate::engine::serving::{Chain, Followers};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
@@ -386,6 +387,7 @@ impl Hub {
     /// Waits while this holds. True: stop.
     pub fn wait_while(&self, holds: impl Fn(&Want) -> bool, mut meanwhile: impl FnMut()) -> bool {
         loop {
+            pulse::beat();
             meanwhile();
             if self.stop.requested() || self.with(|want| want.stop) {
                 return true;

@@ -40,6 +40,7 @@ use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners};
 use super::reserve;
 use super::seed;
+use super::service::pulse;
 use super::serving::Chain;
 use super::session::show;
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
@@ -291,6 +292,7 @@ impl Follower {
                             reason: reason.clone(),
                         });
                         self.persist();
+                        pulse::rest();
                         if self.options.stop.wait(RESTARTED_WAIT) {
                             return Ok(stopped);
                         }
@@ -356,6 +358,7 @@ impl Follower {
     /// Until DST's state is back and ours. True: stop.
     fn wait_for_copy(&mut self) -> bool {
         loop {
+            pulse::beat();
             if self.options.stop.wait(Duration::from_millis(500)) {
                 return true;
             }
@@ -369,6 +372,7 @@ impl Follower {
     }
 
     fn session(&mut self) -> Result<End, RunError> {
+        pulse::rest();
         let place = Place::open(&self.options.dst, &self.options.state_dir);
         let plain = self.ui.clone();
         self.ui = place.typed_ui(&plain);
@@ -557,6 +561,7 @@ impl Follower {
             speed: self.options.bwlimit.get(),
         };
         let end = session.run();
+        pulse::rest();
         let apply = session.apply.take();
         let begin = session.begin.take();
         drop(session.waiting.take());
@@ -735,6 +740,7 @@ impl Session<'_> {
         let mut pruned = Instant::now();
         let mut acks: Option<Acks> = None;
         loop {
+            pulse::beat();
             let nap = match self.first {
                 First::Following { .. } => 100,
                 _ => 10,

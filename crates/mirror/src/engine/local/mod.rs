@@ -24,6 +24,7 @@ use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
 use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
 use super::reserve;
+use super::service::pulse;
 use super::session::{Opening, Session, SessionError, SessionSetup, is_root, show};
 use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
@@ -207,6 +208,7 @@ impl Mirror {
                         });
                     }
                     loop {
+                        pulse::beat();
                         if self.options.stop.wait(Duration::from_millis(500)) {
                             return Ok(RunEnd {
                                 held: Some(hold),
@@ -309,6 +311,7 @@ impl Mirror {
         let copy = inode(&self.options.dst);
         let mut beat = Beat::default();
         loop {
+            pulse::beat();
             beat.persist(|| self.persist());
             let over = self
                 .outer
@@ -368,6 +371,7 @@ impl Mirror {
     }
 
     fn session(&mut self) -> Result<End, RunError> {
+        pulse::rest();
         let place = Place::open(&self.options.dst, &self.options.state_dir);
         let plain = self.ui.clone();
         self.ui = place.typed_ui(&plain);
@@ -537,6 +541,7 @@ impl Mirror {
         });
         self.ever = true;
         let end = self.follow(&session, &apply, place, adoption);
+        pulse::rest();
         // What is staged and what waits for room must not keep the threads.
         self.outer.stopping.store(true, Ordering::Release);
         self.outer.close();
@@ -658,6 +663,7 @@ impl Mirror {
         let began = Instant::now();
         let (mut last_saved, mut last_root) = (Instant::now(), Instant::now());
         loop {
+            pulse::beat();
             self.nap(&first, session, apply);
             for text in std::mem::take(&mut session.shared.lock().notices) {
                 self.ui.event(Event::Notice(text));

@@ -18,6 +18,7 @@ use crate::engine::control::{
     VerifyOptions, WaitReport,
 };
 use crate::engine::options::Detector;
+use crate::engine::service::pulse;
 use crate::engine::session::now_ns;
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space, Stamp,
@@ -109,6 +110,7 @@ impl Outer {
         let mut want = lock(&self.want);
         loop {
             drop(want);
+            pulse::beat();
             meanwhile();
             want = lock(&self.want);
             if want.stop || self.stop.requested() {

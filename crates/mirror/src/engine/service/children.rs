@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::pulse::{self, Pulse};
 use crate::engine::back_off::BackOff;
 use crate::sys::polite::{self, Polite};
 
@@ -59,6 +60,8 @@ pub struct Spec {
     pub prepare: Option<Prepare>,
     /// Why it is not to be started yet. One that runs goes on.
     pub waits: Option<String>,
+    /// It beats ([`pulse`]): one that stops to for so long is killed and started again.
+    pub patience: Option<Duration>,
 }
 
 impl Spec {
@@ -73,6 +76,7 @@ impl Spec {
             polite: Polite::default(),
             prepare: None,
             waits: None,
+            patience: None,
         }
     }
 
@@ -101,6 +105,10 @@ pub enum Happened {
         why: String,
         again_in: Duration,
     },
+    /// It beat no more for so long, and is killed.
+    Hangs {
+        silent: Duration,
+    },
     /// As it was told to. `again`: its settings changed, and it starts at once.
     Stopped {
         again: bool,
@@ -121,6 +129,11 @@ impl fmt::Display for Happened {
                 let seconds = again_in.as_secs_f64();
                 write!(f, "cannot start: {why}; again in {seconds:.1} s")
             }
+            Happened::Hangs { silent } => write!(
+                f,
+                "hangs (its main loop did nothing for {:.0} s): it is killed",
+                silent.as_secs_f64()
+            ),
             Happened::Stopped { again, killed } => {
                 f.write_str(if *killed {
                     "did not end when told to, and was killed"
@@ -163,6 +176,7 @@ enum Is {
 struct Running {
     child: Child,
     printed: Printed,
+    pulse: Option<Pulse>,
 }
 
 struct Kept {
@@ -384,6 +398,12 @@ impl Kept {
                         why: how.clone(),
                     };
                     happened.push(Happened::Ended { how, again_in });
+                } else if let Some(silent) = self.spec.patience
+                    && running.hangs(now)
+                {
+                    happened.push(Happened::Hangs { silent });
+                    // A stopped process hears nothing else. Its end is seen as any other.
+                    running.signal(Signal::KILL);
                 }
             }
             Is::Stopping {
@@ -448,6 +468,10 @@ impl Kept {
 fn start(spec: &Spec) -> io::Result<Running> {
     let (from, to) = io::pipe()?;
     rustix::io::ioctl_fionbio(&from, true)?;
+    let (pulse, stdin) = match spec.patience.map(Pulse::new).transpose()? {
+        Some((pulse, theirs)) => (Some(pulse), Stdio::from(theirs)),
+        None => (None, Stdio::null()),
+    };
     let mut command = Command::new(&spec.program);
     command
         .arg0(&spec.shown_as)
@@ -458,7 +482,8 @@ fn start(spec: &Spec) -> io::Result<Running> {
         .env_remove("WATCHDOG_USEC")
         .env_remove("WATCHDOG_PID")
         .current_dir("/")
-        .stdin(Stdio::null())
+        .env(pulse::ENV, std::process::id().to_string())
+        .stdin(stdin)
         .stdout(to.try_clone()?)
         .stderr(to);
     polite::on_start(&mut command, spec.polite);
@@ -471,10 +496,17 @@ fn start(spec: &Spec) -> io::Result<Running> {
             left_out: 0,
             second: None,
         },
+        pulse,
     })
 }
 
 impl Running {
+    fn hangs(&mut self, now: Instant) -> bool {
+        let pid = self.child.id();
+        let pulse = self.pulse.as_mut();
+        pulse.is_some_and(|pulse| pulse.hangs(pid, now))
+    }
+
     fn signal(&self, signal: Signal) {
         // Not waited for yet, so the number is still its own.
         if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
@@ -728,6 +760,39 @@ mod tests {
             killed |= matches!(h, Happened::Stopped { killed: true, .. });
         });
         assert!(killed);
+    }
+
+    #[test]
+    fn who_beats_no_more_is_killed_and_started_again() {
+        let mut children = Children::new(Duration::from_secs(30));
+        let mut seen = Vec::new();
+        let patience = Some(Duration::from_secs(2));
+        let beats = "while :; do echo . >&0; sleep 0.05; done";
+        let hangs = "echo up; for i in 1 2 3; do echo . >&0; done; kill -STOP $$";
+        let of = |name: &str, script: &str| Spec {
+            patience,
+            ..sh(name, script)
+        };
+        children.want(vec![
+            of("beats", beats),
+            of("hangs", hangs),
+            of("begins", "sleep 600"),
+        ]);
+        let twice = |seen: &[(String, Happened)]| {
+            let up = Happened::Said("up".into());
+            seen.iter().filter(|(_, h)| *h == up).count() >= 2
+        };
+        until(&mut children, &mut seen, twice);
+        let hung: Vec<&str> = seen
+            .iter()
+            .filter(|(_, h)| matches!(h, Happened::Hangs { .. }))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(hung, ["hangs"], "{seen:?}");
+        assert!(
+            seen.iter()
+                .any(|(_, h)| { matches!(h, Happened::Ended { how, .. } if how == "signal 9") })
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What runs for years: a supervisor of processes, one a tree, that follows a configuration and holds no data itself.
 //!
-//! `decisions/0007-the-service.md` says why it is cut so. [`children`] starts and ends processes, [`notify`] speaks with
+//! `decisions/0007-the-service.md` says why it is cut so. [`children`] starts and ends processes, [`pulse`] finds those that hang, [`notify`] speaks with
 //! systemd, [`rate`] knows how fast one may send at which time of day, [`settings`] reads TOML with all its mistakes; they serve both
 //! programs.
 
@@ -9,6 +9,7 @@ pub mod children;
 pub mod elsewhere;
 mod listening;
 pub mod notify;
+pub mod pulse;
 pub mod rate;
 pub mod settings;
 pub mod word;

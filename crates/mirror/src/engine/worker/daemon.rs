@@ -19,6 +19,7 @@ use super::super::local::{below, holds_something, outer::hold, told_if_empty};
 use super::super::lost;
 use super::super::options::Compress;
 use super::super::seed::{Chained, Spooled};
+use super::super::service::pulse;
 use super::super::serving::keep::{self, Keep};
 use super::super::serving::{Chain, Followers, socket};
 use super::super::session::{Session, SessionError, SessionSetup, show};
@@ -58,6 +59,7 @@ pub fn run(config: Config, options: StdioOptions) -> Result<(), RunError> {
             show(&options.tree)
         )));
     }
+    pulse::begin();
     // Away from the login that started us; fails only if we lead a group already.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -345,6 +347,7 @@ impl Host {
         let mut looked = Instant::now();
         let mut saved: Option<Instant> = None;
         loop {
+            pulse::beat();
             if self.is_over(idle) {
                 return true;
             }
@@ -415,6 +418,7 @@ impl Host {
         if self.config.service.is_some() && self.room_is_gone() {
             return End::NoRoom(self.too_little());
         }
+        pulse::rest();
         let session = match self.open_session() {
             Ok(session) => session,
             Err(end) => return end,
@@ -438,6 +442,7 @@ impl Host {
         }
         let end = self.watch_over(&session, idle);
         lock(&self.now).live = None;
+        pulse::rest();
         let ended = session.stop();
         match (end, ended) {
             (End::Over, Ended::Failed(reason)) => {
@@ -529,6 +534,7 @@ impl Host {
         let watch = mounts::Watch::new().ok();
         let (mut looked, mut saved, mut weighed) = (Instant::now(), None, None);
         loop {
+            pulse::beat();
             {
                 let want = lock(&self.want);
                 if !want.paused && !want.stop {

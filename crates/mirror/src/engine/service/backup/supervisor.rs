@@ -27,6 +27,7 @@ use crate::engine::control::StateLock;
 use crate::engine::options::SourceSpec;
 use crate::engine::service::children::{Children, Happened, Spec};
 use crate::engine::service::notify::Notify;
+use crate::engine::service::pulse::PATIENCE;
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
 use crate::net::Program;
@@ -266,6 +267,7 @@ impl Supervisor {
                 Vec::new()
             },
             polite: tree.polite,
+            patience: Some(PATIENCE),
             ..Spec::new(tree.name.clone(), "fs_mirror")
         }
     }
@@ -297,6 +299,7 @@ impl Supervisor {
                 }
                 new
             }
+            Happened::Hangs { .. } => true,
             Happened::Stopped { killed, .. } => {
                 said.lines.clear();
                 said.how = None;

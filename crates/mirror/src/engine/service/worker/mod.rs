@@ -21,6 +21,7 @@ use super::elsewhere::Elsewhere;
 use super::listening::Listening;
 use super::log as say;
 use super::notify::Notify;
+use super::pulse::PATIENCE;
 use super::settings::Problem;
 use super::word::{Process, Service as Word, service_file};
 use crate::engine::control::{LockError, StateLock};
@@ -475,6 +476,7 @@ fn spec(tree: &Tree) -> Spec {
     }
     spec.settings = serde_json::to_string(&tree.settings).unwrap_or_default();
     spec.polite = tree.settings.polite;
+    spec.patience = Some(PATIENCE);
     spec.waits = tree.missing.as_ref().map(|problem| problem.why.clone());
     let tree = tree.clone();
     spec.prepare = Some(Arc::new(move || {
