@@ -1,7 +1,7 @@
 //! Connections that are dialed the other way: a worker that nobody can reach offers one, and a follower uses it as if it
 //! had dialed itself. Until then both sides only say that they are there.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::AtomicBool;
@@ -17,15 +17,15 @@ use super::connection::{LINGER, copy_down, copy_up, follow, last_words, refused}
 use super::gate::Seat;
 use super::lock;
 use crate::link::Message;
-use crate::link::conn::HEARTBEAT;
+use crate::link::conn::{HEARTBEAT, SILENT_MAX};
 use crate::link::message as say;
 use crate::link::serve::{hostname, now_ns};
 use crate::net::keys::Fingerprint;
-use crate::net::stream::{Session, TlsWriter};
+use crate::net::stream::{Session, TlsReader, TlsWriter};
 use crate::net::tls;
 
-/// A side that says nothing for so long is dead. A tree's process that is being reached may keep it silent.
-const SILENT_MAX: Duration = Duration::from_secs(40);
+/// So long a side may be silent once its connection was taken: the tree's process is being reached.
+const REACHED_MAX: Duration = Duration::from_secs(40);
 
 fn speak(writer: &mut TlsWriter, message: impl Into<Message>) -> io::Result<()> {
     let mut bytes = Vec::new();
@@ -39,6 +39,35 @@ fn heartbeat() -> say::Heartbeat {
         time_ns: now_ns(),
         end: None,
     }
+}
+
+/// The next message, from a side that is dead if none comes.
+fn hear(
+    reader: &mut TlsReader,
+    body: &mut Vec<u8>,
+    is_taken: impl Fn() -> bool,
+) -> Result<Message, ()> {
+    let begun = Instant::now();
+    let mut first = [0];
+    // It may be taken while we wait.
+    let n = loop {
+        let at_most = if is_taken() { REACHED_MAX } else { SILENT_MAX };
+        let left = at_most.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Err(());
+        }
+        let step = Instant::now() + left.min(HEARTBEAT);
+        reader.wait_until(Some(step)).map_err(|_| ())?;
+        match reader.read(&mut first) {
+            Ok(n) => break n,
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {}
+            Err(_) => return Err(()),
+        }
+    };
+    let until = Instant::now() + SILENT_MAX;
+    reader.wait_until(Some(until)).map_err(|_| ())?;
+    let begin = first.get(..n).unwrap_or_default();
+    Message::read(&mut begin.chain(reader), body).map_err(|_| ())
 }
 
 /// Keeps what somebody offers until a follower of this host takes it.
@@ -95,11 +124,7 @@ pub fn keep(
         if !begun {
             break;
         }
-        let wait = reader.wait_until(Some(Instant::now() + SILENT_MAX));
-        let Ok(message) = wait
-            .map_err(|_| ())
-            .and_then(|()| Message::read(&mut reader, &mut body).map_err(|_| ()))
-        else {
+        let Ok(message) = hear(&mut reader, &mut body, || lock(&taken).is_some()) else {
             break;
         };
         let follower = lock(&taken).as_ref().and_then(|end| end.try_clone().ok());
