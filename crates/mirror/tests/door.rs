@@ -22,6 +22,7 @@ use mirror::net::{Fingerprint, KeyPair, Known, NetFileError, Program, Trusted};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use ssh_support::{Bed, FS_MIRROR, LONG, MIRRORD, ended, kill9, signal, stop};
 use testkit::proc::{wait_equal, wait_until};
+use testkit::proxy::{Control, Proxy, Settings};
 
 /// Gives the test the other end of each connection to a tree; of the tree `real` one to its daemon.
 struct Test {
@@ -411,6 +412,74 @@ fn a_door_that_hangs_is_replaced() {
 }
 
 #[test]
+fn it_listens_elsewhere_and_who_follows_goes_on() {
+    let mut room = Room::new(|_| ());
+    let ann = room.introduce("ann", &["blog"]);
+    let first = room.at;
+    let mut dialed = room.dial("ann");
+    let mut hello_bytes = Vec::new();
+    Message::from(hello("blog"))
+        .encode(&mut hello_bytes)
+        .unwrap();
+    dialed.writer.write_all(&hello_bytes).unwrap();
+    let mut tree = room.opened.recv_timeout(LONG).unwrap();
+    heard(&tree);
+    let mut goes_on = |tree: &mut UnixStream| {
+        let mut four = [0; 4];
+        dialed.writer.write_all(b"ping").unwrap();
+        tree.read_exact(&mut four).unwrap();
+        tree.write_all(b"pong").unwrap();
+        dialed.reader.read_exact(&mut four).unwrap();
+        assert_eq!(&four, b"pong");
+    };
+    let pid = room.door.as_ref().unwrap().pid();
+    // Elsewhere, and an address that can't be had beside it.
+    let anywhere: SocketAddr = "0.0.0.0:0".parse().unwrap();
+    let nowhere: SocketAddr = "192.0.2.1:1".parse().unwrap();
+    let door = room.door.as_mut().unwrap();
+    let error = door.change(&[nowhere, anywhere], &[]).unwrap_err();
+    assert!(matches!(error, DoorError::NoAddress(_)), "{error}");
+    let at = door.addresses();
+    assert_eq!(at.len(), 1);
+    goes_on(&mut tree);
+    until("nobody comes in by the old address", || {
+        TcpStream::connect(first).is_err()
+    });
+    room.at.set_port(at[0].port());
+    room.introduce("bob", &["shop"]);
+    let mut bob = room.dial("bob");
+    let mut shop = Vec::new();
+    Message::from(hello("shop")).encode(&mut shop).unwrap();
+    bob.writer.write_all(&shop).unwrap();
+    heard(&room.opened.recv_timeout(LONG).unwrap());
+    // The port is free at once for whoever wants it; here it is the same door.
+    let door = room.door.as_mut().unwrap();
+    door.change(&[anywhere, first], &[]).unwrap();
+    assert_eq!(door.addresses(), [at[0], first]);
+    goes_on(&mut tree);
+    // A process that dies is followed by one that listens where it is to now.
+    assert_eq!(door.pid(), pid);
+    room.at = first;
+    room.dial("ann");
+    // Whose key is taken away is cut, wherever he came in.
+    let door = room.door.as_mut().unwrap();
+    door.change(&[anywhere], &[]).unwrap();
+    goes_on(&mut tree);
+    room.trust(|t| t.remove(&ann.to_string(), None));
+    assert_eq!(tree.read(&mut [0]).unwrap(), 0);
+    let door = room.door.as_ref().unwrap();
+    kill9(door.pid().unwrap());
+    until("another runs", || {
+        door.pid().is_some_and(|now| Some(now) != pid)
+    });
+    assert_eq!(door.addresses(), [at[0]]);
+    room.at.set_port(at[0].port());
+    until("it takes connections", || {
+        dial("127.0.0.1", Some(room.at.port()), &room.config("bob"), LONG).is_ok()
+    });
+}
+
+#[test]
 fn an_address_that_is_taken_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap();
@@ -674,7 +743,7 @@ fn a_worker_that_nobody_reaches_offers_connections() {
     // A follower that waits already gets the first one.
     let first = mirror("shop", &["--once"]);
     std::thread::sleep(Duration::from_millis(500));
-    let worker = Room::of(Some(states[0].clone()), |setup| {
+    let mut worker = Room::of(Some(states[0].clone()), |setup| {
         setup.listen.clear();
         setup.config_dir = config;
         setup.connect_to = vec![address];
@@ -689,6 +758,18 @@ fn a_worker_that_nobody_reaches_offers_connections() {
     equal();
     std::fs::write(bed.src().join("more"), vec![7; 3 << 20]).unwrap();
     equal();
+    // It offers no more, and what was taken goes on.
+    let address = Address::new("127.0.0.1", Some(backup.at.port()));
+    worker.door.as_mut().unwrap().change(&[], &[]).unwrap();
+    std::fs::write(bed.src().join("meanwhile"), b"it").unwrap();
+    equal();
+    assert_eq!(worker.lines_with("follows blog no more"), 0);
+    worker
+        .door
+        .as_mut()
+        .unwrap()
+        .change(&[], &[address])
+        .unwrap();
     // The door that dialed dies; the next one offers again.
     kill9(worker.door.as_ref().unwrap().pid().unwrap());
     std::fs::write(bed.src().join("after"), b"it").unwrap();
@@ -702,6 +783,58 @@ fn a_worker_that_nobody_reaches_offers_connections() {
         worker.lines_with("is not known: on that host") > 0
     });
     stop(running);
+}
+
+#[test]
+fn a_dead_peer_of_an_idle_offered_connection_is_noticed() {
+    let backup = Room::new(|setup| setup.program = Program::FsMirror);
+    let link = Control::new(Settings::default());
+    let proxy = Proxy::start(backup.at, link.clone()).unwrap();
+    let address = Address::new("127.0.0.1", Some(proxy.address.port()));
+    // Both know each other.
+    let key = backup.door.as_ref().unwrap().fingerprint();
+    let config = backup.config("worker");
+    let worker_key = KeyPair::load_or_make(&config).unwrap().fingerprint();
+    backup.trust(|t| t.add(worker_key, Which::named([""; 0]), Some("w1")));
+    Known::set(&config, &address, key).unwrap();
+    Trusted::edit(&config, |trusted| {
+        trusted
+            .add(key, Which::named(["blog"]), Some("backup"))
+            .map_err(|why| NetFileError::Unsafe {
+                path: "".into(),
+                why,
+            })
+    })
+    .unwrap();
+    let threads = || {
+        let pid = backup.door.as_ref().unwrap().pid().unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        tasks.count()
+    };
+    until("the door has begun", || threads() >= 2);
+    let idle = threads();
+    let mut worker = Room::new(|setup| {
+        setup.listen.clear();
+        setup.config_dir = config;
+        setup.connect_to = vec![address];
+    });
+    until("it is offered", || {
+        backup.lines_with("offers a connection") == 1
+    });
+    assert!(threads() > idle);
+    // Longer than a round of heartbeats, and it is still there.
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(worker.lines_with("trying again"), 0);
+    let began = Instant::now();
+    link.change(|link| link.stall = [true, true]);
+    until("the worker notices", || {
+        worker.lines_with("trying again") > 0
+    });
+    drop(worker.door.take());
+    until("the backup notices", || threads() <= idle);
+    // Both say something every 5 s, and are dead after 15.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(35), "{took:?}");
 }
 
 /// Hello as version 0.1.0 said it before anything was added to it, for the tree `blog`.

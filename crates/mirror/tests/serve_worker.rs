@@ -782,6 +782,27 @@ fn other_hosts_come_in_by_the_door() {
     let (code, said) = place.run("wait a --timeout 60s");
     assert_eq!(code, 0, "{said}");
     assert_eq!(text(&place.bed.path("a-copy/after")), "x");
+    // Where it listens is changed, who listens is not taken over: nothing that is followed breaks.
+    let replicas = |n: usize| {
+        let told = place.status("a").map(|s| s["replicas"].clone());
+        let told = told.and_then(|told| told.as_array().cloned());
+        told.is_some_and(|all| all.iter().filter(|r| r["connected"] == true).count() == n)
+    };
+    place.bed.wait("it is followed", || replicas(1));
+    let before = service.stderr().len();
+    place.config(&format!(
+        "listen = ['127.0.0.1:{port}', '127.0.0.2:0']\nuser = 'daemon'\n[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\n"
+    ));
+    signal(service.pid(), Signal::HUP);
+    service.wait_stderr(", 127.0.0.2:", LONG).unwrap();
+    fs::write(place.tree("a").join("reloaded"), "y").unwrap();
+    place.equal("a", "a-copy");
+    let said = service.stderr().split_off(before);
+    assert!(
+        said.contains("user is taken over when the service is started again")
+            && !said.contains("disconnected"),
+        "{said}"
+    );
     // An address that is taken is told, and the trees are served all the same.
     place.config(&format!(
         "listen = '127.0.0.1:{port}'\n[tree.c]\npath = '@/b'\n"

@@ -76,7 +76,7 @@ impl Wanted {
     }
 }
 
-/// The door, if one is wanted; opened again when it could not be, or when what is wanted changes.
+/// The door, if one is wanted; opened again when it could not be. When what is wanted changes it goes on with who follows already.
 pub struct Listening {
     program: Program,
     log: fn(&str),
@@ -86,6 +86,8 @@ pub struct Listening {
     /// As it was opened.
     is: Option<Wanted>,
     door: Option<Door>,
+    /// It does not do yet what is wanted.
+    behind: bool,
     /// Why it is not open.
     pub problem: Option<String>,
     tried: Option<Instant>,
@@ -100,6 +102,7 @@ impl Listening {
             offers,
             is: None,
             door: None,
+            behind: false,
             problem: None,
             tried: None,
         }
@@ -118,8 +121,17 @@ impl Listening {
             user: user.map(str::to_owned),
         };
         if self.is.as_ref() != Some(&wanted) {
-            // Its addresses may be wanted again.
-            self.door = None;
+            if wanted.is_none() {
+                self.door = None;
+            } else if self.door.is_some()
+                && self.is.as_ref().is_some_and(|is| is.user != wanted.user)
+            {
+                // Only a new process could be somebody else, and it would not have the connections.
+                (self.log)(
+                    "user is taken over when the service is started again: who follows goes on",
+                );
+            }
+            self.behind = self.door.is_some();
             self.tried = None;
             self.problem = None;
             self.is = Some(wanted.clone());
@@ -127,18 +139,30 @@ impl Listening {
         let waits = self
             .tried
             .is_some_and(|tried| tried.elapsed() < AGAIN_AFTER);
-        if self.door.is_some() || wanted.is_none() || waits {
+        if (self.door.is_some() && !self.behind) || wanted.is_none() || waits {
             return;
         }
         self.tried = Some(Instant::now());
-        match self.open(&wanted) {
-            Ok(door) => {
-                let at: Vec<String> = door.addresses().iter().map(SocketAddr::to_string).collect();
-                if !at.is_empty() {
-                    let (at, key) = (at.join(", "), door.fingerprint());
-                    (self.log)(&format!("listening on {at}, key {key}"));
-                }
+        let before = self.door.as_ref().map(Door::addresses);
+        let opened = match self.door.take() {
+            Some(mut door) => {
+                let changed = door.change(&wanted.listen, &wanted.connect_to);
                 self.door = Some(door);
+                changed.map_err(|e| crate::cli::exit::chain(&e))
+            }
+            None => self.open(&wanted).map(|door| self.door = Some(door)),
+        };
+        if let Some(door) = &self.door {
+            let now = door.addresses();
+            if !now.is_empty() && before.as_ref() != Some(&now) {
+                let at: Vec<String> = now.iter().map(SocketAddr::to_string).collect();
+                let (at, key) = (at.join(", "), door.fingerprint());
+                (self.log)(&format!("listening on {at}, key {key}"));
+            }
+        }
+        match opened {
+            Ok(()) => {
+                self.behind = false;
                 self.problem = None;
             }
             Err(why) => {

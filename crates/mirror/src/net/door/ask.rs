@@ -19,6 +19,8 @@ pub enum Told {
         user: Option<(u32, u32)>,
         limits: Limits,
     },
+    /// With one more listening socket. One that nobody wants any more is shut, which both processes see.
+    Listen,
     /// Say that you are there.
     There,
     /// It may; the tree is being opened.
@@ -66,7 +68,7 @@ impl Told {
     pub fn id(&self) -> Option<u64> {
         match self {
             // These begin something.
-            Told::Begin { .. } | Told::There | Told::Offer { .. } => None,
+            Told::Begin { .. } | Told::Listen | Told::There | Told::Offer { .. } => None,
             Told::Wait { id }
             | Told::Opened { id, .. }
             | Told::Refused { id, .. }

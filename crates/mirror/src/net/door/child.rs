@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use rustix::io::Errno;
 use rustls::ServerConfig;
 
 use super::ask::{self, Ask, Told};
@@ -97,9 +98,7 @@ pub fn run() -> Result<(), String> {
         child.log(line);
     }
     for socket in sockets {
-        let child = child.clone();
-        let listener = TcpListener::from(socket);
-        thread("accept", move || child.accept(&listener)).map_err(|e| e.to_string())?;
+        child.listen(socket).map_err(|e| e.to_string())?;
     }
     loop {
         match ask::receive::<Told>(&child.link, &mut buffer) {
@@ -118,11 +117,18 @@ pub fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()>
 }
 
 impl Child {
+    fn listen(self: &Arc<Child>, socket: OwnedFd) -> io::Result<()> {
+        let (child, listener) = (self.clone(), TcpListener::from(socket));
+        thread("accept", move || child.accept(&listener))
+    }
+
     fn accept(self: &Arc<Child>, listener: &TcpListener) {
         loop {
             let (socket, from) = match listener.accept() {
                 Ok(taken) => taken,
                 Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => continue,
+                // It was shut: nobody is to come in here any more.
+                Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return,
                 Err(e) => {
                     self.stranger(|| format!("a connection can't be taken: {e}"));
                     std::thread::sleep(ACCEPT_WAIT);
@@ -146,6 +152,12 @@ impl Child {
     fn told(self: &Arc<Child>, told: Told, with: Option<OwnedFd>) {
         if let Told::There = told {
             return self.say(&Ask::Here);
+        }
+        if let Told::Listen = told {
+            if let Some(Err(e)) = with.map(|socket| self.listen(socket)) {
+                self.log(format!("cannot start a thread: {e}"));
+            }
+            return;
         }
         if let Told::Offer { id, key } = told {
             let child = self.clone();

@@ -21,8 +21,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -156,13 +156,46 @@ pub struct Door {
     keeper: Arc<Keeper>,
     fingerprint: Fingerprint,
     threads: Vec<JoinHandle<()>>,
+    dialing: Vec<Dialing>,
+}
+
+/// A service that is offered connections.
+struct Dialing {
+    address: Address,
+    over: Arc<AtomicBool>,
+}
+
+/// Where it listens.
+struct Listener {
+    /// As it was asked for: perhaps with no port.
+    asked: SocketAddr,
+    socket: TcpListener,
+}
+
+impl Listener {
+    fn bind(asked: SocketAddr) -> Result<Listener, DoorError> {
+        match TcpListener::bind(asked) {
+            Ok(socket) => Ok(Listener { asked, socket }),
+            Err(source) => Err(match source.kind() {
+                io::ErrorKind::AddrInUse => DoorError::InUse(asked),
+                io::ErrorKind::AddrNotAvailable => DoorError::NoAddress(asked),
+                _ => DoorError::Listen { at: asked, source },
+            }),
+        }
+    }
+
+    /// For every process that has it; its address is free then. What came in by it is not concerned.
+    fn end(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
 }
 
 /// Keeps a door's process running.
 struct Keeper {
     setup: DoorSetup,
     key: KeyPair,
-    listeners: Vec<TcpListener>,
+    /// Locked while a process is told of them.
+    listeners: Mutex<Vec<Listener>>,
     closing: AtomicBool,
     /// Of the process that runs now; 0: none does.
     pid: AtomicU32,
@@ -178,11 +211,7 @@ impl Door {
         }
         let mut listeners = Vec::new();
         for &at in &setup.listen {
-            listeners.push(TcpListener::bind(at).map_err(|source| match source.kind() {
-                io::ErrorKind::AddrInUse => DoorError::InUse(at),
-                io::ErrorKind::AddrNotAvailable => DoorError::NoAddress(at),
-                _ => DoorError::Listen { at, source },
-            })?);
+            listeners.push(Listener::bind(at)?);
         }
         let local = match &setup.offers {
             Some(path) => Some(offers::listen(path).map_err(|source| DoorError::Local {
@@ -197,7 +226,7 @@ impl Door {
         let keeper = Arc::new(Keeper {
             setup,
             key,
-            listeners,
+            listeners: Mutex::new(listeners),
             closing: AtomicBool::new(false),
             pid: AtomicU32::new(0),
             answers,
@@ -207,6 +236,7 @@ impl Door {
             keeper: keeper.clone(),
             fingerprint,
             threads: Vec::new(),
+            dialing: Vec::new(),
         };
         door.spawn("door", move |keeper| keeper.keep(first))?;
         if let Some(listener) = local {
@@ -214,12 +244,73 @@ impl Door {
                 offers::giving(&keeper.answers, &listener, &keeper.closing);
             })?;
         }
-        for address in keeper.setup.connect_to.clone() {
-            door.spawn("connect", move |keeper| {
-                offers::offering(&keeper.answers, &address, &keeper.closing);
-            })?;
+        for address in &keeper.setup.connect_to {
+            door.dial(address)?;
         }
         Ok(door)
+    }
+
+    fn dial(&mut self, address: &Address) -> Result<(), DoorError> {
+        let over = Arc::new(AtomicBool::new(false));
+        let one = Dialing {
+            address: address.clone(),
+            over: over.clone(),
+        };
+        let address = address.clone();
+        self.spawn("connect", move |keeper| {
+            offers::offering(&keeper.answers, &address, &over);
+        })?;
+        self.dialing.push(one);
+        Ok(())
+    }
+
+    /// From now on it listens at these addresses and dials those. What did not change is not touched, and who follows already goes
+    /// on, however he came. On an error all else was done; it may be tried again.
+    pub fn change(
+        &mut self,
+        listen: &[SocketAddr],
+        connect_to: &[Address],
+    ) -> Result<(), DoorError> {
+        if listen.len() > LISTEN_MAX {
+            return Err(DoorError::TooMany(listen.len()));
+        }
+        let mut wrong = None;
+        {
+            let mut listeners = lock(&self.keeper.listeners);
+            listeners.retain(|one| {
+                let stays = listen.contains(&one.asked);
+                if !stays {
+                    one.end();
+                }
+                stays
+            });
+            for &at in listen {
+                if listeners.iter().any(|one| one.asked == at) {
+                    continue;
+                }
+                match Listener::bind(at) {
+                    Ok(one) => {
+                        if let Some(link) = self.keeper.answers.link() {
+                            answers::tell(&link, &Told::Listen, Some(one.socket.as_fd()));
+                        }
+                        listeners.push(one);
+                    }
+                    Err(error) => drop(wrong.get_or_insert(error)),
+                }
+            }
+        }
+        self.dialing.retain(|one| {
+            let stays = connect_to.contains(&one.address);
+            one.over.fetch_or(!stays, Ordering::AcqRel);
+            stays
+        });
+        self.threads.retain(|thread| !thread.is_finished());
+        for address in connect_to {
+            if self.dialing.iter().all(|one| one.address != *address) {
+                self.dial(address)?;
+            }
+        }
+        wrong.map_or(Ok(()), Err)
     }
 
     fn spawn(
@@ -238,8 +329,9 @@ impl Door {
 
     /// Where it listens: with the ports the kernel chose, where 0 was asked for.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        let all = self.keeper.listeners.iter();
-        all.filter_map(|one| one.local_addr().ok()).collect()
+        let all = lock(&self.keeper.listeners);
+        let all = all.iter().map(|one| one.socket.local_addr());
+        all.filter_map(Result::ok).collect()
     }
 
     /// Of the key it shows.
@@ -259,6 +351,9 @@ impl Door {
 
     fn end(&mut self) {
         self.keeper.closing.store(true, Ordering::Release);
+        for one in &self.dialing {
+            one.over.store(true, Ordering::Release);
+        }
         if let Some(link) = self.keeper.answers.link() {
             let _ = rustix::net::shutdown(&link, rustix::net::Shutdown::Both);
         }
@@ -316,7 +411,8 @@ impl Keeper {
             user: self.setup.user,
             limits: self.setup.limits,
         };
-        let sockets: Vec<_> = self.listeners.iter().map(|one| one.as_fd()).collect();
+        let listeners = lock(&self.listeners);
+        let sockets: Vec<_> = listeners.iter().map(|one| one.socket.as_fd()).collect();
         if let Err(e) = ask::send(&running.link, &begin, &sockets) {
             end(running);
             return Err(e);

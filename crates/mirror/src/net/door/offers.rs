@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -144,7 +145,7 @@ impl Offers {
     }
 }
 
-/// Keeps one connection offered to this address, until `closing`.
+/// Keeps one connection offered to this address, until `closing`. Those that were taken are not concerned.
 pub fn offering(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool) {
     let mut back_off = BackOff::new(AGAIN_MS_MIN, AGAIN_MS_MAX);
     let mut said = String::new();
@@ -192,12 +193,15 @@ fn offer(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool) -> Res
     lock(&offers.offered).insert(id, tell);
     let key = key.0;
     super::answers::tell(&link, &Told::Offer { id, key }, Some(socket.as_fd()));
-    drop(socket);
     loop {
         match told.recv_timeout(TICK) {
             Ok(how) => return how,
             Err(RecvTimeoutError::Disconnected) => return Err("it was given up".into()),
-            Err(RecvTimeoutError::Timeout) if closing.load(Ordering::Acquire) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) if closing.load(Ordering::Acquire) => {
+                // It is not to be taken any more.
+                let _ = socket.shutdown(Shutdown::Both);
+                return Ok(());
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
