@@ -23,6 +23,7 @@ pub(crate) mod seed;
 pub mod service;
 pub mod serving;
 pub mod session;
+pub(crate) mod soon;
 pub mod status;
 mod stopped;
 mod verify;

@@ -5,9 +5,9 @@ use std::io;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::far::{Far, Peer};
+use super::far::{Far, Peer, Unreached};
 
-type Answer = Result<Peer, String>;
+type Answer = Result<Peer, Unreached>;
 
 pub struct Dialer {
     ask: Sender<Sender<Answer>>,
@@ -29,7 +29,7 @@ impl Dialer {
 
     pub fn connect(&self) -> Answer {
         let (answer, answered) = bounded(1);
-        let broke_off = |_| "the connecting thread broke off".to_owned();
+        let broke_off = |()| Unreached::from("the connecting thread broke off".to_owned());
         self.ask.send(answer).map_err(|_| broke_off(()))?;
         answered.recv().unwrap_or_else(|_| Err(broke_off(())))
     }

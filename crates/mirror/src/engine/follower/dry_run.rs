@@ -34,7 +34,9 @@ pub fn run(options: &MirrorOptions, far: &Far, ui: &dyn Ui) -> Result<RunEnd, Ru
     let failed = |e: index::IndexError| RunError::Failed(anyhow::anyhow!("{}", chain(&e)));
     let (mut rows, _) =
         Index::open(&scratch.0.join("index"), index::Options::default()).map_err(failed)?;
-    let mut peer = far.connect().map_err(RunError::Unreachable)?;
+    let mut peer = far
+        .connect()
+        .map_err(|unreached| RunError::Unreachable(unreached.why))?;
     let Some(incoming) = peer.incoming.take() else {
         return Err(RunError::Unreachable("there is no stream".into()));
     };

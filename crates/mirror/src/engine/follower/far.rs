@@ -14,7 +14,8 @@ use crate::engine::applying::chain;
 use crate::engine::options::{MirrorOptions, SourceSpec};
 use crate::link::LinkError;
 use crate::link::conn::{Closer, Incoming, Outgoing, Pulse};
-use crate::net::{self, Program, dial, door};
+use crate::net::dial::{self, DialError};
+use crate::net::{self, Program, door};
 
 #[derive(Debug, Clone)]
 pub struct Far {
@@ -50,6 +51,30 @@ pub struct Peer {
     due: Option<Instant>,
 }
 
+/// Why there is no connection.
+#[derive(Debug)]
+pub struct Unreached {
+    pub why: String,
+    /// The host is up, and refused it: what listens there is being started, say.
+    pub refused: bool,
+}
+
+impl From<String> for Unreached {
+    fn from(why: String) -> Unreached {
+        let refused = false;
+        Unreached { why, refused }
+    }
+}
+
+impl From<DialError> for Unreached {
+    fn from(error: DialError) -> Unreached {
+        Unreached {
+            refused: matches!(error, DialError::Refused(_)),
+            why: chain(&error),
+        }
+    }
+}
+
 impl Far {
     /// `None`: the source is on this host.
     pub fn new(options: &MirrorOptions) -> Option<Far> {
@@ -81,7 +106,7 @@ impl Far {
         })
     }
 
-    pub fn connect(&self) -> Result<Peer, String> {
+    pub fn connect(&self) -> Result<Peer, Unreached> {
         match &self.way {
             Way::Offered { at } => {
                 let failed = |e: io::Error| {
@@ -113,8 +138,7 @@ impl Far {
             Way::Service { port, at_most } => {
                 let due = Instant::now() + *at_most;
                 let config_dir = net::config_dir(Program::FsMirror)?;
-                let dialed =
-                    dial::dial(&self.host, *port, &config_dir, *at_most).map_err(|e| chain(&e))?;
+                let dialed = dial::dial(&self.host, *port, &config_dir, *at_most)?;
                 Ok(Peer {
                     outgoing: Arc::new(Outgoing::new(dialed.writer, dialed.closer)),
                     incoming: Some(Incoming::new(dialed.reader)),

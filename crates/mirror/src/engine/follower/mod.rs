@@ -519,6 +519,7 @@ impl Follower {
             listed: None,
             came_whole: false,
             released: self.released_there.clone(),
+            soon: false,
         };
         let (tell, ended) = bounded(1);
         let receiving = std::thread::Builder::new()

@@ -25,6 +25,7 @@ use crate::engine::event::{Event, RunError};
 use crate::engine::lost;
 use crate::engine::options::{Compress, MirrorOptions};
 use crate::engine::seed;
+use crate::engine::soon::Soon;
 use crate::link::conn::{HANDSHAKE_S_MAX, Incoming, escaped, silence};
 use crate::link::message::{self as say, Cause, Message, PROTOCOL, PROTOCOL_MIN};
 use crate::link::serve::{hostname, now_ns};
@@ -79,6 +80,8 @@ pub struct Receiver {
     pub came_whole: bool,
     /// What the worker holds was let go on while no process ran here. Taken once.
     pub released: Arc<AtomicBool>,
+    /// The last connection ended, or did not begin, in a way that lets another one begin soon.
+    pub soon: bool,
 }
 
 /// Why one connection ended.
@@ -97,6 +100,7 @@ impl From<LinkError> for Broken {
 impl Receiver {
     pub fn run(mut self) -> Ended {
         let mut back_off = BackOff::default();
+        let mut soon = Soon::default();
         let mut broken_since: Option<Instant> = None;
         let mut reached = self.reached();
         loop {
@@ -108,6 +112,7 @@ impl Receiver {
                 continue;
             }
             let began = Instant::now();
+            self.soon = false;
             let reason = match self.connect() {
                 Ok(never) => match never {},
                 Err(Some(ended)) => return ended,
@@ -116,7 +121,8 @@ impl Receiver {
             };
             let connected = self.hub.disconnected(&reason);
             let before = std::mem::replace(&mut reached, self.reached());
-            if connected && (before != reached || began.elapsed() >= ONCE_TRIES) {
+            let worked = connected && (before != reached || began.elapsed() >= ONCE_TRIES);
+            if worked {
                 // It worked a moment ago: begin with short waits.
                 back_off.reset();
                 broken_since = Some(Instant::now());
@@ -127,7 +133,7 @@ impl Receiver {
             {
                 return Ended::Fatal(RunError::Unreachable(reason));
             }
-            let wait = back_off.next_wait();
+            let wait = soon.next_wait(self.soon, worked, &mut back_off);
             self.hub.ui.event(Event::Disconnected {
                 reason,
                 retry_s: wait.as_secs().max(1),
@@ -151,8 +157,9 @@ impl Receiver {
     fn connect(&mut self) -> Result<std::convert::Infallible, Option<Ended>> {
         let mut peer = match self.dialer.connect() {
             Ok(peer) => peer,
-            Err(reason) => {
-                self.hub.set_reason(reason);
+            Err(unreached) => {
+                self.soon = unreached.refused;
+                self.hub.set_reason(unreached.why);
                 return Err(None);
             }
         };
@@ -199,6 +206,8 @@ impl Receiver {
                 {
                     return Err(Some(Ended::Fatal(error)));
                 }
+                // It said so: it is being restarted, say.
+                self.soon = matches!(error, LinkError::Bye(_));
                 self.hub.set_reason(reason);
                 Err(None)
             }

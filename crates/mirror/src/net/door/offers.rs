@@ -21,9 +21,10 @@ use super::lock;
 use crate::engine::applying::chain;
 use crate::engine::back_off::BackOff;
 use crate::engine::serving::socket;
+use crate::engine::soon::Soon;
 use crate::link::Message;
 use crate::link::message::{self as say, Cause};
-use crate::net::dial;
+use crate::net::dial::{self, DialError};
 use crate::net::keys::Fingerprint;
 use crate::net::trust::{Address, Known};
 
@@ -40,6 +41,8 @@ const WANTED_MAX: usize = 256;
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 const AGAIN_MS_MIN: u64 = 1000;
 const AGAIN_MS_MAX: u64 = 30_000;
+/// One that was offered for so long ended for another reason than those before.
+const OFFERED_WELL: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(200);
 /// Numbers of connections that begin here, apart from those that begin in the door.
 const OURS: u64 = 1 << 63;
@@ -148,9 +151,12 @@ impl Offers {
 /// Keeps one connection offered to this address, until `closing`. Those that were taken are not concerned.
 pub fn offering(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool) {
     let mut back_off = BackOff::new(AGAIN_MS_MIN, AGAIN_MS_MAX);
+    let mut soon = Soon::default();
     let mut said = String::new();
     while !closing.load(Ordering::Acquire) {
-        match offer(answers, address, closing) {
+        let begun = Instant::now();
+        let mut refused = false;
+        match offer(answers, address, closing, &mut refused) {
             Ok(()) => {
                 back_off.reset();
                 said.clear();
@@ -160,7 +166,11 @@ pub fn offering(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool)
                     answers.log(&format!("connect_to {address}: {why}; trying again"));
                     said = why;
                 }
-                let until = Instant::now() + back_off.next_wait();
+                let worked = begun.elapsed() >= OFFERED_WELL;
+                if worked {
+                    back_off.reset();
+                }
+                let until = Instant::now() + soon.next_wait(refused, worked, &mut back_off);
                 while Instant::now() < until && !closing.load(Ordering::Acquire) {
                     std::thread::sleep(TICK);
                 }
@@ -169,8 +179,13 @@ pub fn offering(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool)
     }
 }
 
-/// Until somebody took it.
-fn offer(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool) -> Result<(), String> {
+/// Until somebody took it. `refused`: that host is up, and nothing listens there now.
+fn offer(
+    answers: &Arc<Answers>,
+    address: &Address,
+    closing: &AtomicBool,
+    refused: &mut bool,
+) -> Result<(), String> {
     let (program, config_dir) = (answers.setup.program, &answers.setup.config_dir);
     let known = Known::load(config_dir).map_err(|e| chain(&e))?;
     let key = known.key(address).ok_or_else(|| {
@@ -186,7 +201,10 @@ fn offer(answers: &Arc<Answers>, address: &Address, closing: &AtomicBool) -> Res
     }
     let link = answers.link().ok_or("the door's process does not run")?;
     let deadline = Instant::now() + CONNECT_MAX;
-    let socket = dial::connect(address, deadline, CONNECT_MAX).map_err(|e| chain(&e))?;
+    let socket = dial::connect(address, deadline, CONNECT_MAX).map_err(|e| {
+        *refused = matches!(e, DialError::Refused(_));
+        chain(&e)
+    })?;
     let offers = &answers.offers;
     let id = OURS | offers.next.fetch_add(1, Ordering::Relaxed);
     let (tell, told) = bounded(1);
