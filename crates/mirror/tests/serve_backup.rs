@@ -697,8 +697,20 @@ fn what_hangs_or_is_wrong_is_told_and_the_rest_goes_on() {
     let mut host = Host::new();
     let mut names = vec!["a"];
     host.local("a", "");
+    // Nor does a mistake that is there at the start keep others out.
+    host.local("wrong", "nice = 'x'");
     host.serve();
     host.wait("it runs", |host| host.pid("a").is_some());
+    assert!(
+        host.log().contains("conf.d/wrong.toml, line "),
+        "{}",
+        host.log()
+    );
+    host.wait("it is told", |host| {
+        let (code, said) = host.run(&["check"]);
+        code == 1 && said.contains("1 mistake in the configuration")
+    });
+    fs::remove_file(host.path("etc/conf.d/wrong.toml")).unwrap();
     // Nobody will ever write into it.
     let fifo = host.path("etc/conf.d/fifo.toml");
     let made = Command::new("mkfifo").arg(&fifo).status().unwrap();

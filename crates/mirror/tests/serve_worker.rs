@@ -168,12 +168,10 @@ fn trees_are_processes_that_a_reload_leaves_alone() {
         "{said}"
     );
 
-    // A wrong configuration changes nothing.
-    place.config("[tree.a]\npath = '@/a'\nnise = 7\n");
+    // What is wrong with a tree changes nothing of it.
+    place.config("[tree.a]\npath = '@/a'\nnise = 7\n[tree.c]\npath = '@/c'\n");
     service.signal(Signal::HUP).unwrap();
-    service
-        .wait_stderr("everything stays as it was", LONG)
-        .unwrap();
+    service.wait_stderr("it stays as it was", LONG).unwrap();
     assert!(
         service
             .stderr()
@@ -268,6 +266,58 @@ fn mistakes_are_told_before_anything_begins() {
         code == 2 && said.contains("no tree of the service is called so"),
         "{said}"
     );
+}
+
+#[test]
+fn a_mistake_in_one_tree_keeps_no_other_out() {
+    let place = Place::new();
+    for name in ["a", "b", "c"] {
+        place.tree(name);
+    }
+    let file = place.file().display().to_string();
+    // At the start: what is right is served, what is wrong is told with its place.
+    place.config("[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\nnice = 'x'\n");
+    let mut service = place.serve(&["a"]);
+    let line5 = format!("{file}, line 5: ");
+    assert!(service.stderr().contains(&line5), "{}", service.stderr());
+    assert_eq!(place.run("config check").0, 2);
+    place.bed.wait("it is told", || place.run("check").0 == 1);
+    let (code, said) = place.run("check");
+    assert!(
+        code == 1 && said.contains("1 mistake") && said.contains(&line5),
+        "{said}"
+    );
+    // It begins when it is right.
+    place.config("[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\n");
+    service.signal(Signal::HUP).unwrap();
+    place.served("b", &service);
+    let pids = (place.pid("a"), place.pid("b"));
+    // At a reload: one is new, one is wrong and goes on as it was.
+    place.config(
+        "[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\nignore = ['[z-a]']\n[tree.c]\npath = '@/c'\n",
+    );
+    service.signal(Signal::HUP).unwrap();
+    place.served("c", &service);
+    service.wait_stderr(&line5, LONG).unwrap();
+    assert_eq!((place.pid("a"), place.pid("b")), pids);
+    place.bed.wait("it is told", || place.run("check").0 == 1);
+    // What is wrong for all changes nothing, and is said.
+    place.config("lisen = 1\n[tree.a]\npath = '@/a'\n");
+    service.signal(Signal::HUP).unwrap();
+    service
+        .wait_stderr(
+            "the configuration is wrong: everything stays as it was",
+            LONG,
+        )
+        .unwrap();
+    assert_eq!((place.pid("a"), place.pid("b")), pids);
+    place.served("c", &service);
+    let (code, said) = place.run("check");
+    assert!(
+        code == 1 && said.contains("no setting is called lisen"),
+        "{said}"
+    );
+    stop(service);
 }
 
 #[test]

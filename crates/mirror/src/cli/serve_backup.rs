@@ -25,7 +25,7 @@ pub fn run(args: &ServeArgs) -> Result<Exit, CliError> {
     let file = file(args.file.config.as_deref())?;
     must_be_there(&file, args.file.config.is_some())?;
     let loaded = load(&file);
-    if !loaded.problems.is_empty() {
+    if !loaded.can_begin(&file) {
         for problem in &loaded.problems {
             ui::complain(&problem.to_string());
         }

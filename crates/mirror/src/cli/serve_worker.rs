@@ -118,7 +118,9 @@ pub fn configured_state() -> Option<PathBuf> {
     if std::env::var_os("MIRRORD_STATE").is_some() {
         return None;
     }
-    crate::engine::service::worker::config::load(&asked).0.state
+    crate::engine::service::worker::config::load(&asked)
+        .config
+        .state
 }
 
 /// What trees are called that this configuration serves; `None`: there is none that could tell.

@@ -25,6 +25,14 @@ pub struct Loaded {
     pub general_is_bad: bool,
 }
 
+impl Loaded {
+    /// What is right of it can be followed: what is about all trees, and one of them at least.
+    pub fn can_begin(&self, file: &Path) -> bool {
+        let general_is_good = !self.general_is_bad && !self.bad_files.contains(file);
+        self.problems.is_empty() || (general_is_good && !self.trees.is_empty())
+    }
+}
+
 /// A tree and where it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Placed {

@@ -28,6 +28,7 @@ use crate::engine::options::SourceSpec;
 use crate::engine::service::children::{Children, Happened, Spec};
 use crate::engine::service::notify::Notify;
 use crate::engine::service::pulse::PATIENCE;
+use crate::engine::service::settings::Problem;
 use crate::engine::session::show;
 use crate::engine::status::Stamp;
 use crate::net::Program;
@@ -115,7 +116,7 @@ pub fn run(setup: Setup) -> Result<(), String> {
         trees: BTreeMap::new(),
         asking,
         offers: Offers::load(&setup.state),
-        problems: Vec::new(),
+        problems: told(&setup.loaded.problems),
         reading: Elsewhere::new(),
         read_again: false,
         said: HashMap::new(),
@@ -124,6 +125,11 @@ pub fn run(setup: Setup) -> Result<(), String> {
     let now = Arc::new(Mutex::new(service.now()));
     let telling = Telling::start(setup.state, now.clone(), setup.quiet)
         .map_err(|e| format!("cannot start a thread: {e}"))?;
+    if !service.problems.is_empty() {
+        log(
+            "what is wrong with a tree or a file concerns it alone: it is not followed until it is right",
+        );
+    }
     service.want();
     let mut notify = Notify::new();
     service.listen();
@@ -179,6 +185,15 @@ pub fn run(setup: Setup) -> Result<(), String> {
     telling.stop();
     drop(setup.lock);
     Ok(())
+}
+
+/// Said, and as lines.
+fn told(problems: &[Problem]) -> Vec<String> {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    for line in &lines {
+        log(line);
+    }
+    lines
 }
 
 impl Supervisor {
@@ -360,10 +375,7 @@ impl Supervisor {
 
     /// Takes over what is right of the configuration; what is wrong stays as it was.
     fn take_over(&mut self, loaded: Loaded) {
-        self.problems = loaded.problems.iter().map(ToString::to_string).collect();
-        for problem in &self.problems {
-            log(problem);
-        }
+        self.problems = told(&loaded.problems);
         if !loaded.general_is_bad && loaded.bad_files.is_empty() {
             if self.general.state != loaded.general.state {
                 log("state is taken over when the service is started again");

@@ -1,7 +1,7 @@
 //! The configuration of `mirrord serve`: which trees, how polite, where to listen. Read whole; what is wrong with it is
 //! found all at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -126,9 +126,46 @@ impl TreePath {
     }
 }
 
+/// What was found, and what is wrong with it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// With the good trees.
+    pub config: Config,
+    pub problems: Vec<Problem>,
+    /// Trees that are there, with mistakes.
+    pub bad_trees: BTreeSet<String>,
+    /// As far as they could be understood.
+    bad: Vec<TreeConfig>,
+    /// What is not about one tree has mistakes, or nothing is known at all.
+    pub general_is_bad: bool,
+}
+
+impl Loaded {
+    /// All that was understood, for whoever looks for more mistakes.
+    pub fn all(self) -> Config {
+        let Loaded {
+            mut config, bad, ..
+        } = self;
+        config.trees.extend(bad);
+        config
+    }
+
+    /// A tree with mistakes stays as it was, where it was.
+    pub fn keep_bad(&mut self, before: &Config) {
+        for old in &before.trees {
+            let taken = |tree: &TreeConfig| tree.name == old.name || tree.path == old.path;
+            if self.bad_trees.contains(&old.name) && !self.config.trees.iter().any(taken) {
+                self.config.trees.push(old.clone());
+            }
+        }
+    }
+}
+
 /// Reads what was asked for. What is wrong comes beside what could be understood.
-pub fn load(asked: &Asked) -> (Config, Vec<Problem>) {
+pub fn load(asked: &Asked) -> Loaded {
     let mut problems = Problems::default();
+    let mut bad = BTreeSet::new();
+    let mut of_trees = Problems::default();
     let mut config = Config {
         listen: Vec::new(),
         connect_to: Vec::new(),
@@ -140,7 +177,26 @@ pub fn load(asked: &Asked) -> (Config, Vec<Problem>) {
         && (asked.named || file.exists())
         && let Some(table) = settings::read(file, &mut problems)
     {
-        take(table, &mut config, &mut problems);
+        for (name, table) in take(table, &mut config, &mut problems) {
+            let place = table.place.clone();
+            let mut mine = Problems::default();
+            let settings = tree(table, &mut mine);
+            if let Err(why) = check_name(&name) {
+                mine = Problems::default();
+                mine.add(Some(&place), why);
+            } else if let Some((path, settings)) = settings {
+                config.trees.push(TreeConfig {
+                    name: name.clone(),
+                    place: Some(place),
+                    path,
+                    settings,
+                });
+            }
+            if !mine.is_empty() {
+                bad.insert(name);
+            }
+            of_trees.extend(mine);
+        }
     }
     if !asked.listen.is_empty() {
         config.listen.clear();
@@ -159,12 +215,19 @@ pub fn load(asked: &Asked) -> (Config, Vec<Problem>) {
             Ok(tree) => {
                 // What is said now goes before what was written down.
                 config.trees.retain(|other| other.name != tree.name);
+                bad.remove(&tree.name);
                 config.trees.push(tree);
             }
             Err(why) => problems.add(None, format!("--tree: {why}")),
         }
     }
-    check_paths(&config, &mut problems);
+    let general_is_bad = !problems.is_empty();
+    check_paths(&config, &mut bad, &mut of_trees);
+    let (bad_ones, good) = std::mem::take(&mut config.trees)
+        .into_iter()
+        .partition(|tree| bad.contains(&tree.name));
+    config.trees = good;
+    problems.extend(of_trees);
     if problems.is_empty() && config.trees.is_empty() {
         let why = match &asked.file {
             Some(file) => format!(
@@ -175,7 +238,13 @@ pub fn load(asked: &Asked) -> (Config, Vec<Problem>) {
         };
         problems.add(None, why);
     }
-    (config, problems.sorted())
+    Loaded {
+        config,
+        problems: problems.sorted(),
+        bad_trees: bad,
+        bad: bad_ones,
+        general_is_bad,
+    }
 }
 
 fn named_tree(text: &OsString) -> Result<TreeConfig, String> {
@@ -229,7 +298,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn take(mut table: Table, config: &mut Config, problems: &mut Problems) {
+/// What is about no tree; those are given back.
+fn take(mut table: Table, config: &mut Config, problems: &mut Problems) -> Vec<(String, Table)> {
     for (place, text) in table.texts("listen", problems).unwrap_or_default() {
         match address(&text) {
             Ok(address) => config.listen.push(address),
@@ -256,21 +326,9 @@ fn take(mut table: Table, config: &mut Config, problems: &mut Problems) {
             false => Err(format!("{} does not begin with a slash", show(&path))),
         }
     });
-    for (name, table) in table.tables("tree", problems) {
-        let place = table.place.clone();
-        let settings = tree(table, problems);
-        if let Err(why) = check_name(&name) {
-            problems.add(Some(&place), why);
-        } else if let Some((path, settings)) = settings {
-            config.trees.push(TreeConfig {
-                name,
-                place: Some(place),
-                path,
-                settings,
-            });
-        }
-    }
+    let trees = table.tables("tree", problems).into_iter().collect();
     table.end(KEYS, problems);
+    trees
 }
 
 fn tree(mut table: Table, problems: &mut Problems) -> Option<(TreePath, TreeSettings)> {
@@ -347,7 +405,7 @@ fn tree(mut table: Table, problems: &mut Problems) -> Option<(TreePath, TreeSett
 }
 
 /// Two trees are not one directory. What is missing is for whoever knows what was there before.
-fn check_paths(config: &Config, problems: &mut Problems) {
+fn check_paths(config: &Config, bad: &mut BTreeSet<String>, problems: &mut Problems) {
     let mut seen: BTreeMap<PathBuf, &str> = BTreeMap::new();
     for tree in &config.trees {
         let path = match &tree.path {
@@ -358,6 +416,7 @@ fn check_paths(config: &Config, problems: &mut Problems) {
         if let Some(other) = seen.insert(path, &tree.name) {
             let why = format!("{} is the tree {other} already", tree.path.show());
             problems.add(tree.place.as_ref(), why);
+            bad.insert(tree.name.clone());
         }
     }
 }
@@ -376,7 +435,9 @@ mod tests {
             named: true,
             ..Asked::default()
         };
-        let (config, problems) = load(&asked);
+        let Loaded {
+            config, problems, ..
+        } = load(&asked);
         let cut = format!("{}, ", show(&file));
         let lines = problems.iter().map(|p| p.to_string().replace(&cut, ""));
         (config, lines.collect())
@@ -444,10 +505,11 @@ mod tests {
             listen: vec!["127.0.0.1:0".into()],
             ..Asked::default()
         };
-        let (config, problems) = load(&asked);
-        assert_eq!(config.trees.len(), 1);
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        let (_, problems) = load(&Asked::default());
+        let loaded = load(&asked);
+        assert_eq!(loaded.config.trees.len(), 1);
+        assert_eq!(loaded.problems.len(), 2, "{loaded:?}");
+        assert!(loaded.general_is_bad);
+        let Loaded { problems, .. } = load(&Asked::default());
         assert!(problems[0].why.starts_with("no tree"), "{problems:?}");
     }
 }

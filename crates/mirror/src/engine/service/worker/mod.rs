@@ -63,17 +63,36 @@ pub struct Plan {
     before: Before,
     /// Paths that should be there and are not: the others are served, and these when they are there.
     pub missing: Vec<Problem>,
+    /// What is wrong with trees that are left out, or stay as they were.
+    pub mistakes: Vec<Problem>,
 }
 
 /// What a configuration comes to, and what is wrong with it.
 pub fn check(asked: &Asked) -> Result<Plan, NotBegun> {
-    let (config, problems) = config::load(asked);
-    let base = names::base(config.state.as_deref())?;
-    let plan = plan(config, base);
-    if problems.is_empty() {
-        return Ok(plan);
+    let loaded = config::load(asked);
+    let base = names::base(loaded.config.state.as_deref())?;
+    if loaded.problems.is_empty() {
+        return Ok(plan(loaded.config, base));
     }
-    Err(NotBegun::Config([problems, plan.missing].concat()))
+    let mut problems = loaded.problems.clone();
+    problems.extend(plan(loaded.all(), base).missing);
+    Err(NotBegun::Config(problems))
+}
+
+/// What can be served of it: trees with mistakes are as they were before, or not there. Nothing can, if what is about all of them is
+/// wrong.
+fn best(asked: &Asked, before: Option<&Config>) -> Result<Plan, NotBegun> {
+    let mut loaded = config::load(asked);
+    if let Some(before) = before {
+        loaded.keep_bad(before);
+    }
+    if loaded.general_is_bad || loaded.config.trees.is_empty() {
+        return check(asked);
+    }
+    let base = names::base(loaded.config.state.as_deref())?;
+    let mut plan = plan(loaded.config, base);
+    plan.mistakes = loaded.problems;
+    Ok(plan)
 }
 
 fn plan(config: Config, base: PathBuf) -> Plan {
@@ -105,6 +124,7 @@ fn plan(config: Config, base: PathBuf) -> Plan {
         told,
         before,
         missing,
+        mistakes: Vec::new(),
     }
 }
 
@@ -118,7 +138,7 @@ pub fn serve(asked: Asked) -> Result<(), NotBegun> {
     let failed = |what: &str, e: String| RunError::Failed(anyhow::anyhow!("cannot {what}: {e}"));
     let signals = Signals::new().map_err(|e| failed("catch signals", e.to_string()))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let plan = check(&asked)?;
+    let plan = best(&asked, None)?;
     let base = plan.base.clone();
     std::fs::create_dir_all(&base)
         .map_err(|e| failed(&format!("make {}", show(&base)), e.to_string()))?;
@@ -167,7 +187,7 @@ struct Service {
     looking: Elsewhere<Looked>,
     /// A reload was asked for while something was under way.
     read_again: bool,
-    /// Of the configuration as last read, which then was not taken over.
+    /// Of the configuration as last read: of trees, or of all of it, which then was not taken over.
     mistakes: Vec<String>,
     missing: Vec<Problem>,
     children: Children,
@@ -183,6 +203,7 @@ fn said(name: &str, happened: &Happened) {
 impl Service {
     fn run(&mut self, plan: Plan, signals: &Signals) {
         say(&format!("mirrord {} serves", env!("CARGO_PKG_VERSION")));
+        self.wrong(&plan);
         self.apply(plan, true);
         self.listen();
         self.notify.ready(&self.in_short());
@@ -234,8 +255,10 @@ impl Service {
     /// Has the configuration read again. What hangs there holds up nobody.
     fn read(&mut self) {
         self.read_again = false;
-        let asked = self.asked.clone();
-        let begun = self.looking.begin(move || Looked::Read(check(&asked)));
+        let (asked, before) = (self.asked.clone(), self.config.clone());
+        let begun = self
+            .looking
+            .begin(move || Looked::Read(best(&asked, Some(&before))));
         self.begun(begun);
     }
 
@@ -311,7 +334,7 @@ impl Service {
             )),
             Ok(plan) => {
                 say("reloading");
-                self.mistakes.clear();
+                self.wrong(&plan);
                 self.config = plan.config.clone();
                 self.apply(plan, true);
             }
@@ -323,6 +346,19 @@ impl Service {
                 say("the configuration is wrong: everything stays as it was");
             }
             Err(NotBegun::Run(error)) => say(&format!("cannot reload: {error}")),
+        }
+    }
+
+    /// Says what is wrong with single trees.
+    fn wrong(&mut self, plan: &Plan) {
+        self.mistakes = plan.mistakes.iter().map(ToString::to_string).collect();
+        for problem in &self.mistakes {
+            say(problem);
+        }
+        if !self.mistakes.is_empty() {
+            say(
+                "what is wrong with a tree concerns that tree alone: it stays as it was, or is not served until it is right",
+            );
         }
     }
 
@@ -409,7 +445,9 @@ impl Service {
                 ));
             }
         }
-        for left in before.left(&trees) {
+        // One with a mistake may be anything that was there before.
+        let left = before.left(&trees).filter(|_| self.mistakes.is_empty());
+        for left in left {
             state::forget_service(&left.state_dir);
         }
         for tree in trees.values() {

@@ -211,7 +211,7 @@ fn directories(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::config::{Asked, load};
+    use super::super::config::{Asked, Loaded, load};
     use super::*;
 
     #[test]
@@ -235,7 +235,9 @@ mod tests {
             named: true,
             ..Asked::default()
         };
-        let (config, problems) = load(&asked);
+        let Loaded {
+            config, problems, ..
+        } = load(&asked);
         assert!(problems.is_empty(), "{problems:?}");
         let (trees, told) = all(&config, &base, &Before::read(&base));
         // `b` is taken by another directory, which is then not `a`, too; `-odd` is no name.
