@@ -62,6 +62,38 @@ pub fn is_sane(content: &Content) -> bool {
     content.bytes <= i64::MAX as u64
 }
 
+/// The same of bytes that are all at hand: looked at first, and not copied.
+pub fn write_bytes(
+    file: &OwnedFd,
+    content: &Content,
+    bytes: &[u8],
+) -> std::result::Result<(), WriteError> {
+    if !is_sane(content) {
+        return Err(WriteError::Different);
+    }
+    let mut hasher = hasher(content);
+    hasher.update(bytes);
+    if hasher.finalize().as_bytes() != &content.digest.0 {
+        return Err(WriteError::Different);
+    }
+    if !content.data.is_empty() {
+        ftruncate(file, content.bytes).map_err(WriteError::Write)?;
+    }
+    let mut rest = bytes;
+    for (offset, length) in ranges(content) {
+        let (part, after) = usize::try_from(length)
+            .ok()
+            .and_then(|length| rest.split_at_checked(length))
+            .ok_or(WriteError::Different)?;
+        write_all_at(file, part, offset).map_err(WriteError::Write)?;
+        rest = after;
+    }
+    match rest {
+        [] => Ok(()),
+        _ => Err(WriteError::Different),
+    }
+}
+
 /// Fills an empty file from the bytes of the ranges, one after the other.
 pub fn write(
     file: &OwnedFd,

@@ -95,7 +95,7 @@ impl Contents for Patient<'_> {
 /// What [`Contents::fetch`] found.
 pub enum Fetched {
     /// Of a file with holes: only the bytes of `content.data`, in order.
-    Bytes(Vec<u8>),
+    Bytes(Arc<Vec<u8>>),
     /// The same, as a stream.
     Reader(Box<dyn Read + Send>),
     /// Already in staging, written through [`Staging`].

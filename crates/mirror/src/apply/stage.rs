@@ -45,6 +45,12 @@ enum From {
     Empty,
 }
 
+/// Those of a content, as they come.
+enum Bytes {
+    Whole(Arc<Vec<u8>>),
+    Stream(Box<dyn Read>),
+}
+
 #[allow(clippy::large_enum_variant)] // One a file, gone at once.
 enum Made {
     /// Open for the flush, if asked for.
@@ -456,10 +462,11 @@ fn make_file(
         reason: reason.into(),
         void: false,
     };
-    let fetch = |place| -> Result<Box<dyn Read>, Made> {
+    let stream = |reader| Ok(Bytes::Stream(reader));
+    let fetch = |place| -> Result<Bytes, Made> {
         match contents.fetch(job.object, &job.content, place) {
-            Fetched::Bytes(bytes) => Ok(Box::new(std::io::Cursor::new(bytes))),
-            Fetched::Reader(reader) => Ok(reader),
+            Fetched::Bytes(bytes) => Ok(Bytes::Whole(bytes)),
+            Fetched::Reader(reader) => stream(reader),
             Fetched::Staged(key) => {
                 let Some((lies, entry)) = staging.take_key(key, &job.content) else {
                     return Err(failed(
@@ -479,7 +486,7 @@ fn make_file(
                 }
             }
             Fetched::Gone if crash::planted("attach_before_content") => {
-                Ok(Box::new(std::io::empty()))
+                stream(Box::new(std::io::empty()))
             }
             Fetched::Gone => Err(Made::Failed {
                 step: "fetch",
@@ -494,10 +501,13 @@ fn make_file(
             }),
         }
     };
-    let (mut from, again): (Box<dyn Read>, _) = match &job.from {
-        From::Empty => (Box::new(std::io::empty()), None),
+    let (from, again) = match &job.from {
+        From::Empty => (Bytes::Whole(Arc::default()), None),
         From::Copy(dir, name, place) => match open::file(dir, name) {
-            Ok(fd) => (Box::new(RangeReader::new(fd, &job.content)), Some(*place)),
+            Ok(fd) => {
+                let reader = Box::new(RangeReader::new(fd, &job.content));
+                (Bytes::Stream(reader), Some(*place))
+            }
             Err(e) => return io("open")(e),
         },
         From::Fetch(place) => match fetch(*place) {
@@ -505,10 +515,10 @@ fn make_file(
             Err(made) => return made,
         },
     };
-    let mut made = write_file(job, rules, &mut from, keep);
+    let mut made = write_file(job, rules, from, keep);
     if let (Err(WriteError::Different), Some(place)) = (&made, again) {
         match fetch(place) {
-            Ok(mut from) => made = write_file(job, rules, &mut from, keep),
+            Ok(from) => made = write_file(job, rules, from, keep),
             Err(made) => return made,
         }
     }
@@ -533,7 +543,7 @@ fn make_file(
 fn write_file(
     job: &Job,
     rules: &Rules,
-    from: &mut dyn Read,
+    from: Bytes,
     keep: bool,
 ) -> Result<(Stat, Option<OwnedFd>), WriteError> {
     let file = target::create_file(&job.dir, &job.name).map_err(WriteError::Write)?;
@@ -541,7 +551,11 @@ fn write_file(
         if job.here.meta.flags & flags::NOCOW != 0 {
             flags::set_flags(&file, flags::NOCOW, flags::NOCOW).map_err(WriteError::Write)?;
         }
-        match content::write(&file, &job.content, from) {
+        let written = match from {
+            Bytes::Whole(bytes) => content::write_bytes(&file, &job.content, &bytes),
+            Bytes::Stream(mut reader) => content::write(&file, &job.content, &mut reader),
+        };
+        match written {
             Err(WriteError::Different) if crash::planted("attach_before_content") => {}
             written => written?,
         }

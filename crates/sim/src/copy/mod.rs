@@ -33,7 +33,7 @@ impl Contents for Local<'_> {
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
         if let Some(place) = place {
             return match self.store.get(place) {
-                Ok(bytes) => Fetched::Bytes(bytes),
+                Ok(bytes) => Fetched::Bytes(bytes.into()),
                 Err(error) => Fetched::Failed(format!("{error:?}")),
             };
         }
@@ -44,7 +44,7 @@ impl Contents for Local<'_> {
             .and_then(|inode| self.tree.bytes(inode.ino))
             .filter(|bytes| digest(bytes) == content.digest);
         match bytes {
-            Some(bytes) => Fetched::Bytes(bytes.to_vec()),
+            Some(bytes) => Fetched::Bytes(bytes.to_vec().into()),
             None => Fetched::Gone,
         }
     }

@@ -50,7 +50,7 @@ impl Contents for Kept {
         self.fetched.lock().unwrap().push(object);
         match self.instead.lock().unwrap().get(&object).copied() {
             Some("gone") => return Fetched::Gone,
-            Some("wrong") => return Fetched::Bytes(vec![b'!'; content.bytes as usize]),
+            Some("wrong") => return Fetched::Bytes(vec![b'!'; content.bytes as usize].into()),
             Some(reason) => return Fetched::Failed(reason.into()),
             None => {}
         }
@@ -67,7 +67,7 @@ impl Contents for Kept {
             Some(bytes) if bytes.len() > 100_000 => {
                 Fetched::Reader(Box::new(std::io::Cursor::new(bytes.clone())))
             }
-            Some(bytes) => Fetched::Bytes(bytes.clone()),
+            Some(bytes) => Fetched::Bytes(bytes.clone().into()),
             None => Fetched::Gone,
         }
     }

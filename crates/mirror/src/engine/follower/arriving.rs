@@ -39,6 +39,8 @@ pub struct Arriving {
     /// All that came, equal ones too.
     bytes: u64,
     in_memory: usize,
+    /// Of what the worker does not keep.
+    passing: usize,
     file: Option<File>,
     in_file: u64,
 }
@@ -61,6 +63,7 @@ impl Arriving {
             by_digest: HashMap::new(),
             bytes: 0,
             in_memory: 0,
+            passing: 0,
             file: None,
             in_file: 0,
         }
@@ -78,14 +81,23 @@ impl Arriving {
         if self.by_digest.contains_key(&digest) {
             return Ok(());
         }
+        let length = block.bytes.len();
         let body = if self.in_memory + block.bytes.len() <= MEMORY_BYTES_MAX {
             self.in_memory += block.bytes.len();
             Body::Memory(block.bytes)
         } else {
             self.spill(&block.bytes)?
         };
+        if !kept {
+            self.passing += length;
+        }
         self.by_digest.insert(digest, Arrived { kept, body });
         Ok(())
+    }
+
+    /// Bytes that are to be in memory until they are applied.
+    pub fn passing(&self) -> usize {
+        self.passing
     }
 
     fn spill(&mut self, bytes: &[u8]) -> Result<Body, Full> {

@@ -20,6 +20,8 @@ use crate::sync::lock;
 
 /// Contents that came ahead of their record and are not kept beside the log. What does not fit goes there too.
 const MEMORY_BYTES_MAX: usize = 48 << 20;
+/// How long nothing of them need go until the next ones are kept beside the log.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Checked before it is handed over; larger is streamed, and apply checks it.
 pub const WHOLE_BYTES_MAX: u64 = 1 << 20;
 /// How long a content that must be asked for waits for a link that is down.
@@ -39,6 +41,8 @@ struct State {
     by_digest: HashMap<Digest, Held>,
     /// What may go once this position is applied.
     until: VecDeque<(Position, Vec<Digest>)>,
+    /// It was waited for room in vain, and nothing went since.
+    stuck: bool,
 }
 
 struct Held {
@@ -66,6 +70,29 @@ impl Memory {
         let bytes = Arc::new(bytes);
         state.by_digest.insert(digest, Held { bytes, count: 1 });
         Ok(())
+    }
+
+    /// Waits until so much more fits, as long as what is here goes: what is applied soon need not be written beside the
+    /// log. `nap` takes a moment and tells of what is applied ([`Memory::applied`]); false: nobody waits any more.
+    pub fn await_room(&self, bytes: usize, nap: &mut dyn FnMut() -> bool) {
+        let (mut last, mut since) = (usize::MAX, Instant::now());
+        loop {
+            let mut state = self.lock();
+            let fits = state.bytes + bytes.min(MEMORY_BYTES_MAX) <= MEMORY_BYTES_MAX;
+            if fits || state.stuck {
+                return;
+            }
+            if state.bytes < last {
+                (last, since) = (state.bytes, Instant::now());
+            } else if since.elapsed() >= PATIENCE {
+                state.stuck = true;
+                return;
+            }
+            drop(state);
+            if !nap() {
+                return;
+            }
+        }
     }
 
     /// These belong to records up to here.
@@ -101,6 +128,7 @@ impl State {
         if let Some(held) = self.by_digest.get_mut(digest) {
             held.count -= 1;
             if held.count == 0 {
+                self.stuck = false;
                 self.bytes -= held.bytes.len();
                 self.by_digest.remove(digest);
             }
@@ -189,17 +217,13 @@ impl WireContents {
     /// What is here already.
     fn here(&self, content: &Content, place: Option<ContentRef>) -> Option<Fetched> {
         if content.bytes == 0 {
-            return Some(Fetched::Bytes(Vec::new()));
+            return Some(Fetched::Bytes(Arc::default()));
         }
-        if let Some(place) = place
-            && let Some(store) = &self.store
-            && let Ok(bytes) = store.get(place)
-            && is_it(&bytes, content)
-        {
+        if let Some(bytes) = self.memory.get(&content.digest) {
             return Some(Fetched::Bytes(bytes));
         }
-        let bytes = self.memory.get(&content.digest)?;
-        Some(Fetched::Bytes(bytes.to_vec()))
+        let bytes = self.store.as_ref()?.get(place?).ok()?;
+        is_it(&bytes, content).then(|| Fetched::Bytes(bytes.into()))
     }
 
     /// In the calling thread.
@@ -241,7 +265,7 @@ impl WireContents {
             }
         }
         if is_it(&bytes, content) {
-            Fetched::Bytes(bytes)
+            Fetched::Bytes(bytes.into())
         } else {
             Fetched::Failed("the worker sent other bytes than its log says".into())
         }
@@ -396,6 +420,42 @@ mod tests {
         memory.applied(at(9));
         assert!(memory.get(&digest(1)).is_none());
         assert_eq!(memory.lock().bytes, 0);
+    }
+
+    #[test]
+    fn room_is_awaited_as_long_as_something_goes() {
+        let memory = Memory::default();
+        let part = MEMORY_BYTES_MAX / 4;
+        for n in 1..=4 {
+            assert!(memory.put(digest(n), vec![0; part]).is_ok());
+            memory.belong(vec![digest(n)], at(u64::from(n)));
+        }
+        let mut applied = 0;
+        memory.await_room(2 * part, &mut || {
+            applied += 1;
+            memory.applied(at(applied));
+            true
+        });
+        assert_eq!(applied, 2);
+        // More than ever fits: all goes.
+        memory.await_room(9 * part, &mut || {
+            applied += 1;
+            memory.applied(at(applied));
+            true
+        });
+        assert_eq!(applied, 4);
+        // Nothing goes: once in vain, and not again.
+        assert!(memory.put(digest(5), vec![0; part]).is_ok());
+        memory.belong(vec![digest(5)], at(5));
+        let nap = || {
+            std::thread::sleep(Duration::from_millis(5));
+            true
+        };
+        memory.await_room(4 * part, &mut nap.clone());
+        assert!(memory.lock().stuck);
+        memory.await_room(4 * part, &mut || panic!("it waits again"));
+        memory.applied(at(5));
+        assert!(!memory.lock().stuck);
     }
 
     #[test]

@@ -696,6 +696,20 @@ impl Hub {
         status.clone()
     }
 
+    /// How far the rows are, after a moment.
+    pub fn passed(&self, moment: Duration) -> Option<Position> {
+        let applied = lock(&self.known)
+            .handles
+            .as_ref()
+            .map(|handles| handles.applied.clone());
+        let Some(applied) = applied else {
+            std::thread::sleep(moment);
+            return None;
+        };
+        let state = applied.lock();
+        applied.wait(state, moment).passed
+    }
+
     /// The link, waited for a little.
     fn link(&self, until: &Until<'_>) -> Result<Arc<Link>, ControlError> {
         let patience = Instant::now() + LINK_WAIT;

@@ -39,6 +39,8 @@ pub const RECORDS_BYTES_MAX: usize = GROUP_BYTES_MAX + (8 << 20);
 pub const TYPING: Duration = Duration::from_secs(180);
 /// With `--once` a link that broke is tried again for so long.
 const ONCE_TRIES: Duration = Duration::from_secs(60);
+/// Between looks at how far it is applied.
+const NAP: Duration = Duration::from_millis(10);
 
 /// Why the thread ended.
 pub enum Ended {
@@ -646,6 +648,13 @@ impl Receiver {
         let mut arriving = coming.arriving.take();
         let mut named: HashMap<Digest, Option<ContentRef>> = HashMap::new();
         let (mut in_memory, mut wrong) = (Vec::new(), 0u64);
+        let passing = arriving.as_ref().map_or(0, Arriving::passing);
+        self.memory.await_room(passing, &mut || {
+            if let Some(passed) = self.hub.passed(NAP) {
+                self.memory.applied(passed);
+            }
+            !self.stopped()
+        });
         let end = {
             let mut log = lock(&self.log);
             let Some(log) = log.as_mut() else {

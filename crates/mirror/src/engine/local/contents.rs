@@ -96,7 +96,7 @@ impl Contents for SourceContents {
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
         if let Some(place) = place {
             match self.store.get(place) {
-                Ok(bytes) => return Fetched::Bytes(bytes),
+                Ok(bytes) => return Fetched::Bytes(bytes.into()),
                 // Pruned or damaged: the source may still have it.
                 Err(_)
                     if super::super::session::current_content(
@@ -136,7 +136,7 @@ impl Contents for SourceContents {
         let mut hash = hasher(content.bytes, &content.data);
         hash.update(&bytes);
         if *hash.finalize().as_bytes() == content.digest.0 {
-            Fetched::Bytes(bytes)
+            Fetched::Bytes(bytes.into())
         } else {
             self.gone(object)
         }
