@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use mirror_core::{Position, escape};
 
+use super::let_go::LetGo;
 use super::verify;
 use super::wire::{Covered, Link, Links};
 use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
@@ -85,6 +86,7 @@ struct Known {
     news: Instant,
     /// The worker was told that what it holds may go on.
     let_through: bool,
+    let_go: LetGo,
     /// What we follow is the primary, not a mirror of it.
     direct: bool,
     /// The source takes orders from us.
@@ -181,6 +183,7 @@ impl Hub {
                 arrived: false,
                 news: Instant::now(),
                 let_through: false,
+                let_go: LetGo::default(),
                 direct: true,
                 may_order: true,
             }),
@@ -329,7 +332,7 @@ impl Hub {
     }
 
     pub fn report(&self, json: &str, host: &str) -> Result<(), LinkError> {
-        let report: Report =
+        let mut report: Report =
             report::parse(json).map_err(|e| LinkError::Nonsense(format!("its report: {e}")))?;
         let mut events = Vec::new();
         let mut known = lock(&self.known);
@@ -355,6 +358,7 @@ impl Hub {
                 not_mirrored: report.not_mirrored.clone(),
             });
         }
+        report.hold = known.let_go.holds(report.hold, Instant::now());
         match (&known.report.hold, &report.hold) {
             (None, Some(hold)) => events.push(Event::Held(hold.clone())),
             (Some(_), None) => events.push(Event::Released),
@@ -462,8 +466,10 @@ impl Hub {
             None => false,
         };
         if sent {
-            // Until it says so again.
-            if lock(&self.known).report.hold.take().is_some() {
+            let mut known = lock(&self.known);
+            if let Some(hold) = known.report.hold.take() {
+                known.let_go.told(hold, Instant::now());
+                drop(known);
                 self.ui.event(Event::Released);
             }
             return Ok(());

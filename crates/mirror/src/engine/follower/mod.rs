@@ -12,6 +12,7 @@ mod dry_run;
 mod exposed;
 mod far;
 mod hub;
+mod let_go;
 mod listed;
 mod receive;
 mod serving;
@@ -1049,12 +1050,14 @@ impl Session<'_> {
             &self.follower.hub,
             &self.follower.ui,
         );
-        if let State::Hold(hold) = &status.state
-            && options.once
+        if options.once
+            && matches!(status.state, State::Hold(_))
             && !self.follower.released_there.load(Ordering::Acquire)
+            // It may have been passed on since.
+            && let State::Hold(hold) = hub.refresh().state
         {
             return Ok(Some(End::Done(RunEnd {
-                held: Some(hold.clone()),
+                held: Some(hold),
                 ..RunEnd::default()
             })));
         }

@@ -343,9 +343,14 @@ impl Receiver {
     /// A word that was given while no process ran here. True: it was passed on.
     fn let_through(&self) -> bool {
         let hold = self.hub.known_report().hold;
-        hold.is_some_and(|hold| hold.reason.can_be_released())
-            && self.released.swap(false, Ordering::AcqRel)
-            && self.hub.let_through().is_ok()
+        let passed_on = hold.is_some_and(|hold| hold.reason.can_be_released())
+            && self.released.load(Ordering::Acquire)
+            && self.hub.let_through().is_ok();
+        if passed_on {
+            // Only now: whoever looks in between must not take the hold for one that nobody let go.
+            self.released.store(false, Ordering::Release);
+        }
+        passed_on
     }
 
     /// Nothing is served now: a person must do something there first.
