@@ -449,6 +449,11 @@ impl<'a> Connection<'a> {
                             }
                             scope.spawn(move || self.send_log(after, from, &reader));
                         }
+                        Err((Cause::Failed, reason)) if !self.is_open() => {
+                            // Since the welcome: a hold, say, which whoever comes again is told of.
+                            self.outgoing.send(say::Bye { reason })?;
+                            return Err(LinkError::Closed);
+                        }
                         Err((cause, reason)) => {
                             refuse(self.outgoing, cause, reason)?;
                             cache = Some(reader);
@@ -547,6 +552,10 @@ impl<'a> Connection<'a> {
                 }
             }
         }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.served.ready(), Ready::Open(_))
     }
 
     /// A cursor after the follower's last record, if that is in our history.

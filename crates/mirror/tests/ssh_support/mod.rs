@@ -229,15 +229,17 @@ pub fn signal(pid: u32, signal: Signal) {
 
 pub fn kill9(pid: u32) {
     signal(pid, Signal::KILL);
-    // A zombie of another parent counts as gone.
+    // A zombie of another parent counts as gone, once none of its threads holds a socket open any more.
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, |threads| threads.count());
     let _ = wait_until("it is gone", LONG, || {
-        match fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(stat) => stat
-                .rsplit(')')
-                .next()
-                .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
-            Err(_) => true,
-        }
+        threads() <= 1
+            && match fs::read_to_string(format!("/proc/{pid}/stat")) {
+                Ok(stat) => stat
+                    .rsplit(')')
+                    .next()
+                    .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+                Err(_) => true,
+            }
     });
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ pub(super) struct Fake {
     pub(super) compress: Mutex<Compress>,
     released: AtomicU64,
     notices: Mutex<Vec<String>>,
+    rests: AtomicBool,
     dir: tempfile::TempDir,
 }
 
@@ -50,6 +51,7 @@ impl Fake {
             compress: Mutex::default(),
             released: AtomicU64::new(0),
             notices: Mutex::default(),
+            rests: AtomicBool::new(false),
             dir,
         };
         fake.log.lock().unwrap().flush().unwrap();
@@ -104,6 +106,9 @@ impl Fake {
 
 impl Served for Fake {
     fn ready(&self) -> Ready {
+        if self.rests.load(Ordering::Relaxed) {
+            return Ready::NotYet;
+        }
         Ready::Open(Box::new(Open {
             program: "made up",
             tree: TREE,
@@ -306,6 +311,23 @@ pub(super) fn own_log() -> (tempfile::TempDir, Log) {
     let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
     let log = Log::create_follower(disk, LogOptions::default(), TREE, None).unwrap();
     (dir, log)
+}
+
+/// Who is refused gives up; who is sent away comes again, and hears what there is to say.
+#[test]
+fn who_follows_as_capture_ends_is_sent_away_and_not_refused() {
+    let fake = Fake::new();
+    let mut hand = Hand::connect(&fake);
+    hand.hello(0);
+    fake.rests.store(true, Ordering::Relaxed);
+    hand.follow(None);
+    let said = loop {
+        match hand.incoming.next_message() {
+            Ok(Message::Heartbeat(_) | Message::Report(_)) => {}
+            said => break said,
+        }
+    };
+    assert!(matches!(said, Err(LinkError::Bye(_))), "{said:?}");
 }
 
 #[test]
