@@ -211,8 +211,12 @@ impl Follower {
                 }
                 Err(error) => {
                     self.hub.close();
-                    self.finish(State::Failed {
-                        reason: error.to_string(),
+                    self.finish(match &error {
+                        // Whoever lets it go finds it there.
+                        RunError::Held(hold) => State::Hold(hold.clone()),
+                        _ => State::Failed {
+                            reason: error.to_string(),
+                        },
                     });
                     return Err(error);
                 }
