@@ -267,8 +267,14 @@ fn trees_are_followed_each_on_its_own() {
     // A limit holds, is told, and is lifted over the connection there is, however much is owed.
     let mut bytes = vec![0; 2 << 20];
     blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    // What a hook is told of is there, also where its content came later than all else.
+    let heard = host.path("heard");
+    let hook = format!(
+        "[[tree.far.hook]]\non = \"applied\"\nquiet = \"10ms\"\ncommand = '''\ncd \"$FS_MIRROR_DST\"; xargs -0 -r stat -c '%n %s' >> {} 2>&1'''\n",
+        heard.display()
+    );
     let rate = |host: &Host, rate: &str| {
-        let more = format!("{remote}bwlimit = \"{rate}\"\n");
+        let more = format!("{remote}bwlimit = \"{rate}\"\n{hook}");
         host.tree("far", &format!("far:{}", far.display()), &more);
     };
     let connected = |host: &Host| host.log().matches("far: connected to").count();
@@ -281,6 +287,7 @@ fn trees_are_followed_each_on_its_own() {
     for n in 0..4 {
         fs::write(far.join(format!("large{n}")), bytes.split_at(n).1).unwrap();
     }
+    fs::write(far.join("small"), "x").unwrap();
     host.wait("the limit is what holds it back", |host| {
         host.status("far")["held_to"] == 1024
     });
@@ -288,6 +295,13 @@ fn trees_are_followed_each_on_its_own() {
     host.reload();
     host.equal(&far, "far");
     let status = host.status("far");
+    let text = || fs::read_to_string(&heard).unwrap_or_default();
+    host.wait("all is told", |_| {
+        let told = text();
+        let mut all = (0..4).map(|n| format!("large{n} {}\n", bytes.len() - n));
+        all.all(|line| told.contains(&line)) && told.contains("small 1\n")
+    });
+    assert!(!text().contains("cannot"), "{}", text());
     assert_eq!(connected(&host), connections, "{}", host.log());
     assert_eq!(status["link"]["compress"], "auto", "{status}");
 

@@ -7,7 +7,7 @@ mod mass;
 mod rolling;
 mod room;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror_core::guard::Window;
-use mirror_core::{At, Change, Name, ObjectId, Position, Record, Rows};
+use mirror_core::{At, Change, Content, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::{self, ADOPTING_KEY, LeftOut};
 use super::differing::Differing;
@@ -124,6 +124,7 @@ impl ApplyLoop {
                 if let Some(enter) = setup.enter {
                     enter();
                 }
+                let on_way = setup.applier.travelling().into_keys().collect();
                 let mut running = Running {
                     applier: setup.applier,
                     reader: setup.reader,
@@ -148,6 +149,7 @@ impl ApplyLoop {
                     retry_at: None,
                     unsaved: None,
                     aside_told: 0,
+                    on_way,
                     trouble: HashMap::new(),
                     roll: None,
                 };
@@ -220,6 +222,8 @@ struct Running {
     pace: Pace,
     /// Things moved aside so far.
     aside_told: u64,
+    /// Whose contents were on their way when we looked last.
+    on_way: BTreeSet<ObjectId>,
     /// What is known of objects that failed, and is not kept with the rows.
     trouble: HashMap<ObjectId, Trouble>,
     roll: Option<rolling::Roll>,
@@ -297,7 +301,7 @@ impl Running {
                     if std::mem::take(&mut tries) > 0 {
                         self.applied.update(|status| status.waits = None);
                     }
-                    self.tell(&batch.records);
+                    self.tell(&batch.records, &outcome);
                     self.pace
                         .did(batch.records.len(), self.bounds.get().ops_max);
                     batch.clear();
@@ -687,6 +691,7 @@ impl Running {
         let healed = outcome.healed.iter().filter(|id| !untold(id));
         let healed: Vec<ObjectId> = healed.copied().collect();
         let travelling = self.applier.travelling();
+        self.tell_late(&travelling, &outcome);
         let wanted = travelling.iter().map(|(id, content)| (*id, content.digest));
         self.contents.keep(&wanted.collect());
         let all = self.applier.failed();
@@ -733,6 +738,26 @@ impl Running {
         });
     }
 
+    /// What was passed while its content was on its way, or had failed, and is there now.
+    fn tell_late(&mut self, travelling: &BTreeMap<ObjectId, Content>, outcome: &Outcome) {
+        let Some(told) = &self.told else { return };
+        let on_way = travelling.keys().copied().collect();
+        let before = std::mem::replace(&mut self.on_way, on_way);
+        let failed = |id: &ObjectId| outcome.failed.iter().any(|failure| failure.object == *id);
+        let arrived = before
+            .iter()
+            .filter(|id| !travelling.contains_key(id))
+            .chain(&outcome.healed);
+        let paths: Vec<Vec<u8>> = arrived
+            .filter(|id| !failed(id))
+            .filter_map(|id| self.applier.path_of(*id))
+            .map(|path| root_or(&path).to_vec())
+            .collect();
+        if !paths.is_empty() {
+            told.applied(self.reached(), &mut paths.into_iter());
+        }
+    }
+
     /// Some of what was moved aside is named; all of it is counted, and found in `adopted/`.
     fn tell_aside(&mut self, moved: &[Vec<u8>]) {
         for path in moved {
@@ -774,10 +799,20 @@ impl Running {
     }
 
     /// `-v`: a line for each path.
-    fn tell(&self, batch: &[Record]) {
+    fn tell(&self, batch: &[Record], outcome: &Outcome) {
         if let Some(told) = &self.told {
+            let travelling = self.applier.travelling();
+            let failed: HashSet<ObjectId> = outcome.failed.iter().map(|f| f.object).collect();
+            // These are told when they are there.
+            let is_there = |record: &&Record| {
+                record
+                    .change
+                    .object()
+                    .is_none_or(|id| !travelling.contains_key(&id) && !failed.contains(&id))
+            };
             let paths = batch
                 .iter()
+                .filter(is_there)
                 .flat_map(|record| paths_of(self.applier.store(), record));
             told.applied(self.reached(), &mut paths.into_iter());
         }

@@ -55,10 +55,6 @@ impl Gathered {
     }
 
     fn touched(&mut self, position: Option<Position>) {
-        // A run took it just now.
-        if self.paths.is_empty() && !self.all {
-            return;
-        }
         let now = Instant::now();
         self.position = position.or(self.position);
         self.first.get_or_insert(now);
@@ -234,22 +230,24 @@ impl Told for Hooks {
         if running.is_empty() {
             return;
         }
-        let mut touched = vec![false; running.len()];
+        // A run takes paths and position together.
+        let mut gathered: Vec<_> = running
+            .iter()
+            .map(|hook| (hook, hook.lock(), false))
+            .collect();
         for path in paths {
-            for (hook, touched) in running.iter().zip(&mut touched) {
+            for (hook, gathered, touched) in &mut gathered {
                 if hook.wants(&path) {
-                    hook.lock().add(path.clone());
+                    gathered.add(path.clone());
                     *touched = true;
                 }
             }
         }
-        for (hook, _) in running
-            .iter()
-            .zip(&touched)
-            .filter(|(_, touched)| **touched)
-        {
-            hook.lock().touched(position);
-            hook.woken.notify_all();
+        for (hook, mut gathered, touched) in gathered {
+            if touched {
+                gathered.touched(position);
+                hook.woken.notify_all();
+            }
         }
     }
 
