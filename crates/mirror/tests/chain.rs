@@ -147,7 +147,22 @@ fn a_mirror_is_followed_as_its_source_is() {
     chain.bed.wait("c knows that nothing comes", || {
         chain.status("c")["state"]["is"] == "disconnected"
     });
+    // For one that does not come back no log is kept, once that is said.
     stop(c);
+    let away = || -> Vec<String> {
+        let replicas = chain.status("b")["replicas"].clone();
+        let replicas = replicas.as_array().cloned().unwrap_or_default();
+        let away = replicas.iter().filter(|r| r["connected"] == false);
+        away.map(|r| r["name"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    chain.bed.wait("c is away", || away().len() == 1);
+    let name = away().remove(0);
+    let (code, said) = chain.command("b", &["forget", &name]);
+    assert!(code == 0 && said.contains(&name), "{said}");
+    assert_eq!(away(), [""; 0]);
+    let (code, said) = chain.command("b", &["forget", &name]);
+    assert!(code == 2 && said.contains("`fs_mirror status`"), "{said}");
     stop(b);
 }
 

@@ -599,6 +599,27 @@ fn a_token_makes_two_hosts_know_each_other() {
         );
     }
     assert_eq!(reason(room.ask("ann", hello("shop"))).0, Cause::Forbidden);
+    // Taken back.
+    let withdrawn = token(&room, &[]);
+    let list = || run(&room, MIRRORD, "door", &["pair", "--list"]).1;
+    let open = list();
+    let line = open.lines().last().unwrap();
+    assert!(line.contains("  to follow blog, for "), "{open}");
+    let id = line.split_whitespace().next().unwrap();
+    let withdraw = || run(&room, MIRRORD, "door", &["pair", "--withdraw", id]);
+    let (code, said) = withdraw();
+    assert!(code == 0 && said.contains(id), "{said}");
+    assert!(!list().contains(id));
+    let (code, said) = withdraw();
+    assert!(
+        code == 2 && said.contains("`mirrord pair --list`"),
+        "{said}"
+    );
+    let (code, said) = join("bob", &withdrawn);
+    assert!(
+        code == 6 && said.contains("this token was withdrawn at"),
+        "{said}"
+    );
     // Too late.
     let late = token(&room, &[]);
     let dir = room.config("door").join("pairing");

@@ -53,6 +53,8 @@ pub enum Command {
     Resume(PlainArgs),
     /// Show what a hold will let through, and let it through
     Release(ReleaseArgs),
+    /// Keep no log for a mirror that followed this one and will not come back
+    Forget(MirrorForgetArgs),
     /// Compare the copy with the source (a stopped mirror is brought up to date first) or with its index
     Verify(VerifyArgs),
     /// Tell how much was moved aside to adopted/, or remove it
@@ -343,6 +345,16 @@ fn position(text: &str) -> Result<Position, ParseError> {
 
 #[derive(Debug, Args)]
 pub struct PlainArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct MirrorForgetArgs {
+    /// The mirror that is away, as `fs_mirror status` names it here; or all of a key that is trusted here, by the name it has here
+    pub replica: String,
     #[command(flatten)]
     pub which: Which,
     #[command(flatten)]

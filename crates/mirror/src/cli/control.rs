@@ -7,7 +7,9 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use crate::cli::args::{CheckArgs, PlainArgs, ReleaseArgs, Say, StatusArgs, VerifyArgs, WaitArgs};
+use crate::cli::args::{
+    CheckArgs, MirrorForgetArgs, PlainArgs, ReleaseArgs, Say, StatusArgs, VerifyArgs, WaitArgs,
+};
 use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::find::{Found, find};
 use crate::cli::serve_backup::{self, Asked};
@@ -20,7 +22,7 @@ use crate::engine::control::{
 };
 use crate::engine::event::{Silent, Ui};
 use crate::engine::options::MirrorOptions;
-use crate::engine::status::{Stamp, State, Status};
+use crate::engine::status::{Role, Stamp, State, Status};
 
 /// What is known of a mirror, and from where.
 #[derive(Debug)]
@@ -257,6 +259,36 @@ pub fn resume(args: &PlainArgs) -> Result<Exit, CliError> {
     done("resumed", args.say)
 }
 
+pub fn forget(args: &MirrorForgetArgs) -> Result<Exit, CliError> {
+    let found = find(args.which.mirror.as_deref())?;
+    let forgotten = connect(&found)?.forget(&args.replica)?;
+    forgot(&args.replica, &forgotten, "fs_mirror", args.say)
+}
+
+/// Says who was forgotten; nobody is a mistake.
+pub fn forgot(
+    asked: &str,
+    forgotten: &[String],
+    program: &str,
+    say: Say,
+) -> Result<Exit, CliError> {
+    if say.json {
+        ui::say(&json!({ "forgotten": forgotten }).to_string());
+    } else if forgotten.is_empty() {
+        let replica = mirror_core::escape(asked.as_bytes());
+        return Err(CliError::usage(format!(
+            "no replica that is away is called {replica}: `{program} status` names them"
+        )));
+    } else if !say.quiet {
+        let names: Vec<String> = forgotten
+            .iter()
+            .map(|name| mirror_core::escape(name.as_bytes()))
+            .collect();
+        ui::say(&format!("forgotten: {}", names.join(", ")));
+    }
+    Ok(Exit::Done)
+}
+
 pub fn done(word: &str, say: Say) -> Result<Exit, CliError> {
     if say.json {
         ui::say(&json!({"done": word}).to_string());
@@ -305,7 +337,11 @@ pub fn let_through(client: &mut Client, yes: bool, say: Say) -> Result<Exit, Cli
     {
         return Err(CliError::new(
             Exit::Hold,
-            format!("on hold: {}; {}", hold.what, show::way_out(hold)),
+            format!(
+                "on hold: {}; {}",
+                hold.what,
+                show::way_out(hold, Role::Replica)
+            ),
         ));
     }
     if say.json {
@@ -337,7 +373,11 @@ fn release_stopped(
     if !hold.reason.can_be_released() {
         return Err(CliError::new(
             Exit::Hold,
-            format!("on hold: {}; {}", hold.what, show::way_out(&hold)),
+            format!(
+                "on hold: {}; {}",
+                hold.what,
+                show::way_out(&hold, Role::Replica)
+            ),
         ));
     }
     let yes = args.yes
@@ -425,7 +465,6 @@ fn to_json<T: serde::Serialize>(value: &T) -> String {
 mod tests {
     use super::*;
     use crate::engine::control::persist_status;
-    use crate::engine::status::Role;
 
     #[test]
     fn what_a_monitor_makes_of_no_answer() {

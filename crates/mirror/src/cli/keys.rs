@@ -53,18 +53,24 @@ pub struct TrustArgs {
 #[command(after_help = PAIR_HELP)]
 pub struct PairArgs {
     /// The service to pair with: HOST or HOST:PORT
-    #[arg(value_name = "HOST", requires = "token", conflicts_with_all = ["host_name", "config", "accept"])]
+    #[arg(value_name = "HOST", requires = "token", conflicts_with_all = ["host_name", "config", "accept", "list", "withdraw"])]
     pub host: Option<String>,
     /// What `pair --tree NAME` printed there
     #[arg(value_name = "TOKEN")]
     pub token: Option<String>,
     /// Make a token for whoever is to follow this tree; again for more; '*' is all. With HOST: that service may follow it
     /// from here, over connections made with `connect_to`
-    #[arg(long = "tree", value_name = "NAME", required_unless_present_any = ["host", "accept"])]
+    #[arg(long = "tree", value_name = "NAME", required_unless_present_any = ["host", "accept", "list", "withdraw"])]
     pub trees: Vec<String>,
     /// Make a token for a worker that is to dial this host with `connect_to`, because this host can't reach it
     #[arg(long, conflicts_with = "trees")]
     pub accept: bool,
+    /// Name the tokens that were made here and are still good
+    #[arg(long, conflicts_with_all = ["trees", "accept", "withdraw"])]
+    pub list: bool,
+    /// End a token that was made here and is still good: its id, or the beginning of it, as --list shows it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["trees", "accept"])]
+    pub withdraw: Option<String>,
     /// The name others reach this host by, and the port if it is not the service's [default: the host's name]
     #[arg(long = "host", value_name = "NAME")]
     pub host_name: Option<String>,
@@ -230,10 +236,56 @@ fn list(dir: &Path, say: Say) -> Result<Exit, CliError> {
 }
 
 pub fn pair(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
+    if args.list {
+        return open_tokens(program, args.say);
+    }
+    if let Some(id) = &args.withdraw {
+        let tokens = Tokens::new(program, &config_dir(program)?);
+        let gone = tokens.withdraw(id, Stamp::now().ms)?;
+        let line = format!("withdrawn: {}", in_short(&gone));
+        tell(args.say, &line, || json!({ "withdrawn": gone }));
+        return Ok(Exit::Done);
+    }
     match (&args.host, &args.token) {
         (Some(host), Some(token)) => join(program, host, token, args),
         _ => make(program, args),
     }
+}
+
+fn open_tokens(program: Program, say: Say) -> Result<Exit, CliError> {
+    let now = Stamp::now();
+    let open = Tokens::new(program, &config_dir(program)?).open(now.ms)?;
+    if say.json {
+        ui::say(&json!({ "open": open }).to_string());
+        return Ok(Exit::Done);
+    }
+    if open.is_empty() && !say.quiet {
+        ui::say("no token is good now");
+    }
+    for one in &open {
+        let left = now.seconds_until(one.until);
+        ui::say(&format!(
+            "{}, for {}",
+            in_short(one),
+            crate::cli::text::seconds(left)
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+/// Its beginning is enough to name it.
+fn in_short(one: &pair::Open) -> String {
+    let id: String = one.id.chars().take(12).collect();
+    let what = if one.trees.is_empty() {
+        "for a worker that dials".to_owned()
+    } else {
+        format!("to follow {}", trees_text(&trees_of(&one.trees)))
+    };
+    let name = one
+        .name
+        .as_ref()
+        .map(|name| format!(", as {}", escape(name.as_bytes())));
+    format!("{id}  {what}{}", name.unwrap_or_default())
 }
 
 /// A host as it is typed, with or without a port.
@@ -289,7 +341,7 @@ fn make(program: Program, args: &PairArgs) -> Result<Exit, CliError> {
         format!("that is to follow {}", trees_text(&trees_of(&args.trees)))
     };
     ui::say(&format!(
-        "On the host {who}, once and within {minutes} minutes:\n\n  {line}\n\nIt reaches this host as {host} port {port}.",
+        "On the host {who}, once and within {minutes} minutes:\n\n  {line}\n\nIt reaches this host as {host} port {port}. `{program} pair --list` shows what is open, `--withdraw` ends it.",
         host = escape(host.as_bytes()),
     ));
     Ok(Exit::Done)

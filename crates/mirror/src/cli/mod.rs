@@ -63,6 +63,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Pause(args) => control::pause(&args),
             Command::Resume(args) => control::resume(&args),
             Command::Release(args) => control::release(&args),
+            Command::Forget(args) => control::forget(&args),
             Command::Verify(args) => control::verify(&args),
             Command::Adopted(args) => adopted::run(&args),
             Command::Config(command) => settings::run(&command),

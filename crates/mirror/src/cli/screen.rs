@@ -510,7 +510,7 @@ fn held_line(hold: &Hold) -> String {
     format!(
         "on hold: {}; the copy stays as it is: {}",
         hold.what,
-        crate::cli::show::way_out(hold)
+        crate::cli::show::way_out(hold, crate::engine::status::Role::Replica)
     )
 }
 

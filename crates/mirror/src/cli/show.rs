@@ -38,7 +38,7 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
     }
     if let State::Hold(hold) = &status.state {
         out.row("hold", &hold.what);
-        out.row("", way_out(hold));
+        out.row("", &way_out(hold, status.role));
     }
     let well = status.failed_total == 0 && status.counters.fuzzy == 0;
     // A worker has no copy that could be equal or late.
@@ -290,16 +290,27 @@ impl Table {
     }
 }
 
-/// How a hold ends.
-pub fn way_out(hold: &Hold) -> &'static str {
+/// How a hold ends, for whoever asks one of this role.
+pub fn way_out(hold: &Hold, role: Role) -> String {
+    let release = match role {
+        Role::Primary => "`mirrord release`",
+        Role::Replica | Role::Local => "`fs_mirror release`",
+    };
     match hold.reason {
-        HoldReason::RootGone => "it goes on by itself when the same directory is back",
-        HoldReason::CopyLost => "it goes on by itself when DST and its state are back",
-        HoldReason::Limit => "it goes on by itself when there is room again or the limit is raised",
-        HoldReason::RootReplaced | HoldReason::RootCovered => {
-            "it goes on by itself when the same directory is back; `fs_mirror release` takes what is there now for the source"
+        HoldReason::RootGone => "it goes on by itself when the same directory is back".into(),
+        HoldReason::CopyLost => "it goes on by itself when DST and its state are back".into(),
+        HoldReason::Limit => {
+            "it goes on by itself when there is room again or the limit is raised".into()
         }
-        _ => "`fs_mirror release` shows what would go, and lets it through",
+        HoldReason::RootReplaced | HoldReason::RootCovered => format!(
+            "it goes on by itself when the same directory is back; {release} takes what is there now for the source"
+        ),
+        HoldReason::RootEmpty => format!(
+            "it goes on by itself when something is there again; {release} empties the copy, too, and shows it first"
+        ),
+        HoldReason::Unexplained | HoldReason::MassChange => {
+            format!("{release} shows what would go, and lets it through")
+        }
     }
 }
 
@@ -517,7 +528,11 @@ pub fn release(report: &ReleaseReport) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "on hold: {}", hold.what);
     if !hold.reason.can_be_released() {
-        let _ = writeln!(out, "nothing to let through: {}", way_out(hold));
+        let _ = writeln!(
+            out,
+            "nothing to let through: {}",
+            way_out(hold, Role::Replica)
+        );
         return out;
     }
     if hold.reason.is_another_root() {

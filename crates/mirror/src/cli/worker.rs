@@ -7,7 +7,7 @@ use crate::cli::args::{
     ForgetArgs, StdioArgs, TreeArgs, TreeCheckArgs, TreeReleaseArgs, WorkerCommand,
 };
 use crate::cli::check::{self, Judged, More, look_all};
-use crate::cli::control::{Seen, check_line, done, exit_of, let_through, show_seen};
+use crate::cli::control::{Seen, check_line, done, exit_of, forgot, let_through, show_seen};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::keys;
 use crate::cli::places::show;
@@ -294,18 +294,7 @@ fn forget(args: &ForgetArgs) -> Result<Exit, CliError> {
     })?;
     forgotten.sort();
     forgotten.dedup();
-    let say = args.trees.say;
-    if say.json {
-        ui::say(&serde_json::json!({ "forgotten": forgotten }).to_string());
-    } else if forgotten.is_empty() {
-        let replica = mirror_core::escape(args.replica.as_bytes());
-        let why =
-            format!("no replica that is away is called {replica}: `mirrord status` names them");
-        return Err(CliError::usage(why));
-    } else if !say.quiet {
-        ui::say(&format!("forgotten: {}", forgotten.join(", ")));
-    }
-    Ok(Exit::Done)
+    forgot(&args.replica, &forgotten, "mirrord", args.trees.say)
 }
 
 pub fn named(state_dir: &Path, e: ClientError) -> CliError {

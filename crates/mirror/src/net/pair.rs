@@ -160,6 +160,18 @@ pub struct Kept {
 enum Ended {
     Used { by: Fingerprint, at_ms: i64 },
     Guessed { at_ms: i64 },
+    Withdrawn { at_ms: i64 },
+}
+
+/// A token that is good now. The secret is nowhere, so it can't be shown again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Open {
+    /// Not secret.
+    pub id: String,
+    /// What its user may follow; `*`: all; none: it is for a worker that dials.
+    pub trees: Vec<String>,
+    pub name: Option<String>,
+    pub until: Stamp,
 }
 
 impl Serialize for Fingerprint {
@@ -222,8 +234,8 @@ impl Tokens {
         let held = Held::take(&self.dir)?;
         if self.clean(now_ms)? >= TOKENS_MAX {
             return Err(TokenError::Refused(format!(
-                "{TOKENS_MAX} tokens are good already: use them, wait until they expire, or withdraw them: rm {}/*.json",
-                crate::cli::places::show(&self.dir)
+                "{TOKENS_MAX} tokens are good already: use them, wait until they expire, or take one back: `{0} pair --list`, `{0} pair --withdraw ID`",
+                self.program
             )));
         }
         let kept = Kept {
@@ -236,6 +248,67 @@ impl Tokens {
         };
         self.keep(&held, &token.id(), &kept)?;
         Ok(token)
+    }
+
+    /// Those that are good now; the one that ends first comes first.
+    pub fn open(&self, now_ms: i64) -> Result<Vec<Open>, NetFileError> {
+        let mut open = Vec::new();
+        let entries = match std::fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            // None was ever made.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(open),
+            Err(e) => return Err(files::io_error("read", &self.dir)(e)),
+        };
+        for entry in entries {
+            let path = entry.map_err(files::io_error("read", &self.dir))?.path();
+            let id = path.file_name().and_then(|name| name.to_str());
+            let Some(id) = id.and_then(|name| name.strip_suffix(".json")) else {
+                continue;
+            };
+            let kept = self.read(&path)?;
+            let good = kept.filter(|kept| kept.ended.is_none() && kept.until_ms >= now_ms);
+            open.extend(good.map(|kept| Open {
+                id: id.to_owned(),
+                trees: kept.trees,
+                name: kept.name,
+                until: Stamp { ms: kept.until_ms },
+            }));
+        }
+        open.sort_by(|a, b| (a.until.ms, &a.id).cmp(&(b.until.ms, &b.id)));
+        Ok(open)
+    }
+
+    /// Nobody is to come with this one any more. A beginning of its id is enough.
+    pub fn withdraw(&self, id: &str, now_ms: i64) -> Result<Open, TokenError> {
+        let held = Held::take(&self.dir)?;
+        let mut open = self.open(now_ms)?;
+        open.retain(|one| !id.is_empty() && one.id.starts_with(id));
+        let program = self.program;
+        let shown = escape(id.as_bytes());
+        let one = match open.as_slice() {
+            [one] => one.clone(),
+            [] => {
+                let why =
+                    format!("no token that is good begins with {shown}: `{program} pair --list`");
+                return Err(TokenError::Refused(why));
+            }
+            more => {
+                let why = format!(
+                    "{} tokens begin with {shown}: more of it, as `{program} pair --list` shows it",
+                    more.len()
+                );
+                return Err(TokenError::Refused(why));
+            }
+        };
+        let name = format!("{}.json", one.id);
+        let Some(mut kept) = self.read(&self.dir.join(&name))? else {
+            return Err(TokenError::Refused(format!("{shown} is gone")));
+        };
+        kept.ended = Some(Ended::Withdrawn { at_ms: now_ms });
+        let bytes = serde_json::to_vec(&kept)
+            .map_err(|e| files::io_error("write", &self.dir)(io::Error::other(e)))?;
+        held.replace(&name, &bytes)?;
+        Ok(one)
     }
 
     /// Forgets what nobody asks for any more. How many are good.
@@ -294,6 +367,9 @@ impl Tokens {
                     "this token was used already, by {by} at {}",
                     at(*at_ms)
                 ));
+            }
+            Some(Ended::Withdrawn { at_ms }) => {
+                return no(format!("this token was withdrawn at {}", at(*at_ms)));
             }
             Some(Ended::Guessed { at_ms }) => {
                 let at = at(*at_ms);
@@ -465,17 +541,15 @@ mod tests {
             make().unwrap();
         }
         let why = make().unwrap_err().to_string();
-        let dir = held.path().join("etc/pairing");
         assert!(
-            why.ends_with(&format!("rm {}/*.json", dir.display())),
+            why.ends_with("`mirrord pair --list`, `mirrord pair --withdraw ID`"),
             "{why}"
         );
-        for entry in std::fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|end| end == "json") {
-                std::fs::remove_file(path).unwrap();
-            }
-        }
+        let open = tokens.open(1000).unwrap();
+        assert_eq!(open.len(), TOKENS_MAX);
+        assert!(tokens.withdraw("", 1000).is_err());
+        assert_eq!(tokens.withdraw(&open[7].id, 1000).unwrap(), open[7]);
+        assert!(tokens.withdraw(&open[7].id, 1000).is_err());
         make().unwrap();
     }
 

@@ -1,6 +1,27 @@
 //! Statuses and reports as text, and what a monitor makes of them.
 
 use super::*;
+
+#[test]
+fn who_is_asked_is_told_its_own_command() {
+    let mut hold = Hold {
+        reason: HoldReason::RootEmpty,
+        since: Stamp::now(),
+        what: "the source is empty, and had 3 entries".into(),
+        gone: Some(3),
+        of: Some(3),
+        below: None,
+    };
+    let said = way_out(&hold, Role::Primary);
+    assert!(
+        said.contains("`mirrord release`") && said.starts_with("it goes on by itself when"),
+        "{said}"
+    );
+    hold.reason = HoldReason::MassChange;
+    let said = way_out(&hold, Role::Replica);
+    assert!(said.starts_with("`fs_mirror release` shows"), "{said}");
+}
+
 use crate::engine::options::Detector;
 use crate::engine::status::*;
 

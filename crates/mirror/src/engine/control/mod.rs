@@ -59,7 +59,7 @@ pub trait Control: Send + Sync {
     /// Waits no more for replicas that are away: the one of this name, or those of the key of this name. Their names.
     fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
         let _ = replica;
-        let why = "only a worker waits for replicas: `mirrord forget`, on its host";
+        let why = "nobody follows a mirror of this host itself";
         Err(ControlError::Refused(why.into()))
     }
     /// Compares. `line` returns false when nobody listens any more: then end soon.

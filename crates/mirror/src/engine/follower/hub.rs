@@ -153,11 +153,19 @@ pub struct Hub {
     pub chain: Chain,
     /// Who follows us.
     pub followers: Followers,
+    state_dir: PathBuf,
 }
 
 impl Hub {
-    pub fn new(stop: Stop, ui: Arc<dyn Ui>, status: Status, chain: Chain) -> Hub {
+    pub fn new(
+        stop: Stop,
+        ui: Arc<dyn Ui>,
+        status: Status,
+        chain: Chain,
+        state_dir: PathBuf,
+    ) -> Hub {
         Hub {
+            state_dir,
             stop,
             ui,
             chain,
@@ -983,6 +991,16 @@ impl Control for Hub {
         // The worker holds: it must hear it.
         self.let_through()?;
         Ok(report)
+    }
+
+    fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
+        let names = self.followers.forget(replica, &self.state_dir);
+        for name in &names {
+            let name = escape(name.as_bytes());
+            self.ui
+                .event(Event::Notice(format!("no log is kept for {name} any more")));
+        }
+        Ok(names)
     }
 
     fn verify(

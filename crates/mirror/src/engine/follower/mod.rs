@@ -143,7 +143,13 @@ pub fn run(mut options: MirrorOptions, ui: Arc<dyn Ui>) -> Result<RunEnd, RunErr
         let dir = show(&options.state_dir);
         RunError::Failed(anyhow::anyhow!("cannot read who we are in {dir}: {e}"))
     })?;
-    let hub = Arc::new(Hub::new(options.stop.clone(), ui.clone(), status, chain));
+    let hub = Arc::new(Hub::new(
+        options.stop.clone(),
+        ui.clone(),
+        status,
+        chain,
+        options.state_dir.clone(),
+    ));
     let serving = Serving::new(hub.clone(), &options);
     Follower {
         options,
@@ -835,6 +841,7 @@ impl Session<'_> {
             if saved.elapsed() > Duration::from_secs(2) {
                 saved = Instant::now();
                 self.follower.persist();
+                hub.followers.save(&options.state_dir);
                 self.receive_no_more(&status);
                 if matches!(self.first, First::Following { .. }) {
                     reserve::take(&self.place.state);

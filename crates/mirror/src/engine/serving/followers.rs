@@ -44,6 +44,15 @@ impl Followers {
             .introduce(&mut lock(&self.keep), state, name, replica)
     }
 
+    /// Keeps no log, and waits no more, for those that are away and called so, or are of the key called so. Their names.
+    pub fn forget(&self, replica: &str, state_dir: &Path) -> Vec<String> {
+        let there = self.seats.replicas();
+        let mut keep = lock(&self.keep);
+        let names = keep.forget(replica, &there);
+        keep.save(state_dir, true);
+        names
+    }
+
     /// By name: those that are there, and those that were and are waited for. `end`: of the log, now.
     pub fn replicas(&self, end: Option<Position>) -> Vec<Replica> {
         if let Some(end) = end {

@@ -193,11 +193,7 @@ impl Control for Host {
     }
 
     fn forget(&self, replica: &str) -> Result<Vec<String>, ControlError> {
-        let there = self.followers.seats.replicas();
-        let mut keep = lock(&self.followers.keep);
-        let names = keep.forget(replica, &there);
-        keep.save(&self.config.state_dir, true);
-        drop(keep);
+        let names = self.followers.forget(replica, &self.config.state_dir);
         for name in &names {
             self.notice(format!("{name} is not waited for any more"));
         }
