@@ -59,6 +59,24 @@ impl Doubt {
         true
     }
 
+    /// A directory came from where nobody heard what happened in it: must it be scanned, with what moves meanwhile? What it
+    /// holds may be known from before it went there.
+    pub fn entered(&mut self) -> bool {
+        match self.state {
+            // All is going to be scanned.
+            State::Lost => false,
+            State::No => {
+                self.state = State::Scanning;
+                self.new_from = None;
+                true
+            }
+            _ => {
+                self.state = State::Scanning;
+                true
+            }
+        }
+    }
+
     /// A scan ended, of everything or of directories that moved; `more` of those are still to be scanned.
     pub fn scan_ended(&mut self, more: bool, now_ms: u64) {
         if self.state == State::Scanning && !more {
@@ -119,6 +137,26 @@ mod tests {
         doubt.drained(30 + 2 * LATE, |_| false);
         doubt.drained(31 + 2 * LATE, |_| false);
         assert!(doubt.is_some());
+    }
+
+    #[test]
+    fn what_comes_from_elsewhere_is_scanned_with_what_moves_meanwhile() {
+        let mut doubt = Doubt::default();
+        // New after a loss of long ago says nothing of now.
+        doubt.lost(Some(ObjectId(5)));
+        doubt.scan_began();
+        doubt.scan_ended(false, 0);
+        doubt.drained(LATE, |_| false);
+        doubt.drained(LATE + 1, |_| false);
+        assert!(!doubt.is_some() && !doubt.moved(ObjectId(7)));
+        assert!(doubt.entered() && doubt.moved(ObjectId(7)));
+        doubt.scan_ended(false, 2 * LATE);
+        doubt.drained(3 * LATE, |_| false);
+        assert!(doubt.entered());
+        doubt.drained(9 * LATE, |_| false);
+        assert!(doubt.is_some());
+        doubt.lost(None);
+        assert!(!doubt.entered());
     }
 
     #[test]

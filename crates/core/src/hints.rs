@@ -44,6 +44,8 @@ pub struct Hint {
     pub renamed: bool,
     /// The object is a directory.
     pub on_dir: bool,
+    /// The object, a directory, may come from where nobody heard for this tree what happened in it.
+    pub entered: bool,
     pub who: Option<Who>,
 }
 

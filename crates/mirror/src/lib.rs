@@ -11,6 +11,7 @@ pub mod filter;
 mod fuzz;
 pub mod index;
 pub mod link;
+pub mod listener;
 pub mod log;
 pub mod net;
 mod planted;

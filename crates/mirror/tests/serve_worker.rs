@@ -1,6 +1,7 @@
 //! `mirrord serve` with real processes: trees by configuration, reload, restart, its barrier, floor and limits. Followers come
 //! in through `mirrord stdio`, which joins the tree's process.
 
+mod one_listener;
 mod ssh_support;
 
 use std::fs::{self, File, OpenOptions};

@@ -240,6 +240,7 @@ fn hint(record: &inotify::Record<'_>, dir: Handle) -> Hint {
         created: has(mask::CREATE),
         renamed: has(mask::MOVED_FROM) || has(mask::MOVED_TO),
         on_dir: record.is_dir(),
+        entered: false,
         who: None,
     }
 }

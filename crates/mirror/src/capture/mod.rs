@@ -6,6 +6,7 @@
 
 mod cache;
 pub mod dirs;
+mod far;
 pub mod kernel;
 mod names;
 pub mod part;

@@ -1,4 +1,5 @@
-//! Hears the kernel: one fanotify mark for the whole file system, or an inotify watch for each directory.
+//! Hears the kernel: one fanotify mark for the whole file system, the service's listener that has one for many trees, or
+//! an inotify watch for each directory.
 //!
 //! A thread keeps the kernel's queue short; the capture loop takes what was heard with [`Watch::drain`], which also
 //! empties the kernel's queue: after it, every event that was queued before the call has been taken.
@@ -6,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,10 +19,12 @@ use mirror_core::{Handle, Name, Who};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 
 use super::dirs::DirWatches;
+use super::far::Far;
 use super::part::{self, Tag};
 use super::tree::SourceTree;
 use super::tree::shown;
 use crate::engine::options::Detector;
+use crate::listener::ear;
 use crate::planted;
 use crate::sys::fanotify::{self, Fsid, mask};
 use crate::sys::{Errno, who};
@@ -41,26 +45,30 @@ struct Heard {
 
 enum Group {
     Fanotify(fanotify::Group, Marked),
+    /// By way of the service's listener.
+    Far(Far, Marked),
     Inotify(DirWatches),
     /// Nothing is heard.
     Scan,
 }
 
 /// The file systems marked, and the parts of the tree on each: handles in a record are of one of those.
-type Marked = Vec<(Fsid, Tag)>;
+pub(super) type Marked = Vec<(Fsid, Tag)>;
 
 /// What a watch needs beside the tree.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct WatchOptions {
     pub forced: Option<Detector>,
+    /// Where a service has its states, if there is to be a listener.
+    pub listener: Option<PathBuf>,
     /// Ask `/proc` who it was.
     pub who: bool,
 }
 
 pub struct Watch {
     pub detector: Detector,
-    /// For the line at start: why this one.
-    pub why: String,
+    /// For the line at start, and the status: why this one.
+    pub why: Arc<Mutex<String>>,
     group: Group,
     heard: Mutex<Heard>,
     signal: Sender<()>,
@@ -86,7 +94,7 @@ impl Watch {
                 Err(why) => return Err(format!("inotify is not possible here: {why}")),
             },
             Some(Detector::Scan) => asked(Group::Scan),
-            None => match mark(tree) {
+            None => match far_or_mark(tree, &options) {
                 Ok(marked) => marked,
                 Err(why) => match watch() {
                     Ok(group) => (group, format!("fanotify is not possible: {why}")),
@@ -100,7 +108,7 @@ impl Watch {
             },
         };
         let detector = match &group {
-            Group::Fanotify(..) => Detector::Fanotify,
+            Group::Fanotify(..) | Group::Far(..) => Detector::Fanotify,
             Group::Inotify(_) => Detector::Inotify,
             Group::Scan => Detector::Scan,
         };
@@ -110,7 +118,7 @@ impl Watch {
         let (signal, wake) = bounded(1);
         Ok(Watch {
             detector,
-            why,
+            why: Arc::new(Mutex::new(why)),
             group,
             heard: Mutex::new(Heard {
                 buffer: vec![0; BUFFER_BYTES],
@@ -133,8 +141,13 @@ impl Watch {
         let watch = self.clone();
         Some(std::thread::spawn(move || {
             while !watch.stop.load(Ordering::Acquire) {
+                let far;
                 let queue = match &watch.group {
                     Group::Fanotify(group, _) => group.as_fd(),
+                    Group::Far(group, _) => {
+                        far = group.queue();
+                        far.as_fd()
+                    }
                     Group::Inotify(dirs) => dirs.as_fd(),
                     Group::Scan => return,
                 };
@@ -142,7 +155,7 @@ impl Watch {
                     continue;
                 }
                 let mut heard = watch.lock();
-                watch.read_all(&mut heard);
+                watch.read_all(&mut heard, false);
                 let some = !heard.hints.is_empty() || heard.lost;
                 drop(heard);
                 if some {
@@ -168,7 +181,7 @@ impl Watch {
     /// Everything heard until now, and whether something was lost.
     pub fn drain(&self) -> (Vec<Hint>, bool) {
         let mut heard = self.lock();
-        self.read_all(&mut heard);
+        self.read_all(&mut heard, true);
         (
             std::mem::take(&mut heard.hints),
             std::mem::take(&mut heard.lost),
@@ -197,9 +210,33 @@ impl Watch {
         }
     }
 
-    fn read_all(&self, heard: &mut Heard) {
+    /// Why nothing is heard any more; and what a person should know, once.
+    pub fn news(&self) -> (Option<String>, Option<String>) {
+        match &self.group {
+            Group::Far(far, _) => far.news(),
+            _ => (None, None),
+        }
+    }
+
+    /// `all`: nothing that was queued before is left, wherever it waits.
+    fn read_all(&self, heard: &mut Heard, all: bool) {
         match &self.group {
             Group::Fanotify(group, marked) => self.read_fanotify(group, marked, heard),
+            Group::Far(far, marked) => {
+                let stop = || self.stop.load(Ordering::Acquire);
+                let mut lost = false;
+                let own = far.read(all, &self.why, &stop, &mut |what| match what {
+                    ear::Heard::Records { entered, bytes } => {
+                        let records = fanotify::Records::parse(bytes);
+                        self.take(records, marked, entered, heard);
+                    }
+                    ear::Heard::Lost => lost = true,
+                });
+                heard.lost |= lost;
+                if let Some(group) = own {
+                    self.read_fanotify(&group, marked, heard);
+                }
+            }
             Group::Inotify(dirs) => {
                 let mut buffer = std::mem::take(&mut heard.buffer);
                 heard.lost |= !dirs.read(&mut buffer, &mut heard.hints);
@@ -231,36 +268,56 @@ impl Watch {
             if records.is_empty() {
                 break;
             }
-            for record in records {
-                left = left.saturating_sub(1);
-                let Ok(record) = record else {
-                    heard.lost = true;
-                    break;
-                };
-                if record.overflow {
-                    heard.lost |= !planted::is("ignore_overflow");
-                    continue;
-                }
-                if record.pid == Some(self.own_pid) || planted::is_one_in("drop_a_hint", 1000) {
-                    continue;
-                }
-                let who = if self.ask_who {
-                    record.pid.and_then(|pid| asked(&mut heard.whos, pid))
-                } else {
-                    None
-                };
-                match (marked.as_slice(), record.fsid) {
-                    ([(_, tag)], _) => heard.hints.push(hint(&record, who, *tag)),
-                    (_, fsid) => heard.hints.extend(
-                        marked
-                            .iter()
-                            .filter(|(known, _)| Some(*known) == fsid)
-                            .map(|(_, tag)| hint(&record, who.clone(), *tag)),
-                    ),
-                }
-            }
+            left = left.saturating_sub(self.take(records, marked, false, heard));
         }
         heard.buffer = buffer;
+    }
+
+    /// Hints of records; how many those were.
+    fn take(
+        &self,
+        records: fanotify::Records<'_>,
+        marked: &Marked,
+        entered: bool,
+        heard: &mut Heard,
+    ) -> u64 {
+        let mut taken = 0;
+        for record in records {
+            taken += 1;
+            let Ok(record) = record else {
+                heard.lost = true;
+                break;
+            };
+            if record.overflow {
+                heard.lost |= !planted::is("ignore_overflow");
+                continue;
+            }
+            if record.pid == Some(self.own_pid) || planted::is_one_in("drop_a_hint", 1000) {
+                continue;
+            }
+            let who = if self.ask_who {
+                record.pid.and_then(|pid| asked(&mut heard.whos, pid))
+            } else {
+                None
+            };
+            let of = |who, tag| {
+                let mut hint = hint(&record, who, tag);
+                // What a directory holds is scanned, what a file holds is read.
+                hint.entered = entered && hint.on_dir;
+                hint.contents |= entered && !hint.on_dir;
+                hint
+            };
+            match (marked.as_slice(), record.fsid) {
+                ([(_, tag)], _) => heard.hints.push(of(who, *tag)),
+                (_, fsid) => heard.hints.extend(
+                    marked
+                        .iter()
+                        .filter(|(known, _)| Some(*known) == fsid)
+                        .map(|(_, tag)| of(who.clone(), *tag)),
+                ),
+            }
+        }
+        taken
     }
 }
 
@@ -294,6 +351,35 @@ fn asked(whos: &mut HashMap<u32, (Instant, Option<Who>)>, pid: u32) -> Option<Wh
     let who = Some(who::of(pid, None));
     whos.insert(pid, (now, who.clone()));
     who
+}
+
+/// The listener of the service, where there is one; else marks of its own.
+fn far_or_mark(tree: &SourceTree, options: &WatchOptions) -> Result<(Group, String), String> {
+    let handles = tree.parts().iter().all(|part| part.no_handles.is_none());
+    let Some(base) = options.listener.as_ref().filter(|_| handles) else {
+        return mark(tree);
+    };
+    let mut marked = Marked::new();
+    for part in tree.parts() {
+        match part.fsid() {
+            Ok(fsid) => marked.push((fsid, part.tag)),
+            Err(_) => return mark(tree),
+        }
+    }
+    let roots = tree.parts().iter().map(|part| part.root().clone());
+    match Far::open(base.clone(), roots.collect()) {
+        Ok(far) => {
+            let why = match marked.len() {
+                1 => "one listener for the file system".to_string(),
+                n => format!("one listener for each of {n} file systems"),
+            };
+            Ok((Group::Far(far, marked), why))
+        }
+        Err(deaf) => {
+            let (group, why) = mark(tree)?;
+            Ok((group, format!("{why}; the service's listener: {deaf}")))
+        }
+    }
 }
 
 /// One group, with a mark on each file system of the tree; and why that is what is used.
@@ -360,6 +446,7 @@ fn hint(record: &fanotify::Record<'_>, who: Option<Who>, tag: Tag) -> Hint {
         created: has(mask::CREATE),
         renamed: has(mask::RENAME) || has(mask::MOVED_FROM) || has(mask::MOVED_TO),
         on_dir: record.is_dir(),
+        entered: false,
         who,
     }
 }

@@ -29,6 +29,7 @@ use clap::Parser;
 use args::{Command, FsMirror, Mirrord};
 use exit::{CliError, Exit};
 
+use crate::listener;
 use crate::net::{Program, door};
 
 /// What holds for every process of ours, before it does anything.
@@ -79,6 +80,10 @@ pub fn mirrord(args: impl IntoIterator<Item = OsString>) -> Exit {
     begin(c"mirrord");
     if door::asked() {
         return be_a_door("mirrord");
+    }
+    if let Some(base) = listener::asked() {
+        let done = listener::run(&base).map(|()| Exit::Done);
+        return ended("mirrord", done.map_err(CliError::failed));
     }
     match Mirrord::try_parse_from(args) {
         Ok(parsed) => ended("mirrord", worker::run(parsed.command)),

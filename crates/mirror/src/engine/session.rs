@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +27,7 @@ use crate::disk::Disk;
 use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, Opened, move_aside};
 use crate::log::{Log, LogError, LogOptions, LogReader};
+use crate::sync::lock;
 
 /// How often everything is looked at when nothing else tells of changes.
 const SCAN_ONLY_EVERY: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub struct SessionSetup {
     pub filter: Arc<Filter>,
     pub sink: Arc<dyn Sink>,
     pub detector: Option<Detector>,
+    /// Where the service has its states, if it has a listener.
+    pub listener: Option<PathBuf>,
     /// An operator let this hold go on.
     pub released: Option<HoldReason>,
     pub capture: CaptureOptions,
@@ -117,7 +120,8 @@ pub struct Session {
     pub shared: Arc<Shared>,
     pub orders: Sender<Order>,
     pub detector: Detector,
-    pub why: String,
+    /// As it is now.
+    pub why: Arc<Mutex<String>>,
     /// Things found while opening that a person should know.
     pub notices: Vec<String>,
     thread: JoinHandle<()>,
@@ -159,6 +163,7 @@ impl Session {
             &tree,
             WatchOptions {
                 forced: setup.detector,
+                listener: setup.listener,
                 who: true,
             },
         )
@@ -175,11 +180,11 @@ impl Session {
             matches!(reason, HoldReason::Unexplained | HoldReason::RootEmpty)
                 || reason.is_another_root()
         });
-        let mut why = watch.why.clone();
+        let why = watch.why.clone();
         if watch.detector == Detector::Scan {
             capture.scan_interval = capture.scan_interval.min(SCAN_ONLY_EVERY);
             let seconds = capture.scan_interval.as_secs_f64();
-            why.push_str(&format!("; everything is looked at every {seconds} s"));
+            lock(&why).push_str(&format!("; everything is looked at every {seconds} s"));
         }
         let capture = Capture::new(CaptureSetup {
             tree: tree.clone(),

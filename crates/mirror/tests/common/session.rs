@@ -49,6 +49,7 @@ pub fn open_sinking(
         filter: Arc::new(Filter::none()),
         sink,
         detector,
+        listener: None,
         released: None,
         capture,
     })

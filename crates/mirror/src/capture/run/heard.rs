@@ -25,6 +25,13 @@ impl Capture {
         let early = std::mem::take(&mut *lock(&self.early));
         let (hints, lost) = self.watch.drain();
         let lost = lost || early.lost;
+        let (deaf, news) = self.watch.news();
+        if let Some(why) = deaf {
+            return Err(Fatal::Deaf(why));
+        }
+        if let Some(line) = news {
+            self.shared.lock().notices.push(line);
+        }
         self.names_passed()?;
         for hint in early.hints.into_iter().chain(hints) {
             self.hint(hint)?;
@@ -93,12 +100,21 @@ impl Capture {
             self.heard_of_large(&hint, &mut found, now);
         }
         self.settle.accept(&mut found, now);
+        let mut entered = false;
+        if hint.entered {
+            let object = hint.object.as_ref();
+            let to = hint.to.as_ref().map(|to| &to.dir);
+            for dir in [object, to].into_iter().flatten() {
+                entered |= rows.by_handle(dir)?.is_some();
+            }
+        }
         for dir in found.unknown {
             let walker = &mut self.source.walker;
             if let Some(at) = self
                 .hints
                 .classify(&*rows, &dir, &mut |dir| walker.locate(dir))?
             {
+                entered |= hint.entered;
                 self.settle.hint(
                     at,
                     Dirty {
@@ -109,6 +125,18 @@ impl Capture {
                     Phase::Final,
                     now,
                 );
+            }
+        }
+        if entered && self.doubt.entered() {
+            let id = match &hint.object {
+                Some(dir) => rows.by_handle(dir)?,
+                None => None,
+            };
+            drop(rows);
+            self.want_some.extend(id);
+            // One that is not known is read with all that is in it; what it holds that is known has moved.
+            if self.want_some.is_empty() && self.running.is_none() {
+                self.doubt.scan_ended(false, now);
             }
         }
         Ok(())

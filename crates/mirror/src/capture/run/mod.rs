@@ -166,6 +166,8 @@ struct Asked {
 enum Fatal {
     Log(LogError),
     Index(String),
+    /// Nothing is heard any more.
+    Deaf(String),
     Held(Alarm, u64),
 }
 
@@ -261,7 +263,7 @@ impl Capture {
             Ok(()) => Ended::Stopped,
             Err(Fatal::Held(alarm, gone)) => Ended::Held(alarm, gone),
             Err(Fatal::Log(error)) => Ended::Failed(chain(&error)),
-            Err(Fatal::Index(error)) => Ended::Failed(error),
+            Err(Fatal::Index(error) | Fatal::Deaf(error)) => Ended::Failed(error),
         };
         self.running = None;
         self.close_readers();
@@ -273,7 +275,7 @@ impl Capture {
             if let Err(fatal) = closed {
                 return Ended::Failed(match fatal {
                     Fatal::Log(error) => chain(&error),
-                    Fatal::Index(error) => error,
+                    Fatal::Index(error) | Fatal::Deaf(error) => error,
                     Fatal::Held(..) => String::new(),
                 });
             }

@@ -472,6 +472,7 @@ impl Mirror {
             filter: self.filter.clone(),
             sink,
             detector: self.options.detector,
+            listener: None,
             released,
             capture: CaptureOptions {
                 cross: self.options.cross.clone(),
@@ -522,7 +523,7 @@ impl Mirror {
         let not_mirrored = below(&self.source, &self.options.cross);
         self.ui.event(Event::Started {
             detector: session.detector,
-            why: session.why.clone(),
+            why: crate::sync::lock(&session.why).clone(),
             not_mirrored: not_mirrored.clone(),
         });
         self.outer.open(Handles {
@@ -534,7 +535,7 @@ impl Mirror {
             applied: apply.applied.clone(),
             tree: session.tree.clone(),
             detector: session.detector,
-            why: session.why.clone(),
+            why: crate::sync::lock(&session.why).clone(),
             not_mirrored,
             dst: place.dst.clone(),
             adopted: Arc::new(AtomicBool::new(!adopting)),

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crossbeam_channel::Sender;
 use mirror_core::{Content, Digest, ObjectId, Rows};
@@ -21,6 +21,7 @@ use crate::index::Index;
 use crate::link::report::{Report, ScanReport};
 use crate::link::serve::{Compared, Found, Open, ReadBack};
 use crate::link::stream::{Streamed, stream};
+use crate::sync::lock;
 
 /// What others hold of a session. Given up within moments when it ends, so that nothing keeps the source open.
 #[derive(Clone)]
@@ -31,7 +32,7 @@ pub struct Live {
     pub index: Arc<RwLock<Index>>,
     tree: Arc<SourceTree>,
     pub detector: Detector,
-    pub why: String,
+    why: Arc<Mutex<String>>,
     pub not_mirrored: Vec<PathText>,
     contents: Arc<SourceContents>,
 }
@@ -44,7 +45,7 @@ impl Live {
                 tree: session.tree_id,
                 path,
                 detector: session.detector.to_string(),
-                why: session.why.clone(),
+                why: lock(&session.why).clone(),
                 reader: session.reader.clone(),
             },
             orders: session.orders.clone(),
@@ -158,7 +159,7 @@ impl Live {
         let status = self.shared.lock();
         report.detector = Some(DetectorStatus {
             uses: self.detector,
-            why: self.why.clone(),
+            why: lock(&self.why).clone(),
         });
         report.not_mirrored.clone_from(&self.not_mirrored);
         for path in &status.foreign {

@@ -46,6 +46,9 @@ pub struct InService {
     pub name: String,
     /// The setting that found its directory among others, if one did.
     pub found_by: Option<String>,
+    /// The service has a listener for its trees.
+    #[serde(default)]
+    pub listener: bool,
     pub live: LiveSettings,
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -490,6 +490,7 @@ impl Host {
             filter: self.filter.clone(),
             sink: Arc::new(CacheSink(self.cache.clone())),
             detector: self.config.detector,
+            listener: self.listener_base(),
             released,
             capture: CaptureOptions {
                 cross: self.config.cross.clone(),
@@ -528,6 +529,13 @@ impl Host {
             SessionError::Log(error) => fail(Cause::Failed, lost::cannot_open(&error)),
             error => fail(Cause::Failed, chain(&error)),
         })
+    }
+
+    /// Where the service and its listener are, if there is one.
+    fn listener_base(&self) -> Option<PathBuf> {
+        let service = self.config.service.as_ref()?;
+        let base = self.config.state_dir.parent()?;
+        service.listener.then(|| base.to_path_buf())
     }
 
     fn watch_over(&self, session: &Session, idle: &mut Instant) -> End {

@@ -156,14 +156,25 @@ impl Group {
 
     /// The records waiting now, as many as fit; none when there are none. 256 KiB is a good size, 4 KiB the least.
     pub fn read<'a>(&self, buffer: &'a mut [u8]) -> Result<Records<'a>> {
-        let length = match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)) {
-            Ok(length) => length,
-            Err(Errno::AGAIN) => 0,
-            Err(e) => return Err(e),
-        };
+        let length = self.fill(buffer)?;
         let filled = buffer.get(..length).ok_or(Errno::IO)?;
         // SAFETY: the kernel just wrote these bytes for us, and the pidfds in them are ours.
         Ok(unsafe { Records::from_kernel(filled) })
+    }
+
+    /// Likewise as bytes, to be passed on. Not for a group with pidfds.
+    pub fn read_bytes(&self, buffer: &mut [u8]) -> Result<usize> {
+        if self.has_pidfd {
+            return Err(Errno::INVAL);
+        }
+        self.fill(buffer)
+    }
+
+    fn fill(&self, buffer: &mut [u8]) -> Result<usize> {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut *buffer)) {
+            Err(Errno::AGAIN) => Ok(0),
+            done => done,
+        }
     }
 
     /// How many records wait.

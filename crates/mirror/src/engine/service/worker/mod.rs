@@ -8,7 +8,7 @@ mod trees;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(4);
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 const TELL_EVERY: Duration = Duration::from_secs(2);
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+
+/// Among the children; no tree is called so.
+const LISTENER: &str = ".listener";
 
 /// Why a service does not begin.
 pub enum NotBegun {
@@ -197,6 +200,10 @@ struct Service {
 }
 
 fn said(name: &str, happened: &Happened) {
+    let name = match name {
+        LISTENER => "the listener",
+        name => name,
+    };
     say(&format!("{name}: {happened}"));
 }
 
@@ -464,7 +471,11 @@ impl Service {
             .values()
             .map(|tree| (tree.name.clone(), tree.state_dir.clone()));
         self.listening.trees(places);
-        self.children.want(trees.values().map(spec).collect());
+        let mut specs: Vec<Spec> = trees.values().map(spec).collect();
+        if trees.values().any(|tree| tree.listened) {
+            specs.push(listener(&self.base));
+        }
+        self.children.want(specs);
         self.trees = trees;
     }
 
@@ -497,6 +508,13 @@ impl Service {
         }
         self.gone = gone;
     }
+}
+
+/// The process that hears the kernel for all trees.
+fn listener(base: &Path) -> Spec {
+    let mut spec = Spec::new(LISTENER, "mirrord: listener");
+    spec.env = vec![(crate::listener::ENV.into(), base.into())];
+    spec
 }
 
 /// The process of a tree: the daemon that `mirrord stdio` starts, too.

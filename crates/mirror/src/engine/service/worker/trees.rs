@@ -24,6 +24,8 @@ pub struct Tree {
     pub state_dir: PathBuf,
     pub found_by: Option<String>,
     pub settings: TreeSettings,
+    /// It asks the service's listener for events.
+    pub listened: bool,
     /// Why its directory can't be served now, and where that was asked for. It begins when the directory is there.
     pub missing: Option<Problem>,
 }
@@ -42,6 +44,7 @@ impl Tree {
             service: Some(InService {
                 name: self.name.clone(),
                 found_by: self.found_by.clone(),
+                listener: self.listened,
                 live: self.settings.live.clone(),
             }),
         }
@@ -130,6 +133,12 @@ pub fn all(config: &Config, base: &Path, before: &Before) -> (BTreeMap<String, T
             put(&mut trees, &mut told, base, tree, &name, &path, by);
         }
     }
+    // One alone is heard best where it is; without rights nobody can listen for others.
+    if trees.len() > 1 && rustix::process::geteuid().is_root() {
+        for tree in trees.values_mut() {
+            tree.listened = tree.settings.detector.is_none();
+        }
+    }
     (trees, told)
 }
 
@@ -174,6 +183,7 @@ fn put(
             state_dir,
             found_by,
             settings: config.settings.clone(),
+            listened: false,
             missing: missing(path).map(|why| Problem {
                 place: config.place.clone(),
                 why,
