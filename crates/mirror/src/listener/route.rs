@@ -317,3 +317,6 @@ fn concerned(world: &mut impl World, record: &Record<'_>) -> (To, bool) {
     };
     (to, false)
 }
+
+#[cfg(test)]
+mod tests;
