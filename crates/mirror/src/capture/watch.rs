@@ -321,18 +321,24 @@ impl Watch {
     }
 }
 
-/// Waits for the queue, or to be stopped, and never for long.
+/// Waits for the queue, or to be stopped, and never for long if nothing would tell of that.
 fn readable(queue: BorrowedFd<'_>, stopped: Option<&OwnedFd>) -> bool {
-    const NAP: Timespec = Timespec {
-        tv_sec: 0,
-        tv_nsec: 100_000_000,
+    let nap = match stopped {
+        Some(_) => Timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        },
     };
     let stopped = stopped.map_or(queue, |stopped| stopped.as_fd());
     let mut fds = [
         PollFd::from_borrowed_fd(queue, PollFlags::IN),
         PollFd::from_borrowed_fd(stopped, PollFlags::IN),
     ];
-    let ready = rustix::event::poll(&mut fds, Some(&NAP));
+    let ready = rustix::event::poll(&mut fds, Some(&nap));
     ready.is_ok() && fds.first().is_some_and(|fd| !fd.revents().is_empty())
 }
 

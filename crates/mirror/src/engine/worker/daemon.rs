@@ -46,6 +46,11 @@ use crate::sys::{Errno, lease, mounts};
 /// A daemon that never could begin ends soon: those who asked were told why.
 const LINGER_FAILED: Duration = Duration::from_secs(10);
 const NOTICES_MAX: usize = 100;
+/// How soon it is seen that something ended or moved. Orders are seen at once.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the status is written down, and if it says the same. There may be hundreds of trees.
+const SAVE_EVERY: Duration = Duration::from_secs(2);
+const SAVE_SAME_EVERY: Duration = Duration::from_secs(20);
 /// How long another one, started for a login, may take to make room for the service's.
 const MAKE_ROOM_WITHIN: Duration = Duration::from_secs(15);
 /// Below the floor for so long, although the log was pruned: capture ends.
@@ -202,6 +207,15 @@ struct Tended {
     tight: Option<Instant>,
 }
 
+/// The status as it was last written down.
+#[derive(Default)]
+struct Saved {
+    looked: Option<Instant>,
+    written: Option<Instant>,
+    /// All but when that was.
+    said: Vec<u8>,
+}
+
 /// How a session ended.
 enum End {
     Over,
@@ -345,7 +359,7 @@ impl Host {
         go_on: impl Fn(&Want) -> bool,
     ) -> bool {
         let mut looked = Instant::now();
-        let mut saved: Option<Instant> = None;
+        let mut saved = Saved::default();
         loop {
             pulse::beat();
             if self.is_over(idle) {
@@ -373,9 +387,12 @@ impl Host {
         }
     }
 
-    fn save(&self, saved: &mut Option<Instant>) {
-        if saved.is_none_or(|saved| saved.elapsed() >= Duration::from_secs(2)) {
-            *saved = Some(Instant::now());
+    fn save(&self, saved: &mut Saved) {
+        if saved
+            .looked
+            .is_none_or(|looked| looked.elapsed() >= SAVE_EVERY)
+        {
+            saved.looked = Some(Instant::now());
             // What it goes on to write nobody would ever read; whoever starts it again begins anew.
             if !self.config.state_dir.join("lock").exists() {
                 let state_dir = show(&self.config.state_dir);
@@ -383,7 +400,20 @@ impl Host {
                 lock(&self.want).stop = true;
                 return;
             }
-            let _ = persist_status(&self.config.state_dir, &self.status());
+            let status = self.status();
+            let timeless = Status {
+                now: Stamp { ms: 0 },
+                ..status.clone()
+            };
+            let said = serde_json::to_vec(&timeless).unwrap_or_default();
+            let fresh = saved
+                .written
+                .is_some_and(|written| written.elapsed() < SAVE_SAME_EVERY);
+            if fresh && said == saved.said {
+                return;
+            }
+            (saved.written, saved.said) = (Some(Instant::now()), said);
+            let _ = persist_status(&self.config.state_dir, &status);
         }
     }
 
@@ -540,7 +570,7 @@ impl Host {
 
     fn watch_over(&self, session: &Session, idle: &mut Instant) -> End {
         let watch = mounts::Watch::new().ok();
-        let (mut looked, mut saved, mut weighed) = (Instant::now(), None, None);
+        let (mut looked, mut saved, mut weighed) = (Instant::now(), Saved::default(), None);
         loop {
             pulse::beat();
             {
@@ -548,7 +578,7 @@ impl Host {
                 if !want.paused && !want.stop {
                     drop(
                         self.wanted
-                            .wait_timeout(want, Duration::from_millis(100))
+                            .wait_timeout(want, LOOK_EVERY)
                             .unwrap_or_else(PoisonError::into_inner),
                     );
                 }
