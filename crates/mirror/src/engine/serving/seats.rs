@@ -123,7 +123,7 @@ impl Seats {
     pub fn accept(self: &Arc<Seats>, served: &Arc<dyn Served>, listening: &Listening) {
         let mut number = 0u64;
         // Who comes is seen at once; this is how soon the end is.
-        let nap = Duration::from_millis(500);
+        let nap = Duration::from_millis(200);
         while !self.over.load(Ordering::Acquire) {
             let mut nobody = true;
             for (listener, way) in listening.both() {
