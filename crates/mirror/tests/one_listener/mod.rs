@@ -216,8 +216,17 @@ fn what_goes_and_comes_back_and_what_has_two_names_is_found() {
     barriers(&place, &trees);
     for round in 0..20u8 {
         let byte = b'a' + round;
-        // Away, written, and back before anybody looks; or after, with a pause.
-        let pause = || std::thread::sleep(Duration::from_millis(u64::from(round % 4) * 4));
+        // Away, written, and back: before anybody looks; or each by itself, for a tree that looks only after all of it.
+        let asleep = round % 2 == 0;
+        let pause = || {
+            if asleep {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        let pid = place.pid("a");
+        if asleep {
+            signal(pid, Signal::STOP);
+        }
         fs::rename(a.join("d"), out.join("d")).unwrap();
         pause();
         write_secretly(&out.join("d/e/f"), byte);
@@ -233,6 +242,7 @@ fn what_goes_and_comes_back_and_what_has_two_names_is_found() {
         write_secretly(&out.join("one"), byte);
         fs::remove_file(out.join("one")).unwrap();
         write_secretly(&out.join("many"), byte);
+        signal(pid, Signal::CONT);
         barriers(&place, &trees);
         for path in ["d/e/f", "file", "one", "many"] {
             let copy = place.bed.path("copy-a").join(path);
@@ -261,7 +271,9 @@ fn a_listener_that_ends_or_hangs_costs_a_scan_and_no_event() {
         }
     }
     barriers(&place, &trees);
-    assert!(service.stderr().contains("everything is looked at"));
+    place.bed.wait("it is told", || {
+        service.stderr().contains("everything is looked at")
+    });
     // It says nothing any more.
     let hung = listener(&service);
     signal(hung, Signal::STOP);
@@ -269,15 +281,15 @@ fn a_listener_that_ends_or_hangs_costs_a_scan_and_no_event() {
     file.write_all(b"x").unwrap();
     drop(file);
     barriers(&place, &["a"]);
-    let (why, said) = (why(&place, "a"), service.stderr());
+    let why = why(&place, "a");
     assert!(
         why.starts_with("one mark for the whole file system; "),
         "{why}"
     );
-    assert!(
-        said.contains("a: the service's listener is of no use (it does not answer): the tree has a mark of its own"),
-        "{said}"
-    );
+    let line = "a: the service's listener is of no use (it does not answer): the tree has a mark of its own";
+    place
+        .bed
+        .wait("it is told", || service.stderr().contains(line));
     kill9(hung);
     for tree in trees {
         fs::write(place.bed.path("www").join(tree).join("last"), "x").unwrap();
