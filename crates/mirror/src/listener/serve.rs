@@ -14,6 +14,7 @@ use super::places::Places;
 use super::route::{Out, Router, To, Tree};
 use super::wire::{Ask, BYTES_MAX, Told, records_head};
 use super::{SOCKET, ear};
+use crate::engine::service::pulse;
 use crate::sys::fanotify::{self, Fsid, Group, Queue};
 use crate::sys::{Errno, descriptors, pass};
 
@@ -78,7 +79,9 @@ pub fn run(base: &Path) -> Result<(), String> {
         began: Instant::now(),
         buffer: vec![0; BUFFER_BYTES],
     };
+    pulse::begin();
     loop {
+        pulse::beat();
         listener.turn().map_err(|e| format!("cannot wait: {e}"))?;
     }
 }

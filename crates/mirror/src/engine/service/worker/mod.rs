@@ -41,6 +41,8 @@ const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 
 /// Among the children; no tree is called so.
 const LISTENER: &str = ".listener";
+/// It beats each second, and trees go on without it after ten.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a service does not begin.
 pub enum NotBegun {
@@ -514,6 +516,7 @@ impl Service {
 fn listener(base: &Path) -> Spec {
     let mut spec = Spec::new(LISTENER, "mirrord: listener");
     spec.env = vec![(crate::listener::ENV.into(), base.into())];
+    spec.patience = Some(LISTENER_PATIENCE);
     spec
 }
 
