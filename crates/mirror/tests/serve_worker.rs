@@ -842,7 +842,7 @@ fn other_hosts_come_in_by_the_door() {
     place.bed.wait("it is followed", || replicas(1));
     let before = service.stderr().len();
     place.config(&format!(
-        "listen = ['127.0.0.1:{port}', '127.0.0.2:0']\nuser = 'daemon'\n[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\n"
+        "listen = ['127.0.0.1:{port}', '127.0.0.2:0']\nuser = 'nobody'\n[tree.a]\npath = '@/a'\n[tree.b]\npath = '@/b'\n"
     ));
     signal(service.pid(), Signal::HUP);
     service.wait_stderr(", 127.0.0.2:", LONG).unwrap();
