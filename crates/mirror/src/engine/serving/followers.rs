@@ -48,6 +48,7 @@ impl Followers {
     pub fn forget(&self, replica: &str, state_dir: &Path) -> Vec<String> {
         let there = self.seats.replicas();
         let mut keep = lock(&self.keep);
+        self.seats.tell(&mut keep);
         let names = keep.forget(replica, &there);
         keep.save(state_dir, true);
         names
@@ -61,7 +62,10 @@ impl Followers {
         let mut replicas = self.seats.replicas();
         // One that connects has no name yet.
         replicas.retain(|replica| !replica.name.is_empty());
-        let away = lock(&self.keep).away(&replicas);
+        let mut keep = lock(&self.keep);
+        self.seats.tell(&mut keep);
+        let away = keep.away(&replicas);
+        drop(keep);
         replicas.extend(away);
         replicas.sort_by(|a, b| a.name.cmp(&b.name));
         let (now, ends) = (Stamp::now(), lock(&self.ends));
@@ -69,5 +73,29 @@ impl Followers {
             replica.lag = ends.lag(replica.positions.applied, now);
         }
         replicas
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_came_and_went_at_once_is_known_at_once() {
+        let followers = Followers::default();
+        let sequence = 7;
+        let state = FollowerState {
+            name: "a".into(),
+            keep_after: Some(Position { epoch: 1, sequence }),
+            ..FollowerState::default()
+        };
+        followers.seats.goes(state.clone());
+        let away = followers.replicas(None);
+        assert_eq!((away.len(), away[0].connected), (1, false));
+        // Who is forgotten is not remembered by what was not told yet.
+        followers.seats.goes(state);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(followers.forget("a", dir.path()), ["a"]);
+        assert!(followers.replicas(None).is_empty());
     }
 }

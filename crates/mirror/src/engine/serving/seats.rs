@@ -1,6 +1,6 @@
 //! The followers that are connected now, each with a thread of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +17,8 @@ use crate::sync::lock;
 
 /// Connections at once, to one tree.
 pub const FOLLOWERS_MAX: usize = 64;
+/// Who went and was not told of yet.
+const LEFT_MAX: usize = FOLLOWERS_MAX;
 /// How long those that are there may take to end.
 const END_WITHIN: Duration = Duration::from_secs(3);
 
@@ -29,6 +31,8 @@ struct Seat {
 #[derive(Default)]
 pub struct Seats {
     taken: Mutex<BTreeMap<u64, Seat>>,
+    /// As they were last, of those that went since that was told; at most [`LEFT_MAX`].
+    left: Mutex<VecDeque<FollowerState>>,
     /// Nobody is served any more.
     over: AtomicBool,
 }
@@ -87,12 +91,26 @@ impl Seats {
 
     /// Tells for whom the log is kept.
     pub fn tell(&self, keep: &mut Keep) {
+        for state in lock(&self.left).drain(..) {
+            if let Some(after) = state.keep_after {
+                keep.seen(&state, after);
+            }
+        }
         for seat in lock(&self.taken).values() {
             let state = lock(&seat.state);
             if let Some(after) = state.keep_after {
                 keep.seen(&state, after);
             }
         }
+    }
+
+    /// One goes: it may have come only a moment ago.
+    pub(super) fn goes(&self, state: FollowerState) {
+        let mut left = lock(&self.left);
+        if left.len() >= LEFT_MAX {
+            left.pop_front();
+        }
+        left.push_back(state);
     }
 
     /// Ends all connections; those that come after are served again.
@@ -189,6 +207,7 @@ impl Seats {
                     let _ = outgoing.send(Bye { reason });
                 }
                 outgoing.close();
+                seats.goes(lock(&state).clone());
                 lock(&seats.taken).remove(&number);
             });
         if started.is_err() {
