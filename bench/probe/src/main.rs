@@ -2,6 +2,7 @@
 //!
 //! - `probe latency prepare SRC ROUNDS` makes what the changes change; `probe latency run SRC DST ROUNDS FIRST EVERY_MS`
 //!   changes it at fixed times and tells how long each change took to be right at DST.
+//! - `probe small SRC DST PREFIX COUNT EVERY_MS` makes new small files at fixed times and tells when each was at DST.
 //! - `probe load SRC RATE` changes small files, RATE a second, until it is killed; `probe rewrite DIR FILES` replaces
 //!   files as `git checkout` does.
 //! - `probe equal SRC DST SECONDS` waits until the trees look equal (`equal-loose`: but for the times of directories and
@@ -15,6 +16,7 @@ mod flush;
 mod latency;
 mod load;
 mod many;
+mod small;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
-const USAGE: &str = "usage: probe latency prepare SRC ROUNDS | latency run SRC DST ROUNDS FIRST EVERY_MS | load SRC RATE | \
+const USAGE: &str = "usage: probe latency prepare SRC ROUNDS | latency run SRC DST ROUNDS FIRST EVERY_MS | small SRC DST PREFIX COUNT EVERY_MS | load SRC RATE | \
      rewrite DIR FILES | equal[-loose] SRC DST SECONDS | gone PATH SECONDS | newest DIR | many DIR FILES | copy SRC DST | flush DIR";
 
 fn main() -> ExitCode {
@@ -47,6 +49,13 @@ fn run(words: &[&str]) -> anyhow::Result<String> {
             Path::new(src),
             Path::new(dst),
             number(first)?..number(first)? + number(rounds)?,
+            Duration::from_millis(number(every_ms)?),
+        ),
+        ["small", src, dst, prefix, count, every_ms] => small::run(
+            Path::new(src),
+            Path::new(dst),
+            prefix,
+            number(count)?,
             Duration::from_millis(number(every_ms)?),
         ),
         ["load", src, rate] => load::run(Path::new(src), number(rate)?),

@@ -10,10 +10,9 @@ use rustix::fs::{fdatasync, ftruncate};
 use rustix::io::{pread, retry_on_intr};
 
 use super::content::{hasher, is_sane, ranges, write_all_at};
+use crate::sys::behind::Behind;
 use crate::sys::stat::fstat;
 
-/// So many bytes at most wait in memory for a disk: a flush of others' small files would wait for them.
-const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -42,7 +41,7 @@ pub struct Filler {
     hasher: blake3::Hasher,
     done: u64,
     total: u64,
-    unflushed: u64,
+    behind: Behind,
 }
 
 impl Filler {
@@ -65,7 +64,7 @@ impl Filler {
             within: 0,
             hasher: hasher(content),
             done: 0,
-            unflushed: 0,
+            behind: Behind::default(),
         };
         let end = fstat(&filler.file)?.bytes;
         if end > content.bytes {
@@ -106,6 +105,7 @@ impl Filler {
         ftruncate(&self.file, 0)?;
         (self.range, self.within, self.done) = (0, 0, 0);
         self.hasher = hasher(&self.content);
+        self.behind = Behind::default();
         Ok(())
     }
 
@@ -119,12 +119,8 @@ impl Filler {
             write_all_at(&self.file, part, offset)?;
             self.hasher.update(part);
             self.advance(part.len() as u64);
-            self.unflushed += part.len() as u64;
+            self.behind.wrote(&self.file, offset + part.len() as u64);
             bytes = rest;
-        }
-        if self.unflushed >= UNFLUSHED_BYTES_MAX {
-            self.unflushed = 0;
-            fdatasync(&self.file)?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags, ftruncate, openat};
 use super::content;
 use super::meta::Rules;
 use crate::sync::lock;
+use crate::sys::behind::Behind;
 use crate::sys::stat::{Stat, fstat};
 use crate::sys::{self, open, target};
 
@@ -90,6 +91,7 @@ pub struct StagedFile {
     name: Vec<u8>,
     goes: Goes,
     file: Option<OwnedFd>,
+    behind: Behind,
 }
 
 enum Goes {
@@ -151,6 +153,7 @@ impl Staging {
             name,
             goes: Goes::File(token),
             file: Some(file),
+            behind: Behind::default(),
         })
     }
     // What travels has a file of its own from the first piece on, by a name that its writer chose. No failure of a batch
@@ -483,6 +486,7 @@ impl StagedDir {
             name: name.as_bytes().into(),
             goes: Goes::Dir(self.entries.clone(), name.clone()),
             file: Some(file),
+            behind: Behind::default(),
         })
     }
     /// No more files come under this token.
@@ -505,7 +509,11 @@ impl StagedFile {
     /// Bytes at the offset; what is never written stays a hole. Whoever writes gives every byte of `content.data`.
     pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match &self.file {
-            Some(file) => Ok(content::write_all_at(file, bytes, offset)?),
+            Some(file) => {
+                content::write_all_at(file, bytes, offset)?;
+                self.behind.wrote(file, offset + bytes.len() as u64);
+                Ok(())
+            }
             None => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }

@@ -12,6 +12,7 @@ use mirror_core::{Handle, Name};
 
 use super::read::{Into, ReadOptions, Reader};
 use super::sink::Sink;
+use crate::sys::sched;
 use crate::sys::stat::Stat;
 
 pub const READERS: usize = 3;
@@ -115,6 +116,7 @@ impl Readers {
         let mut reader = Reader::new(self.options.clone());
         let (taken, back, sink) = (self.taken.clone(), self.back.clone(), self.sink.clone());
         let work = move || {
+            sched::stand_back();
             while let Ok(job) = taken.recv() {
                 let Job {
                     fd,

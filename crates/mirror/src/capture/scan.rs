@@ -33,7 +33,7 @@ use crate::index::{ChildInode, Index, IndexError};
 use crate::planted;
 use crate::sync::lock;
 use crate::sys::stat::Stat;
-use crate::sys::{Errno, dir};
+use crate::sys::{Errno, dir, sched};
 
 /// Entries of one directory handed over at once.
 const CHUNK: usize = 4096;
@@ -159,6 +159,7 @@ impl Scan {
             .map(|_| {
                 let (shared, read, alive) = (shared.clone(), setup.read.clone(), alive.clone());
                 std::thread::spawn(move || {
+                    sched::stand_back();
                     let mut worker = Worker {
                         walker: Walker::new(shared.tree.clone()),
                         reader: Reader::new(read),

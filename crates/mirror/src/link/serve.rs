@@ -34,6 +34,7 @@ use crate::engine::serving::chain::{self, Chain};
 use crate::engine::status::Positions;
 use crate::log::{Cursor, End, LogError, LogReader, Waited};
 use crate::sync::lock;
+use crate::sys::sched;
 
 /// Requests for content that wait; a follower asks for a few at a time.
 const REQUESTS_MAX: usize = 256;
@@ -910,6 +911,7 @@ impl<'a> Connection<'a> {
     // ---- answers ----
 
     fn answer_requests(&self, taken: &Receiver<say::Request>) {
+        sched::stand_back();
         loop {
             let request = match taken.recv_timeout(NAP) {
                 Ok(request) => request,

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use crate::sync::lock;
 
 /// What may wait somewhere on the way, as time.
-const QUEUE_MAX: Duration = Duration::from_millis(5);
-const WINDOW_MIN: u64 = 64 << 10;
+const QUEUE_MAX: Duration = Duration::from_millis(2);
+const WINDOW_MIN: u64 = 16 << 10;
 const WINDOW_START: u64 = 256 << 10;
 const WINDOW_MAX: u64 = 16 << 20;
-/// A window is so many pieces: what one takes to be sent must not look like a queue.
-const PIECES: u64 = 64;
-const PIECE_MIN: u64 = 8 << 10;
+/// What one piece takes to be sent must not look like a queue, and each costs both ends some work.
+const PIECE_TIME: Duration = Duration::from_micros(300);
+const PIECE_MIN: u64 = 4 << 10;
 const PIECE_MAX: u64 = super::message::PIECE_BYTES as u64;
 /// The fastest answer of so long is what the link can do. Twice this, at most.
 const FASTEST_OF: Duration = Duration::from_secs(60);
@@ -29,6 +29,7 @@ pub struct Window {
 
 struct State {
     bytes: u64,
+    piece: u64,
     sent: u64,
     taken: u64,
     /// What was sent up to where, and when.
@@ -50,6 +51,7 @@ impl Window {
         Window {
             state: Mutex::new(State {
                 bytes: WINDOW_START,
+                piece: PIECE_MIN,
                 sent: 0,
                 taken: 0,
                 marks: VecDeque::new(),
@@ -70,7 +72,7 @@ impl Window {
 
     /// How long a piece should be.
     pub fn piece(&self) -> usize {
-        (self.lock().bytes / PIECES).clamp(PIECE_MIN, PIECE_MAX) as usize
+        self.lock().piece as usize
     }
 
     /// Waits until so many bytes may be sent, and counts them as sent. False: it is over.
@@ -140,6 +142,11 @@ impl State {
         let fastest = self.fastest.into_iter().flatten().min();
         if let (Some(fastest), Some(lately)) = (fastest, self.lately.take()) {
             self.young &= lately <= fastest + QUEUE_MAX / 2;
+            if self.full {
+                let bytes_per_s = self.bytes as f64 / lately.as_secs_f64().max(1e-6);
+                let piece = bytes_per_s * PIECE_TIME.as_secs_f64();
+                self.piece = (piece as u64).clamp(PIECE_MIN, PIECE_MAX);
+            }
             let right = (fastest + QUEUE_MAX).as_secs_f64() / lately.as_secs_f64().max(1e-6);
             let right = if self.young { 2.0 } else { right };
             if right < 1.0 || self.full {

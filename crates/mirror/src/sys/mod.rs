@@ -5,6 +5,7 @@
 //! (openat, unlinkat, fsync, ...) is used from there and not wrapped again.
 //! This module never decides anything and keeps no state but "this kernel lacks that call".
 
+pub mod behind;
 pub mod confine;
 pub mod descriptors;
 pub mod dir;
@@ -20,6 +21,7 @@ pub mod open;
 pub mod pass;
 pub mod polite;
 mod raw;
+pub mod sched;
 pub mod signal;
 pub mod stat;
 pub mod stop_signals;

@@ -25,7 +25,7 @@ use crate::engine::going::count_below;
 use crate::engine::status::{PathText, Rolling, Stamp};
 use crate::engine::verify::word;
 use crate::index::Index;
-use crate::sys;
+use crate::sys::{self, sched};
 
 /// How often a pass begins, unless it is said otherwise.
 pub const EVERY: Duration = Duration::from_secs(24 * 3600);
@@ -119,6 +119,7 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("rolling".into())
             .spawn(move || {
+                sched::stand_back();
                 while let Ok(job) = taken.recv() {
                     let done = match job {
                         Job::List { dir, fd } => list(dir, &fd, &tell, &stopped),

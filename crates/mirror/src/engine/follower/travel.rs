@@ -18,6 +18,7 @@ use super::wire::{Link, PieceOf};
 use crate::apply::{Fetched, FillError, Filler, Staging};
 use crate::link::serve::stored_bytes;
 use crate::sync::lock;
+use crate::sys::sched;
 
 /// Contents that travel or have come, and bytes of them. Beyond this apply waits for each.
 const CONTENTS_MAX: usize = 1024;
@@ -275,6 +276,7 @@ impl Travel {
     // ---- the threads ----
 
     fn carry_all(&self) {
+        sched::stand_back();
         loop {
             let Some((key, content, unwanted)) = self.lock().take_up() else {
                 return;
