@@ -335,7 +335,11 @@ fn directories_come_and_go_and_a_login_makes_room() {
     assert_eq!(place.bed.daemons().len(), 1);
     fs::create_dir(place.bed.path("www/two")).unwrap();
     place.served("two", &service);
-    fs::remove_dir(place.bed.path("www/two")).unwrap();
+    fs::write(place.bed.path("www/two/x"), "x").unwrap();
+    place.bed.wait("it is known", || {
+        place.status("two").is_some_and(|s| s["files"] == 1)
+    });
+    fs::remove_dir_all(place.bed.path("www/two")).unwrap();
     place
         .bed
         .wait("it is told", || service.stderr().contains("two: "));
@@ -351,6 +355,29 @@ fn directories_come_and_go_and_a_login_makes_room() {
     assert!(code == 4 && said.contains("is gone"), "{code} {said}");
     let (code, said) = place.run("check two");
     assert!(code == 2 && said.contains("on hold"), "{said}");
+    // Who asks for all hears of each by its name.
+    let (code, said) = place.run("wait --timeout 60s");
+    assert!(
+        code == 4 && said.contains("mirrord: two: ") && !said.contains("one: "),
+        "{code} {said}"
+    );
+    // Another directory in its place is told as that, and let through by one word.
+    fs::create_dir(place.bed.path("www/two")).unwrap();
+    place.bed.wait("it is told that it is another one", || {
+        let status = place.status("two");
+        status.is_some_and(|s| s["state"]["reason"] == "root_replaced")
+    });
+    let (code, said) = place.run("release two --yes");
+    assert_eq!(code, 0, "{said}");
+    place.bed.wait("it goes on", || {
+        let status = place.status("two");
+        status.is_some_and(|s| s["state"]["is"] == "following")
+    });
+    fs::remove_dir(place.bed.path("www/two")).unwrap();
+    place.bed.wait("it is on hold", || {
+        let status = place.status("two");
+        status.is_some_and(|s| s["state"]["is"] == "hold")
+    });
     // It can't be forgotten by starting again.
     stop(service);
     let service = place.serve(&["one"]);
@@ -610,7 +637,7 @@ fn a_barrier_in_scan_mode_and_with_replicas_away() {
     fs::write(src.join("late"), "x").unwrap();
     let (code, said) = place.run("wait a --timeout 3s");
     assert!(
-        code == 5 && said.contains("not applied yet by") && said.contains("/two"),
+        code == 5 && said.contains("timed out: not applied yet: ") && said.contains("/two"),
         "{code} {said}"
     );
     assert!(!said.contains("/one"), "{said}");

@@ -259,49 +259,91 @@ fn show_config(config: &Config, state: &std::path::Path, say: Say) {
 
 pub fn wait(args: &StageArgs) -> Result<Exit, CliError> {
     let until = args.timeout.map(|timeout| Instant::now() + timeout);
-    let mut exit = Exit::Done;
-    let mut any = false;
-    for state_dir in states(&args.trees)? {
-        let report = loop {
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let asked = Client::connect(&state_dir)
-                .and_then(|mut client| client.wait_replicas(args.stage, args.replicas, left));
-            match asked {
-                Ok(report) => break Some(report),
-                // What a login once started is not meant; what the service has is.
-                Err(ClientError::NotRunning)
-                    if args.trees.tree.is_none() && of_service(&state_dir).is_none() =>
-                {
-                    break None;
+    let states = states(&args.trees)?;
+    let mut worst: Option<Exit> = None;
+    for some in states.chunks(WAITS_MAX) {
+        // All at once: what one tree takes is not taken from the others.
+        let reports: Vec<_> = std::thread::scope(|scope| {
+            let asked = some.iter().map(|state_dir| {
+                let one = move || wait_for(args, state_dir, until);
+                (state_dir, scope.spawn(one))
+            });
+            let asked: Vec<_> = asked.collect();
+            let broke = || CliError::failed("the question ended by itself");
+            asked
+                .into_iter()
+                .map(|(dir, asked)| (dir, asked.join().unwrap_or_else(|_| Err(broke()))))
+                .collect()
+        });
+        for (state_dir, report) in reports {
+            let found = match report {
+                Ok(None) => continue,
+                Ok(Some(report)) => said(&report, args, state_dir),
+                Err(error) => {
+                    ui::complain(&format!("mirrord: {}: {}", tree_of(state_dir), error.line));
+                    error.exit
                 }
-                // Its process is being started again: a barrier that begins later covers more.
-                Err(ClientError::NotRunning | ClientError::Silent(_))
-                    if is_served(&state_dir) && left.is_none_or(|left| !left.is_zero()) =>
-                {
-                    std::thread::sleep(Duration::from_millis(200));
-                }
-                Err(ClientError::NotRunning) if is_served(&state_dir) => {
-                    let why = "timed out: the tree's process does not run";
-                    let line = format!("{}: {why}", crate::cli::places::show(&state_dir));
-                    return Err(CliError::new(Exit::Busy, line));
-                }
-                Err(e) => return Err(named(&state_dir, e)),
+            };
+            worst = Some(worst.map_or(found, |worst| worse(worst, found)));
+        }
+    }
+    worst.ok_or_else(|| CliError::failed("no tree is served here now"))
+}
+
+/// Trees that are waited for at once, a thread each.
+const WAITS_MAX: usize = 512;
+
+/// What can't be waited for outweighs what is late, and that failed paths.
+fn worse(a: Exit, b: Exit) -> Exit {
+    let weight = |exit| match exit {
+        Exit::Done => 0,
+        Exit::SomeFailed => 1,
+        Exit::Busy => 2,
+        _ => 3,
+    };
+    if weight(b) > weight(a) { b } else { a }
+}
+
+/// `None`: it is not meant.
+fn wait_for(
+    args: &StageArgs,
+    state_dir: &Path,
+    until: Option<Instant>,
+) -> Result<Option<WaitReport>, CliError> {
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let asked = Client::connect(state_dir)
+            .and_then(|mut client| client.wait_replicas(args.stage, args.replicas, left));
+        match asked {
+            Ok(report) => return Ok(Some(report)),
+            // What a login once started is not meant; what the service has is.
+            Err(ClientError::NotRunning)
+                if args.trees.tree.is_none() && of_service(state_dir).is_none() =>
+            {
+                return Ok(None);
             }
-        };
-        let Some(report) = report else { continue };
-        any = true;
-        let found = said(&report, args, &state_dir);
-        // Timed out outweighs failed paths.
-        exit = match (exit, found) {
-            (Exit::Busy, _) | (_, Exit::Busy) => Exit::Busy,
-            (Exit::SomeFailed, _) | (_, Exit::SomeFailed) => Exit::SomeFailed,
-            _ => Exit::Done,
-        };
+            // Its process is being started again: a barrier that begins later covers more.
+            Err(ClientError::NotRunning | ClientError::Silent(_))
+                if is_served(state_dir) && left.is_none_or(|left| !left.is_zero()) =>
+            {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            Err(ClientError::NotRunning) if is_served(state_dir) => {
+                let why = "timed out: the tree's process does not run";
+                return Err(CliError::new(Exit::Busy, why));
+            }
+            Err(e) => return Err(e.into()),
+        }
     }
-    if !any {
-        return Err(CliError::failed("no tree is served here now"));
-    }
-    Ok(exit)
+}
+
+/// As a person calls it.
+fn tree_of(state_dir: &Path) -> String {
+    let service = of_service(state_dir).and_then(|config| config.service);
+    service.map_or_else(
+        || crate::cli::places::show(state_dir),
+        |service| service.name,
+    )
 }
 
 fn said(report: &WaitReport, args: &StageArgs, state_dir: &std::path::Path) -> Exit {
@@ -323,8 +365,10 @@ fn said(report: &WaitReport, args: &StageArgs, state_dir: &std::path::Path) -> E
         }
         if report.timed_out {
             let stage = format!("{:?}", args.stage).to_lowercase();
-            let missing = report.missing.join(", ");
-            ui::complain(&format!("mirrord: timed out: not {stage} yet by {missing}"));
+            let (tree, missing) = (tree_of(state_dir), report.missing.join(", "));
+            ui::complain(&format!(
+                "mirrord: {tree}: timed out: not {stage} yet: {missing}"
+            ));
         }
     }
     if report.timed_out {

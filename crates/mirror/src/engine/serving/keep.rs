@@ -87,6 +87,15 @@ impl Keep {
         (keep, told)
     }
 
+    /// One that was there until now.
+    pub fn went(&mut self, state: &FollowerState, after: Position) {
+        self.seen(state, after);
+        if let Some(known) = self.known.get_mut(&state.name) {
+            known.seen = Stamp::now();
+            self.changed = true;
+        }
+    }
+
     /// A follower that is there now, and wants what comes after this.
     pub fn seen(&mut self, state: &FollowerState, after: Position) {
         let name = state.name.as_str();

@@ -94,7 +94,7 @@ impl Seats {
     pub fn tell(&self, keep: &mut Keep) {
         for state in lock(&self.left).drain(..) {
             if let Some(after) = state.keep_after {
-                keep.seen(&state, after);
+                keep.went(&state, after);
             }
         }
         for seat in lock(&self.taken).values() {

@@ -417,27 +417,30 @@ impl Host {
         }
     }
 
-    /// Held because the root was not there, and now it is again.
+    /// Held because the root was not there, and now it is again, or another directory in its place, which is told.
     fn root_is_back(&self) -> bool {
-        let roots = {
+        let (roots, gone) = {
             let now = lock(&self.now);
-            match &now.hold {
+            let gone = match &now.hold {
                 Some(hold)
                     if matches!(
                         hold.reason,
                         HoldReason::RootGone | HoldReason::RootCovered | HoldReason::RootReplaced
-                    ) => {}
+                    ) =>
+                {
+                    hold.reason == HoldReason::RootGone
+                }
                 Some(hold) if hold.reason == HoldReason::RootEmpty => {
                     return holds_something(&self.config.tree);
                 }
                 _ => return false,
-            }
-            now.roots.clone()
+            };
+            (now.roots.clone(), gone)
         };
         let Ok(tree) = SourceTree::open_with(&self.config.tree, &self.config.cross) else {
             return false;
         };
-        roots.is_some_and(|roots| tree.is_same(&roots))
+        gone || roots.is_some_and(|roots| tree.is_same(&roots))
     }
 
     fn session(&self, idle: &mut Instant) -> End {

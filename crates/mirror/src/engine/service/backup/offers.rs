@@ -37,6 +37,9 @@ struct Offered {
     trees: BTreeSet<String>,
     /// Of them, those that are offered no more.
     gone: BTreeSet<String>,
+    /// Offered now, and not followed: why.
+    #[serde(default)]
+    refused: BTreeMap<String, String>,
 }
 
 /// What all hosts offered, by source.
@@ -66,14 +69,20 @@ impl Offers {
         let before = offered.clone();
         let mut lines = Vec::new();
         let mut now = BTreeSet::new();
+        offered.refused.clear();
         for tree in names {
-            if let Err(why) = name(&one_name(pattern, &tree)) {
-                if !before.trees.contains(&tree) {
-                    lines.push(format!("{}: not followed: {why}", pattern.name));
+            match name(&one_name(pattern, &tree)) {
+                Ok(_) => drop(now.insert(tree)),
+                Err(why) if offered.refused.len() < TREES_MAX => {
+                    offered.refused.insert(tree, why);
                 }
-                continue;
+                Err(_) => {}
             }
-            now.insert(tree);
+        }
+        for (tree, why) in &offered.refused {
+            if !before.refused.contains_key(tree) {
+                lines.push(not_followed(pattern, why));
+            }
         }
         for tree in now
             .difference(&before.trees)
@@ -132,28 +141,30 @@ impl Offers {
         out
     }
 
-    /// A line for each tree that is followed and offered no more.
-    pub fn gone(&self, trees: &BTreeMap<String, Placed>) -> Vec<String> {
+    /// A line for each tree that is followed and offered no more, or offered and can't be followed.
+    pub fn odd(&self, trees: &BTreeMap<String, Placed>) -> Vec<String> {
         let patterns = trees
             .values()
             .map(|placed| &placed.tree)
             .filter(|tree| tree.every_below().is_some());
-        let gone = patterns.flat_map(|pattern| {
-            let gone = self
-                .0
-                .get(&key(pattern))
-                .map(|o| &o.gone)
-                .into_iter()
-                .flatten();
-            gone.map(|tree| {
-                format!(
-                    "{}: offered no more; its copy is kept",
-                    one_name(pattern, tree)
-                )
-            })
-        });
-        gone.collect()
+        let mut odd = Vec::new();
+        for pattern in patterns {
+            let Some(offered) = self.0.get(&key(pattern)) else {
+                continue;
+            };
+            let gone = offered.gone.iter().map(|tree| {
+                let name = one_name(pattern, tree);
+                format!("{name}: offered no more; its copy is kept")
+            });
+            let refused = offered.refused.values();
+            odd.extend(gone.chain(refused.map(|why| not_followed(pattern, why))));
+        }
+        odd
     }
+}
+
+fn not_followed(pattern: &Tree, why: &str) -> String {
+    format!("{}: offered, and not followed: {why}", pattern.name)
 }
 
 fn one_name(pattern: &Tree, tree: &str) -> String {
@@ -365,12 +376,22 @@ mod tests {
         assert_eq!(lines, ["web: blog is offered no more; its copy is kept"]);
         assert_eq!(offers.expand(&trees), all);
         assert_eq!(
-            offers.gone(&trees),
+            offers.odd(&trees),
             ["web.blog: offered no more; its copy is kept"]
         );
+        // One that can't be followed is told when it comes alone, too, and for as long as it is offered.
+        let lines = offers.heard(&pattern, names(&["shop", "my site"])).unwrap();
+        assert!(
+            lines.len() == 1 && lines[0].contains("not followed: web.my site"),
+            "{lines:?}"
+        );
+        assert_eq!(offers.heard(&pattern, names(&["shop", "my site"])), None);
+        assert_eq!(offers.odd(&trees)[1..], lines);
+        assert!(offers.heard(&pattern, names(&["shop"])).is_some());
+        assert_eq!(offers.odd(&trees).len(), 1);
         assert_eq!(offers.heard(&pattern, names(&["shop"])), None);
         let lines = offers.heard(&pattern, names(&["shop", "blog"])).unwrap();
         assert_eq!(lines, ["web: blog is offered again"]);
-        assert!(offers.gone(&trees).is_empty());
+        assert!(offers.odd(&trees).is_empty());
     }
 }

@@ -225,7 +225,7 @@ impl Supervisor {
                 .iter()
                 .chain(&self.listening.problem)
                 .cloned()
-                .chain(self.offers.gone(&self.asked))
+                .chain(self.offers.odd(&self.asked))
                 .collect(),
             config: self.file.clone(),
             at: Stamp::now(),
