@@ -27,7 +27,7 @@ use crate::engine::options::Detector;
 use crate::listener::ear;
 use crate::planted;
 use crate::sys::fanotify::{self, Fsid, mask};
-use crate::sys::{Errno, sched, who};
+use crate::sys::{Errno, who};
 
 const BUFFER_BYTES: usize = 256 << 10;
 /// Hints kept for a loop that does not come for them; beyond, all is dirty.
@@ -140,7 +140,6 @@ impl Watch {
         }
         let watch = self.clone();
         Some(std::thread::spawn(move || {
-            sched::quick();
             while !watch.stop.load(Ordering::Acquire) {
                 let far;
                 let queue = match &watch.group {

@@ -30,7 +30,6 @@ use crate::apply::{
 };
 use crate::index::Index;
 use crate::log::{Cursor, LogError, LogReader, Waited};
-use crate::sys::sched;
 
 pub use super::applied::{
     AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, try_again,
@@ -122,7 +121,6 @@ impl ApplyLoop {
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || {
-                sched::quick();
                 if let Some(enter) = setup.enter {
                     enter();
                 }

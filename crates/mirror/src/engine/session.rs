@@ -28,7 +28,6 @@ use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, Opened, move_aside};
 use crate::log::{Log, LogError, LogOptions, LogReader};
 use crate::sync::lock;
-use crate::sys::sched;
 
 /// How often everything is looked at when nothing else tells of changes.
 const SCAN_ONLY_EVERY: Duration = Duration::from_secs(10);
@@ -202,7 +201,6 @@ impl Session {
         let thread = std::thread::Builder::new()
             .name("capture".into())
             .spawn(move || {
-                sched::quick();
                 let _ = tell.send(capture.run());
             });
         let thread =

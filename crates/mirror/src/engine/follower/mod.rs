@@ -51,7 +51,6 @@ use crate::disk::{Disk, RealDisk};
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use crate::sync::lock;
-use crate::sys::sched;
 use acks::Acks;
 use begin::{Asked, Begin};
 use contents::{Fetching, Memory, WireContents};
@@ -539,7 +538,6 @@ impl Follower {
             .spawn({
                 let enter = enter(&confine, Part::Receive, &self.hub);
                 move || {
-                    sched::quick();
                     enter();
                     let _ = tell.send(receiver.run());
                 }

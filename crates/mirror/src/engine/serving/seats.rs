@@ -14,7 +14,6 @@ use crate::link::conn::{Closer, Incoming, Outgoing};
 use crate::link::message::{Bye, Cause};
 use crate::link::serve::{FollowerState, Served, refuse, serve};
 use crate::sync::lock;
-use crate::sys::sched;
 
 /// Connections at once, to one tree.
 pub const FOLLOWERS_MAX: usize = 64;
@@ -199,7 +198,6 @@ impl Seats {
         let started = std::thread::Builder::new()
             .name("follower".into())
             .spawn(move || {
-                sched::quick();
                 let done = serve(&served, &outgoing, Incoming::new(stream), &state);
                 if let Err(error) = done
                     && !outgoing.is_closed()

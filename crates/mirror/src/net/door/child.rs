@@ -17,7 +17,6 @@ use super::gate::Gate;
 use super::{Limits, connection, lock, offered, shed};
 use crate::net::keys::KeyPair;
 use crate::net::tls;
-use crate::sys::sched;
 
 /// Tells this program that it is to be a door.
 pub const ENV: &str = "MIRROR_DOOR";
@@ -60,8 +59,6 @@ struct Strangers {
 
 /// Until the supervisor goes away, which is how a door is closed.
 pub fn run() -> Result<(), String> {
-    // All that is said passes here.
-    sched::quick();
     let link = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)
         .map_err(|e| format!("no supervisor speaks here: {e}"))?;
     let mut buffer = Vec::new();
