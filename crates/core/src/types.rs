@@ -197,6 +197,15 @@ impl Content {
     pub fn same(&self, other: &Content) -> bool {
         self.bytes == other.bytes && self.digest == other.digest && self.data == other.data
     }
+
+    /// What is stored, and travels: all but the holes.
+    pub fn stored_bytes(&self) -> u64 {
+        if self.data.is_empty() {
+            return self.bytes;
+        }
+        let lengths = self.data.iter().map(|(_, length)| *length);
+        lengths.fold(0, u64::saturating_add)
+    }
 }
 
 /// What a name stands for.

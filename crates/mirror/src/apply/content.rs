@@ -68,7 +68,7 @@ pub fn write_bytes(
     content: &Content,
     bytes: &[u8],
 ) -> std::result::Result<(), WriteError> {
-    if !is_sane(content) {
+    if !is_sane(content) || bytes.len() as u64 != content.stored_bytes() {
         return Err(WriteError::Different);
     }
     let mut hasher = hasher(content);
@@ -76,22 +76,24 @@ pub fn write_bytes(
     if hasher.finalize().as_bytes() != &content.digest.0 {
         return Err(WriteError::Different);
     }
-    if !content.data.is_empty() {
-        ftruncate(file, content.bytes).map_err(WriteError::Write)?;
-    }
+    write_checked(file, content, bytes).map_err(WriteError::Write)
+}
+
+/// The same of bytes that were looked at already.
+pub fn write_checked(file: &OwnedFd, content: &Content, bytes: &[u8]) -> Result<()> {
     let mut rest = bytes;
     for (offset, length) in ranges(content) {
-        let (part, after) = usize::try_from(length)
-            .ok()
-            .and_then(|length| rest.split_at_checked(length))
-            .ok_or(WriteError::Different)?;
-        write_all_at(file, part, offset).map_err(WriteError::Write)?;
-        rest = after;
+        let take = usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .min(rest.len());
+        let (part, tail) = rest.split_at(take);
+        write_all_at(file, part, offset)?;
+        rest = tail;
     }
-    match rest {
-        [] => Ok(()),
-        _ => Err(WriteError::Different),
+    if !content.data.is_empty() {
+        ftruncate(file, content.bytes)?;
     }
+    Ok(())
 }
 
 /// Fills an empty file from the bytes of the ranges, one after the other.

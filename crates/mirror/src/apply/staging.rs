@@ -452,18 +452,7 @@ impl StagedDir {
             if special {
                 sys::flags::set_flags(&file, sys::flags::NOCOW, sys::flags::NOCOW)?;
             }
-            let mut rest = bytes;
-            for (offset, length) in content::ranges(content) {
-                let take = usize::try_from(length)
-                    .unwrap_or(usize::MAX)
-                    .min(rest.len());
-                let (part, tail) = rest.split_at(take);
-                content::write_all_at(&file, part, offset)?;
-                rest = tail;
-            }
-            if !content.data.is_empty() {
-                ftruncate(&file, content.bytes)?;
-            }
+            content::write_checked(&file, content, bytes)?;
             self.staging.seal(&file, content, meta, mode.is_some())
         };
         match fill() {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::listener::ear::{COMES_WITHIN, Deaf, Ear, Heard};
@@ -64,7 +64,7 @@ impl Far {
         stop: &dyn Fn() -> bool,
         each: &mut dyn FnMut(Heard<'_>),
     ) -> Option<Arc<fanotify::Group>> {
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut source = lock(&self.source);
         let heard = match &mut *source {
             Source::Far(ear) if all => ear.sync(each),
             Source::Far(ear) => ear.take(each),

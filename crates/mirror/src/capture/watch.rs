@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,7 @@ use super::tree::shown;
 use crate::engine::options::Detector;
 use crate::listener::ear;
 use crate::planted;
+use crate::sync::lock;
 use crate::sys::fanotify::{self, Fsid, mask};
 use crate::sys::{Errno, who};
 
@@ -175,7 +176,7 @@ impl Watch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.heard)
     }
 
     /// Everything heard until now, and whether something was lost.

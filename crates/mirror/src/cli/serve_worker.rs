@@ -337,20 +337,20 @@ fn wait_for(
     }
 }
 
+/// In the configuration of a service.
+fn name_of(state_dir: &Path) -> Option<String> {
+    Some(of_service(state_dir)?.service?.name)
+}
+
 /// As a person calls it.
 fn tree_of(state_dir: &Path) -> String {
-    let service = of_service(state_dir).and_then(|config| config.service);
-    service.map_or_else(
-        || crate::cli::places::show(state_dir),
-        |service| service.name,
-    )
+    name_of(state_dir).unwrap_or_else(|| crate::cli::places::show(state_dir))
 }
 
 fn said(report: &WaitReport, args: &StageArgs, state_dir: &std::path::Path) -> Exit {
     let say = args.trees.say;
     if say.json {
-        let tree = of_service(state_dir).and_then(|config| config.service);
-        let tree = tree.map(|service| service.name);
+        let tree = name_of(state_dir);
         let report = serde_json::to_value(report).unwrap_or_default();
         let state_dir = crate::cli::places::show(state_dir);
         ui::say(&json!({"tree": tree, "state_dir": state_dir, "report": report}).to_string());

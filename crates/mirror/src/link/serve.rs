@@ -854,7 +854,7 @@ impl<'a> Connection<'a> {
                 if content.bytes == 0 || records_only || batch.sent.contains(&content.digest) {
                     continue;
                 }
-                let bytes = stored_bytes(content);
+                let bytes = content.stored_bytes();
                 if bytes.saturating_add(batch.content_bytes as u64) > AHEAD_BYTES_MAX {
                     continue;
                 }
@@ -863,7 +863,7 @@ impl<'a> Connection<'a> {
                 {
                     batch.sent.insert(content.digest);
                     batch.put(true, content.digest, bytes);
-                } else if stored_bytes(content) <= SMALL_BYTES_MAX
+                } else if content.stored_bytes() <= SMALL_BYTES_MAX
                     && let Some(bytes) = self.small(record, content.digest, cache)
                 {
                     batch.sent.insert(content.digest);
@@ -1057,18 +1057,6 @@ impl<'a> Connection<'a> {
             unknown: compared.unknown,
             error,
         });
-    }
-}
-
-/// Bytes that travel for a content.
-pub fn stored_bytes(content: &mirror_core::Content) -> u64 {
-    if content.data.is_empty() {
-        content.bytes
-    } else {
-        content
-            .data
-            .iter()
-            .fold(0, |sum: u64, (_, length)| sum.saturating_add(*length))
     }
 }
 

@@ -14,7 +14,6 @@ use super::travel::Travel;
 use super::wire::{Link, PieceOf};
 use crate::apply::{Contents, Fetched};
 use crate::capture::read::hasher;
-use crate::link::serve::stored_bytes;
 use crate::log::ContentStore;
 use crate::sync::lock;
 
@@ -189,7 +188,7 @@ pub struct WireContents {
 }
 
 pub fn is_it(bytes: &[u8], content: &Content) -> bool {
-    bytes.len() as u64 == stored_bytes(content) && {
+    bytes.len() as u64 == content.stored_bytes() && {
         let mut hash = hasher(content.bytes, &content.data);
         hash.update(bytes);
         *hash.finalize().as_bytes() == content.digest.0
@@ -239,7 +238,7 @@ impl WireContents {
             pieces,
             link,
             stopping: self.stopping.clone(),
-            left: stored_bytes(content),
+            left: content.stored_bytes(),
             piece: Vec::new(),
             at: 0,
             over: false,
@@ -251,7 +250,7 @@ impl WireContents {
             Err(Broken::Void) => return Fetched::Gone,
             Err(Broken::Failed(reason)) => return Fetched::Failed(reason),
         }
-        if stored_bytes(content) > WHOLE_BYTES_MAX {
+        if content.stored_bytes() > WHOLE_BYTES_MAX {
             return Fetched::Reader(Box::new(coming));
         }
         let mut bytes = Vec::new();

@@ -16,7 +16,6 @@ use super::contents::{Fetch, Fetching, STALLED, WHOLE_BYTES_MAX};
 use super::hub::Hub;
 use super::wire::{Link, PieceOf};
 use crate::apply::{Fetched, FillError, Filler, Staging};
-use crate::link::serve::stored_bytes;
 use crate::sync::lock;
 use crate::sys::sched;
 
@@ -159,7 +158,7 @@ impl Travel {
             }
             self.set_out(&mut state, key, content);
         }
-        let soon = stored_bytes(content) <= WHOLE_BYTES_MAX
+        let soon = content.stored_bytes() <= WHOLE_BYTES_MAX
             && state.impatient_until.is_none_or(|until| now >= until);
         let until = if soon { now + PATIENCE } else { now };
         loop {

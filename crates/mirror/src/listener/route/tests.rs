@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::*;
+use crate::sys::fanotify::written;
 
 type Dir = u8;
 const TOP: Dir = 0;
@@ -25,31 +26,11 @@ impl Seeded {
 // ---- records as the kernel writes them ----
 
 fn info(kind: u8, dir: Dir, name: Option<&[u8]>) -> Vec<u8> {
-    let mut body = vec![1, 0, 0, 0, 2, 0, 0, 0];
-    body.extend(4u32.to_ne_bytes());
-    body.extend(1i32.to_ne_bytes());
-    body.extend([dir, 0, 0, 0]);
-    if let Some(name) = name {
-        body.extend(name);
-        body.push(0);
-    }
-    body.resize(body.len().next_multiple_of(4), 0);
-    let mut out = vec![kind, 0];
-    out.extend((body.len() as u16 + 4).to_ne_bytes());
-    out.extend(body);
-    out
+    written::fid(kind, &[dir, 0, 0, 0], name)
 }
 
 fn event(mask: u64, infos: &[Vec<u8>]) -> Vec<u8> {
-    let infos = infos.concat();
-    let mut out = (24 + infos.len() as u32).to_ne_bytes().to_vec();
-    out.extend([3, 0]);
-    out.extend(24u16.to_ne_bytes());
-    out.extend(mask.to_ne_bytes());
-    out.extend((-1i32).to_ne_bytes());
-    out.extend(7i32.to_ne_bytes());
-    out.extend(infos);
-    out
+    written::event_of(mask, 7, infos)
 }
 
 fn in_dir(mask: u64, dir: Dir, object: Dir) -> Vec<u8> {

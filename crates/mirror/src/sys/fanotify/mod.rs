@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+#[cfg(test)]
+pub use self::record::written;
 pub use self::record::{Fsid, HandleRef, Malformed, Record, Records};
 use super::{Errno, Result, raw};
 

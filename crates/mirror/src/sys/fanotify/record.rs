@@ -282,17 +282,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Records as the kernel writes them.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn padded(mut bytes: Vec<u8>) -> Vec<u8> {
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn fid(kind: u8, handle: &[u8], name: Option<&[u8]>) -> Vec<u8> {
+pub mod written {
+    /// Of the file system 7, 8.
+    pub fn fid(kind: u8, handle: &[u8], name: Option<&[u8]>) -> Vec<u8> {
         let mut body = vec![7, 0, 0, 0, 8, 0, 0, 0];
         body.extend((handle.len() as u32).to_ne_bytes());
         body.extend(1i32.to_ne_bytes());
@@ -301,21 +295,14 @@ mod tests {
             body.extend(name);
             body.push(0);
         }
-        let body = padded(body);
+        body.resize(body.len().next_multiple_of(4), 0);
         let mut out = vec![kind, 0];
         out.extend((body.len() as u16 + 4).to_ne_bytes());
         out.extend(body);
         out
     }
 
-    fn pidfd(fd: i32) -> Vec<u8> {
-        let mut out = vec![libc::FAN_EVENT_INFO_TYPE_PIDFD, 0];
-        out.extend(8u16.to_ne_bytes());
-        out.extend(fd.to_ne_bytes());
-        out
-    }
-
-    fn event_of(mask: u64, pid: i32, infos: &[Vec<u8>]) -> Vec<u8> {
+    pub fn event_of(mask: u64, pid: i32, infos: &[Vec<u8>]) -> Vec<u8> {
         let infos = infos.concat();
         let mut out = (24 + infos.len() as u32).to_ne_bytes().to_vec();
         out.extend([3, 0]);
@@ -324,6 +311,20 @@ mod tests {
         out.extend((-1i32).to_ne_bytes());
         out.extend(pid.to_ne_bytes());
         out.extend(infos);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::written::{event_of, fid};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pidfd(fd: i32) -> Vec<u8> {
+        let mut out = vec![libc::FAN_EVENT_INFO_TYPE_PIDFD, 0];
+        out.extend(8u16.to_ne_bytes());
+        out.extend(fd.to_ne_bytes());
         out
     }
 
