@@ -11,6 +11,7 @@ pub mod doubt;
 pub mod filter;
 pub mod guard;
 pub mod hints;
+pub mod history;
 pub mod model;
 pub mod names;
 pub mod passing;

@@ -1,0 +1,1 @@
+//! Retention against a brute force that looks at every instant, and its borders one by one.
