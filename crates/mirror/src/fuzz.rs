@@ -31,7 +31,7 @@ impl Random {
     }
 
     /// One of the samples, changed in a few places.
-    fn changed(&mut self, samples: &[Vec<u8>]) -> Vec<u8> {
+    pub fn changed(&mut self, samples: &[Vec<u8>]) -> Vec<u8> {
         let mut bytes = samples[self.below(samples.len())].clone();
         for _ in 0..1 + self.below(5) {
             let at = self.below(bytes.len() + 1);
@@ -87,7 +87,7 @@ impl Random {
 }
 
 /// As long as there is time. Prints what to run again when it fails.
-fn run(target: &str, mut one: impl FnMut(&mut Random)) {
+pub fn run(target: &str, mut one: impl FnMut(&mut Random)) {
     let seed = std::env::var("FUZZ_SEED").map_or(1, |seed| seed.parse().unwrap());
     let seconds = std::env::var("FUZZ_SECONDS").map_or(2, |n| n.parse().unwrap());
     let until = Instant::now() + Duration::from_secs(seconds);

@@ -387,6 +387,72 @@ fn what_can_not_be_is_refused_with_one_line() {
     );
 }
 
+/// What `import` prints is a configuration that `config check` takes, whatever else was in the file.
+#[test]
+fn another_tool_s_file_becomes_a_configuration() {
+    let place = Place::new();
+    let write = |name: &str, text: &str| fs::write(place.path(name), text).unwrap();
+    write(
+        "rsnapshot.conf",
+        "snapshot_root\t/b/\nretain\tdaily\t7\nexclude\t*.o\nbackup\t/srv/\tlocalhost/\n",
+    );
+    write(
+        "more.conf",
+        "snapshot_root\t/b/\nbackup\tu@h:/srv/\th/\nbackup_exec\tx\nfrob\u{1b}\t1\n",
+    );
+    write(
+        "lsyncd.lua",
+        "settings{ insist = true }\nsync{ default.rsync, source = '/srv', target = '/b/srv' }\n",
+    );
+    write(
+        "loop.conf",
+        "sync{default.rsyncssh, source='/srv', host='b1', targetdir='/b'}\nfor i = 1, 2 do sync{} end\n",
+    );
+    write("prose", "There is nothing to copy.\n");
+    // (arguments, exit code, trees, lines on stderr)
+    for (line, code, trees, lines) in [
+        ("import rsnapshot.conf", 0, 1, 0),
+        ("import more.conf", 3, 1, 3),
+        ("import more.conf -q", 3, 1, 0),
+        ("import more.conf --from rsnapshot", 3, 1, 3),
+        ("import lsyncd.lua", 0, 1, 0),
+        ("import loop.conf", 3, 1, 2),
+    ] {
+        let (exit, toml, said) = place.run(line);
+        assert_eq!(
+            (exit, said.lines().count()),
+            (code, lines),
+            "{line}: {said}"
+        );
+        assert!(
+            !said.contains('\u{1b}') && !toml.contains('\u{1b}'),
+            "{line}"
+        );
+        write("printed.toml", &toml);
+        let (exit, good, _) = place.run("config check -c printed.toml --json");
+        assert_eq!(exit, 0, "{line}: {toml}");
+        let good: serde_json::Value = serde_json::from_str(&good).unwrap();
+        assert_eq!(good["trees"], trees, "{line}: {toml}");
+    }
+    let (exit, json, said) = place.run("import more.conf --json");
+    assert_eq!((exit, said.as_str()), (3, ""));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["not_understood"][1]["line"], 4, "{json}");
+    assert_eq!(json["trees"][0]["source"], "u@h:/srv", "{json}");
+    for (line, code, words) in [
+        ("import prose", 2, "neither rsnapshot's nor lsyncd's"),
+        ("import lsyncd.lua --from rsnapshot", 2, "no rsnapshot.conf"),
+        ("import more.conf --from lsyncd", 2, "no lsyncd.conf"),
+        ("import gone.conf", 1, "cannot read gone.conf: No such file"),
+        ("import src", 1, "src is a directory"),
+        ("import", 2, "<FILE>"),
+    ] {
+        let (exit, out, said) = place.run(line);
+        assert_eq!((exit, out.as_str()), (code, ""), "{line}: {said}");
+        assert!(said.contains(words), "{line}: {said}");
+    }
+}
+
 #[test]
 fn a_mirror_in_use_is_refused() {
     let place = Place::new();

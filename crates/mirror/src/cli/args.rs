@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use mirror_core::Position;
 
+use crate::cli::import::ImportArgs;
 use crate::cli::keys::{KeyCommand, PairArgs, TrustArgs};
 use crate::cli::parse::{self, ParseError};
 use crate::cli::serve_worker::{LogArgs, ServiceConfigCommand, StageArgs, WorkerServeArgs};
@@ -62,6 +63,8 @@ pub enum Command {
     /// Check or show a mirror's settings, or the daemon's
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print what an rsnapshot.conf or lsyncd.conf says as the daemon's configuration, and what has no counterpart
+    Import(ImportArgs),
     /// This host's key
     #[command(subcommand)]
     Key(KeyCommand),
@@ -624,6 +627,8 @@ mod tests {
             "config check",
             "config check a/b/",
             "config show --json",
+            "import /etc/rsnapshot.conf",
+            "import x.lua --from lsyncd --json",
             "key show",
             "trust",
             "trust mk1:x --tree blog --tree shop --name b",
@@ -651,6 +656,8 @@ mod tests {
             "fly",
             "config",
             "verify --against me",
+            "import",
+            "import x --from rsync",
             "pair",
             "pair worker1",
             "trust --remove",

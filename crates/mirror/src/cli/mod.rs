@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod find;
+pub mod import;
 pub mod keys;
 pub mod mirror;
 pub mod parse;
@@ -68,6 +69,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Verify(args) => control::verify(&args),
             Command::Adopted(args) => adopted::run(&args),
             Command::Config(command) => settings::run(&command),
+            Command::Import(args) => import::run(&args),
             Command::Key(command) => keys::key(Program::FsMirror, &command),
             Command::Trust(args) => keys::trust(Program::FsMirror, &args),
             Command::Pair(args) => keys::pair(Program::FsMirror, &args),
