@@ -9,6 +9,7 @@ pub mod engine;
 pub mod filter;
 #[cfg(test)]
 mod fuzz;
+pub mod history;
 pub mod index;
 pub mod link;
 pub mod listener;

@@ -7,6 +7,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use super::{Merged, Overlay, Target};
+use crate::history::trace::{self, Trace};
 use crate::names::Names;
 use crate::record::{Change, Record};
 use crate::rows::{Object, Rows};
@@ -50,7 +51,29 @@ pub fn merge<R: Rows>(
     groups: &[Record],
     all: bool,
 ) -> Result<Merged, Misfit<R::Error>> {
+    fold(rows, pending, groups, all, None).map(|(merged, _)| merged)
+}
+
+/// The same, and what each group changed.
+pub fn merge_traced<R: Rows>(
+    rows: &R,
+    pending: &BTreeMap<ObjectId, Wanted>,
+    groups: &[Record],
+    all: bool,
+) -> Result<(Merged, Trace), Misfit<R::Error>> {
+    let (merged, trace) = fold(rows, pending, groups, all, Some(Trace::default()))?;
+    Ok((merged, trace.unwrap_or_default()))
+}
+
+fn fold<R: Rows>(
+    rows: &R,
+    pending: &BTreeMap<ObjectId, Wanted>,
+    groups: &[Record],
+    all: bool,
+    trace: Option<Trace>,
+) -> Result<(Merged, Option<Trace>), Misfit<R::Error>> {
     let mut fold = Fold::new(rows, pending)?;
+    fold.trace = trace;
     let mut rest = groups;
     while !rest.is_empty() {
         let end = rest
@@ -61,7 +84,34 @@ pub fn merge<R: Rows>(
         fold.group(group)?;
         rest = tail;
     }
-    fold.finish(pending, all)
+    let trace = fold.trace.take();
+    Ok((fold.finish(pending, all)?, trace))
+}
+
+/// The rows as they would be if nothing were owed.
+pub fn owed<'a, R: Rows>(
+    rows: &'a R,
+    pending: &BTreeMap<ObjectId, Wanted>,
+) -> Result<Overlay<'a, R>, R::Error> {
+    let mut tree = Overlay::new(rows);
+    // First what goes: a name taken by one object may have been another's.
+    for (id, wanted) in pending {
+        match &wanted.want {
+            None => tree.remove(*id)?,
+            Some(_) => {
+                if let Some(mut object) = tree.object(*id)? {
+                    object.names.clear();
+                    tree.put(*id, object)?;
+                }
+            }
+        }
+    }
+    for (id, wanted) in pending {
+        if let Some(object) = &wanted.want {
+            tree.put(*id, object.clone())?;
+        }
+    }
+    Ok(tree)
 }
 
 struct Fold<'a, R> {
@@ -73,6 +123,7 @@ struct Fold<'a, R> {
     made_dirs: BTreeSet<ObjectId>,
     /// Where the wanted content of an object comes from, and whether it is void.
     contents: BTreeMap<ObjectId, Source>,
+    trace: Option<Trace>,
 }
 
 #[derive(Clone, Copy)]
@@ -85,23 +136,10 @@ struct Source {
 
 impl<'a, R: Rows> Fold<'a, R> {
     fn new(rows: &'a R, pending: &BTreeMap<ObjectId, Wanted>) -> Result<Self, R::Error> {
-        let mut tree = Overlay::new(rows);
+        let tree = owed(rows, pending)?;
         let mut contents = BTreeMap::new();
-        // First what goes: a name taken by one object may have been another's.
         for (id, wanted) in pending {
-            match &wanted.want {
-                None => tree.remove(*id)?,
-                Some(_) => {
-                    if let Some(mut object) = tree.object(*id)? {
-                        object.names.clear();
-                        tree.put(*id, object)?;
-                    }
-                }
-            }
-        }
-        for (id, wanted) in pending {
-            if let Some(object) = &wanted.want {
-                tree.put(*id, object.clone())?;
+            if wanted.want.is_some() {
                 contents.insert(
                     *id,
                     Source {
@@ -119,12 +157,14 @@ impl<'a, R: Rows> Fold<'a, R> {
             gone_dirs: BTreeSet::new(),
             made_dirs: BTreeSet::new(),
             contents,
+            trace: None,
         })
     }
 
     fn group(&mut self, group: &[Record]) -> Result<(), Misfit<R::Error>> {
         let mut loose = BTreeSet::new();
         let mut moved = Vec::new();
+        let mut open = self.trace.as_ref().map(|_| trace::Open::default());
         for record in group {
             let misfit = |what| Misfit::Record {
                 position: record.position,
@@ -142,6 +182,10 @@ impl<'a, R: Rows> Fold<'a, R> {
                 .tree
                 .object(*object)?
                 .ok_or(misfit("an unknown object loses a name"))?;
+            if let Some(open) = &mut open {
+                open.touches(*object, &row, record);
+                open.leaves(at, *object, record);
+            }
             if !row.names.remove(at) {
                 return Err(misfit("an object loses a name it does not have"));
             }
@@ -173,6 +217,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                         local: Local::default(),
                         names: Names::one(at.clone()),
                     };
+                    if let Some(open) = &mut open {
+                        open.comes(at, *object, record);
+                    }
                     self.touched.insert(*object);
                     if state.kind.is_dir() {
                         self.made_dirs.insert(*object);
@@ -196,6 +243,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                     }
                     if row.state.kind.is_dir() {
                         moved.push((*object, record.position));
+                    }
+                    if let Some(open) = &mut open {
+                        open.comes(at, *object, record);
                     }
                     row.names.insert(at.clone());
                     self.put(*object, row)?;
@@ -229,6 +279,9 @@ impl<'a, R: Rows> Fold<'a, R> {
                         what: "an unknown object changes",
                     };
                     let mut row = self.tree.object(*object)?.ok_or(unknown)?;
+                    if let Some(open) = &mut open {
+                        open.touches(*object, &row, record);
+                    }
                     if let Some(meta) = meta {
                         row.state.meta = meta.clone();
                     }
@@ -249,20 +302,33 @@ impl<'a, R: Rows> Fold<'a, R> {
                         && source.record.is_none_or(|record| record == *of)
                     {
                         source.void = true;
+                        if let Some(trace) = &mut self.trace {
+                            trace.void(*object);
+                        }
                     }
                 }
                 _ => {}
             }
         }
         self.no_cycle(&moved)?;
+        let mut gone_dirs = Vec::new();
         for id in loose {
             if let Some(row) = self.tree.object(id)?
                 && row.names.is_empty()
             {
                 if row.state.kind.is_dir() {
                     self.gone_dirs.insert(id);
+                    gone_dirs.push(id);
                 }
                 self.tree.remove(id)?;
+            }
+        }
+        if let (Some(open), Some(trace)) = (open, &mut self.trace) {
+            trace.close(open, &self.tree, group, &gone_dirs)?;
+            for record in group {
+                if let Some(object) = trace::brings(record) {
+                    trace.brought(object, record.content);
+                }
             }
         }
         Ok(())

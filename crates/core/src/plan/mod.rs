@@ -18,12 +18,12 @@ mod merge;
 mod order;
 mod overlay;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-pub use merge::{Misfit, Wanted, merge};
+pub use merge::{Misfit, Wanted, merge, merge_traced, owed};
 pub use order::order;
 pub use overlay::Overlay;
 

@@ -10,6 +10,7 @@ use mirror_core::{At, Kind, Local, Meta, Names, Object, ObjectId, Position, Rows
 use super::area::{Area, look};
 use super::dirs::{DirError, Dirs, is_local};
 use super::journal::{Inode, Journal, inode, inode_of};
+use super::keeping::Keeper;
 use super::meta::Rules;
 use super::pending::Replaced;
 use super::staging::local_of;
@@ -28,6 +29,8 @@ pub(super) struct Batch<'a, S: Store> {
     pub options: &'a Options,
     pub merged: &'a Merged,
     pub journal: &'a mut Journal,
+    /// Where old versions go, if they are kept.
+    pub keeper: Option<Keeper<'a>>,
     /// See [`super::pending::Pending`].
     pub replaced: &'a BTreeMap<Inode, Replaced>,
     /// Where the batch leads.

@@ -31,6 +31,12 @@ pub enum ApplyError {
     Records(String),
     #[error("the index of the copy failed")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An old version can't be kept, or not be written down. Nothing moved; the same groups can come again.
+    #[error("the history failed")]
+    History(#[source] crate::history::HistoryError),
+    /// Likewise of one that the copy never showed.
+    #[error("cannot {step} an old version: {reason}")]
+    Unkept { step: &'static str, reason: String },
     #[error("not built yet")]
     Unfinished,
 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use mirror_core::history::Trace;
 use mirror_core::plan::{Merged, Occupant, Overlay, Place, Step, Wanted, order};
 use mirror_core::{At, ObjectId, Position};
 
 use super::batch::{Batch, StepError, ToFlush};
+use super::keeping::Keeper;
 use super::look::Looked;
 use super::pending::{Held, Pending};
 use super::{
@@ -23,6 +25,7 @@ impl<S: Store> Applier<S> {
     pub(super) fn execute(
         &mut self,
         merged: &Merged,
+        traced: Trace,
         position: Option<Position>,
         // Time of the first record; `None`: no records, only what is owed.
         fresh: Option<u64>,
@@ -31,6 +34,9 @@ impl<S: Store> Applier<S> {
         let mut rows = Overlay::new(&self.store);
         let new = merged.objects.iter().filter(|(_, t)| t.old.is_none());
         new.for_each(|(id, _)| rows.mark_new(*id));
+        let owed = self.pending.wanted.keys().copied().collect();
+        let keeper = self.history.as_mut();
+        let keeper = keeper.map(|history| Keeper::new(history, traced, owed));
         let mut batch = Batch {
             rows,
             area: &mut self.area,
@@ -42,6 +48,7 @@ impl<S: Store> Applier<S> {
             replaced: &self.pending.replaced,
             options: &self.options,
             merged,
+            keeper,
             position,
             replaying: self.replaying,
             now: BTreeMap::new(),

@@ -7,7 +7,7 @@
 
 mod area;
 mod batch;
-mod content;
+pub(crate) mod content;
 pub mod crash;
 mod dirs;
 mod error;
@@ -15,9 +15,10 @@ mod execute;
 mod filler;
 mod foreign;
 mod journal;
+mod keeping;
 mod limbo;
 mod look;
-mod meta;
+pub(crate) mod meta;
 pub mod options;
 mod outcome;
 mod pending;
@@ -40,7 +41,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mirror_core::plan::{Misfit, Place, merge};
+use mirror_core::history::{Moment, Trace as Traced};
+use mirror_core::plan::{Misfit, Place, merge, merge_traced};
 use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
 
 use area::Area;
@@ -48,10 +50,12 @@ use dirs::Dirs;
 use execute::Executed;
 use journal::Journal;
 use meta::Rules;
+use crate::history::History;
 use options::Trace;
 use pending::Pending;
 
 pub use content::same_bytes;
+pub(crate) use stage::make_special;
 pub use error::ApplyError;
 pub use filler::{FillError, Filler};
 pub use options::{Flush, Options, Owners};
@@ -119,6 +123,7 @@ pub struct Applier<S: Store> {
     dirs: Dirs,
     pending: Pending,
     journal: Journal,
+    history: Option<History>,
     recorded: Recorded,
     /// What could be set when the copy was made, where that is not what can be set now.
     behind: Option<Rules>,
@@ -220,6 +225,7 @@ impl<S: Store> Applier<S> {
             options,
             pending,
             journal,
+            history: None,
             recorded: Recorded::default(),
             behind: None,
             limbo: BTreeMap::new(),
@@ -270,6 +276,25 @@ impl<S: Store> Applier<S> {
             self.options.flush = flush;
         }
         Ok(())
+    }
+
+    /// From now on what is replaced and removed is kept; `None`: not any more.
+    pub fn set_history(&mut self, history: Option<History>) -> Option<History> {
+        std::mem::replace(&mut self.history, history)
+    }
+    pub fn history(&self) -> Option<&History> {
+        self.history.as_ref()
+    }
+    pub fn history_mut(&mut self) -> Option<&mut History> {
+        self.history.as_mut()
+    }
+    /// What the log says of the tree now: the rows, but what is owed as it ought to be.
+    pub fn logical(&self) -> Result<mirror_core::plan::Overlay<'_, S>, ApplyError> {
+        mirror_core::plan::owed(&self.store, &self.pending.wanted).map_err(store_error)
+    }
+    /// The position of the rows, as histories count.
+    pub fn moment(&self) -> Moment {
+        self.store.position().map_or(Moment(0), Moment::of)
     }
 
     /// Whether a copy is being adopted: see [`Options::adopting`].
@@ -411,6 +436,12 @@ impl<S: Store> Applier<S> {
             .map_err(store_error)?;
         self.save_recorded()?;
         crash::point("checkpoint");
+        // Rows must not say that something is gone before what is kept of it is safe.
+        if self.options.flush != Flush::Never
+            && let Some(history) = &mut self.history
+        {
+            history.flush().map_err(ApplyError::History)?;
+        }
         self.store.flush().map_err(store_error)?;
         crash::point("checkpointed");
         self.trace(Trace::FlushRows);
@@ -492,15 +523,20 @@ impl<S: Store> Applier<S> {
             let lifted = std::mem::take(&mut self.dirs.lifted);
             self.dirs.clear();
             self.dirs.lifted = lifted;
-            let merged = merge(&self.store, &self.pending.wanted, groups, groups.is_empty());
-            let merged = merged.map_err(|misfit| match misfit {
+            let wanted = &self.pending.wanted;
+            let merged = match self.history {
+                Some(_) => merge_traced(&self.store, wanted, groups, groups.is_empty()),
+                None => merge(&self.store, wanted, groups, groups.is_empty())
+                    .map(|merged| (merged, Traced::default())),
+            };
+            let (merged, traced) = merged.map_err(|misfit| match misfit {
                 Misfit::Rows(e) => store_error(e),
                 Misfit::Record { position, what } => {
                     ApplyError::Records(format!("{what}, at {position}"))
                 }
             })?;
             let fresh = groups.first().map(|record| record.time_ns);
-            match self.execute(&merged, position, fresh, contents) {
+            match self.execute(&merged, traced, position, fresh, contents) {
                 Ok(Executed::Done(outcome)) => return Ok(*outcome),
                 Ok(Executed::Unknown) => {
                     self.checkpoint()?;

@@ -183,7 +183,10 @@ impl<S: Store> Removing<'_, '_, S> {
 impl<S: Store> Judge for Removing<'_, '_, S> {
     fn judge(&mut self, dir: u64, fd: &OwnedFd, name: &[u8]) -> sys::Result<Verdict> {
         let aside = match self.known(dir, fd, name) {
-            Ok(Some(id)) => return Ok(Verdict::Delete(id.0)),
+            Ok(Some(id)) => match self.batch.keep_going(id, fd, name) {
+                Ok(()) => return Ok(Verdict::Delete(id.0)),
+                Err(e) => Err(e),
+            },
             Ok(None) => match self.batch.move_aside(fd, name, name, false) {
                 // It goes itself.
                 Err(StepError::Fails { .. }) if flags::set_flags(fd, 0, LATE_FLAGS).is_ok() => {

@@ -339,6 +339,44 @@ impl<S: Store> Batch<'_, S> {
         Ok(())
     }
 
+    /// A file that is to be nowhere in the tree. False: its bytes can't be had.
+    pub(super) fn make_aside(
+        &mut self,
+        object: ObjectId,
+        (dir, name): (Arc<OwnedFd>, Vec<u8>),
+        here: State,
+        place: Option<ContentRef>,
+    ) -> Result<bool, StepError> {
+        let Some(content) = here.kind.content().cloned() else {
+            return Ok(false);
+        };
+        let job = Job {
+            object,
+            place: Place::Staging(object, 0),
+            dir,
+            name,
+            here,
+            content,
+            from: From::Fetch(place),
+        };
+        let keep = self.options.flush == Flush::Batch;
+        match make_file(&job, self.rules, self.contents, self.staging, keep) {
+            Made::File(_, fd) => {
+                self.flush.add(fd.map(Arc::new));
+                Ok(true)
+            }
+            // Nobody needs it in the tree, so nobody waits for it.
+            Made::Travels => Ok(false),
+            // The disk's fault is no reason to lose it.
+            Made::Failed {
+                step: step @ ("write" | "look" | "stage"),
+                reason,
+                ..
+            } => Err(StepError::Fatal(ApplyError::Unkept { step, reason })),
+            Made::Failed { .. } => Ok(false),
+        }
+    }
+
     pub fn trace(&self, what: Trace) {
         if let Some(trace) = &self.options.trace {
             trace(what);
@@ -421,7 +459,7 @@ pub(super) fn flush(
     failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn make_special(dir: &OwnedFd, name: &[u8], kind: &Kind) -> Result<(), Errno> {
+pub(crate) fn make_special(dir: &OwnedFd, name: &[u8], kind: &Kind) -> Result<(), Errno> {
     match kind {
         Kind::Symlink(link) => target::create_symlink(dir, name, link),
         Kind::Fifo => target::create_node(dir, name, FileType::Fifo, (0, 0)),

@@ -81,6 +81,7 @@ impl<S: Store> Batch<'_, S> {
                 .may_show(position, flush)
                 .map_err(StepError::Fatal)?;
         }
+        self.keep_old()?;
         if crash::planted("attach_before_content") {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 mod disk;
 mod misfit;
-mod tree;
+pub(crate) mod tree;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
