@@ -38,8 +38,7 @@ pub trait Past {
         max: usize,
     ) -> Result<Vec<(Name, NameWas)>, Self::Error>;
     /// The first row of the object's state after `moment`.
-    fn object_after(&self, id: ObjectId, moment: Moment)
-    -> Result<Option<ObjectWas>, Self::Error>;
+    fn object_after(&self, id: ObjectId, moment: Moment) -> Result<Option<ObjectWas>, Self::Error>;
     /// Whether the bytes that the object had until `moment` are kept, or why not.
     fn kept(&self, id: ObjectId, until: Moment) -> Result<Result<(), Unkept>, Self::Error>;
 }
@@ -134,7 +133,11 @@ impl<R: Rows, P: Past> AsOf<'_, R, P> {
         let Some(state) = self.state(id)? else {
             return Ok(None);
         };
-        if state.kind.content().is_none_or(|content| content.stored_bytes() == 0) {
+        if state
+            .kind
+            .content()
+            .is_none_or(|content| content.stored_bytes() == 0)
+        {
             return Ok(Some(Bytes::Nothing));
         }
         let mut from = self.moment;

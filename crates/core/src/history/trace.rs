@@ -154,7 +154,11 @@ impl Trace {
 
     /// All its names are in directories that went.
     fn is_cut_off(&self, object: &Object) -> bool {
-        !object.names.is_empty() && object.names.iter().all(|at| self.gone_dirs.contains(&at.parent))
+        !object.names.is_empty()
+            && object
+                .names
+                .iter()
+                .all(|at| self.gone_dirs.contains(&at.parent))
     }
 
     fn row(

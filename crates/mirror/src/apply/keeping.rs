@@ -145,15 +145,15 @@ impl<S: Store> Batch<'_, S> {
     }
 
     /// The inode of an object whose later version never came: kept as what it is.
-    fn slot_of_owed(
-        &self,
-        keeper: &Keeper<'_>,
-        id: ObjectId,
-    ) -> Result<Option<Slot>, StepError> {
+    fn slot_of_owed(&self, keeper: &Keeper<'_>, id: ObjectId) -> Result<Option<Slot>, StepError> {
         let Some(old) = self.target(id).and_then(|target| target.old.as_ref()) else {
             return Ok(None);
         };
-        let until = keeper.trace.ends.get(&id).map_or(Moment::MAX, |ends| ends.0);
+        let until = keeper
+            .trace
+            .ends
+            .get(&id)
+            .map_or(Moment::MAX, |ends| ends.0);
         // The newest version with these bytes that is over.
         let rows = keeper.history.catalogue.rows_of_object(
             id,
@@ -206,7 +206,11 @@ impl<S: Store> Batch<'_, S> {
             if keeper.history.is_kept(slot).map_err(fatal("look into"))? {
                 continue;
             }
-            let (dir, name) = keeper.history.slots.place(slot).map_err(fatal("write to"))?;
+            let (dir, name) = keeper
+                .history
+                .slots
+                .place(slot)
+                .map_err(fatal("write to"))?;
             let (mut here, _) = self.rules.here(&state);
             here.meta.flags &= !super::meta::LATE_FLAGS;
             match self.make_aside(object, (Arc::new(dir), name), here, place)? {
@@ -256,5 +260,6 @@ impl<S: Store> Batch<'_, S> {
 
 /// Whether there is more to keep than what the catalogue says.
 fn is_kept(kind: &Kind) -> bool {
-    kind.content().is_some_and(|content| content.stored_bytes() > 0)
+    kind.content()
+        .is_some_and(|content| content.stored_bytes() > 0)
 }

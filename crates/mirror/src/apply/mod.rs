@@ -45,21 +45,21 @@ use mirror_core::history::{Moment, Trace as Traced};
 use mirror_core::plan::{Misfit, Place, merge, merge_traced};
 use mirror_core::{Content, ContentRef, Digest, ObjectId, Position, Record};
 
+use crate::history::History;
 use area::Area;
 use dirs::Dirs;
 use execute::Executed;
 use journal::Journal;
 use meta::Rules;
-use crate::history::History;
 use options::Trace;
 use pending::Pending;
 
 pub use content::same_bytes;
-pub(crate) use stage::make_special;
 pub use error::ApplyError;
 pub use filler::{FillError, Filler};
 pub use options::{Flush, Options, Owners};
 pub use outcome::{Counts, Difference, DifferenceKind, Failure, Outcome, Recorded};
+pub(crate) use stage::make_special;
 pub use staging::{Staged, StagedDir, StagedFile, Staging, Token};
 pub use store::Store;
 pub use verify::{Further, Open};

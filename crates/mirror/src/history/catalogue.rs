@@ -83,7 +83,10 @@ fn keys_name(number: u64) -> String {
     format!("{DIR}/{number:016x}.keys")
 }
 
-fn io_error(what: &'static str, name: impl Into<String>) -> impl FnOnce(io::Error) -> CatalogueError {
+fn io_error(
+    what: &'static str,
+    name: impl Into<String>,
+) -> impl FnOnce(io::Error) -> CatalogueError {
     let name = name.into();
     move |source| CatalogueError::Io { what, name, source }
 }
@@ -175,7 +178,11 @@ impl Catalogue {
             len = end;
         }
         self.head = walked.head;
-        let last = walked.keys.times.last().map_or(Moment(0), |time| time.moment);
+        let last = walked
+            .keys
+            .times
+            .last()
+            .map_or(Moment(0), |time| time.moment);
         self.open = newest;
         self.segments.push(Segment {
             number,
@@ -192,7 +199,9 @@ impl Catalogue {
 
     fn check_header(&self, name: &str, file: &Arc<dyn DiskFile>) -> Result<()> {
         let mut header = [0; HEADER];
-        let got = file.read_at(0, &mut header).map_err(io_error("read", name))?;
+        let got = file
+            .read_at(0, &mut header)
+            .map_err(io_error("read", name))?;
         let damaged = |what| CatalogueError::Damaged {
             name: name.into(),
             offset: 0,
@@ -220,7 +229,11 @@ impl Catalogue {
     /// The last group that is in it.
     pub fn last(&self) -> Option<Moment> {
         let last = |segment: &&Segment| segment.table.times() > 0;
-        self.segments.iter().rev().find(last).map(|segment| segment.last)
+        self.segments
+            .iter()
+            .rev()
+            .find(last)
+            .map(|segment| segment.last)
     }
 
     /// Groups in order; what is in it already is left out.
@@ -270,7 +283,9 @@ impl Catalogue {
         packed.map_err(io_error("write", name))?;
         self.broken = false;
         self.dirty = true;
-        segment.last = groups.last().map_or(segment.last, |dated| dated.group.moment);
+        segment.last = groups
+            .last()
+            .map_or(segment.last, |dated| dated.group.moment);
         if segment.len >= self.segment_bytes_max {
             self.seal()?;
         }
@@ -342,7 +357,10 @@ impl Catalogue {
         each: &mut dyn FnMut(&[u8], Loc) -> io::Result<bool>,
     ) -> Result<()> {
         let name = keys_name(segment.number);
-        segment.table.from(key, each).map_err(io_error("read", name))
+        segment
+            .table
+            .from(key, each)
+            .map_err(io_error("read", name))
     }
 
     fn body(&self, segment: &Segment, frame: u32) -> Result<Arc<Vec<u8>>> {
@@ -441,7 +459,12 @@ impl Catalogue {
         }
         Ok(found)
     }
-    pub fn rows_of_name(&self, at: &At, between: (Moment, Moment), max: usize) -> Result<Vec<Found>> {
+    pub fn rows_of_name(
+        &self,
+        at: &At,
+        between: (Moment, Moment),
+        max: usize,
+    ) -> Result<Vec<Found>> {
         let key = |moment| keys::name_key(at.parent, at.name.as_bytes(), moment);
         self.all(&key, between, max)
     }
@@ -555,7 +578,11 @@ impl Catalogue {
             let until = segment.table.times_until(&|time| !is_before(time));
             let until = until.map_err(io_error("read", &keys))?;
             if let Some(n) = until.checked_sub(1) {
-                return segment.table.time(n).map(Some).map_err(io_error("read", keys));
+                return segment
+                    .table
+                    .time(n)
+                    .map(Some)
+                    .map_err(io_error("read", keys));
             }
         }
         Ok(None)
@@ -565,10 +592,49 @@ impl Catalogue {
         for segment in &self.segments {
             if segment.table.times() > 0 {
                 let keys = keys_name(segment.number);
-                return segment.table.time(0).map(Some).map_err(io_error("read", keys));
+                return segment
+                    .table
+                    .time(0)
+                    .map(Some)
+                    .map_err(io_error("read", keys));
             }
         }
         Ok(None)
+    }
+
+    /// Reads every byte; what is damaged is told, at most once a file.
+    pub fn verify(&self, damaged: &mut dyn FnMut(CatalogueError)) {
+        for segment in &self.segments {
+            let name = name_of(segment.number);
+            match walk(&name, &segment.file, segment.len) {
+                Ok(walked) => {
+                    if let Some(offset) = walked.torn {
+                        damaged(CatalogueError::Damaged {
+                            name,
+                            offset,
+                            what: "the frame is damaged",
+                        });
+                    }
+                }
+                Err(e) => damaged(e),
+            }
+            if let Table::File(keys) = &segment.table {
+                let name = keys_name(segment.number);
+                match keys.is_intact() {
+                    Ok(true) => {}
+                    Ok(false) => damaged(CatalogueError::Damaged {
+                        name,
+                        offset: 0,
+                        what: "its checksum is wrong",
+                    }),
+                    Err(source) => damaged(CatalogueError::Io {
+                        what: "read",
+                        name,
+                        source,
+                    }),
+                }
+            }
+        }
     }
 
     pub fn bytes(&self) -> u64 {
@@ -626,7 +692,8 @@ struct Walked {
 
 fn walk(name: &str, file: &Arc<dyn DiskFile>, len: u64) -> Result<Walked> {
     let mut head = [0; 32];
-    file.read_at(32, &mut head).map_err(io_error("read", name))?;
+    file.read_at(32, &mut head)
+        .map_err(io_error("read", name))?;
     let mut walked = Walked {
         keys: Keys::default(),
         head: Digest(head),

@@ -239,7 +239,9 @@ impl<'a> Checkout<'a> {
             let file = target::create_file(dir, entry.name.as_bytes());
             let file = file.map_err(io("make", path))?;
             let mut bytes = bytes;
-            let undo = || drop(target::unlink(dir, entry.name.as_bytes()));
+            let undo = || {
+                let _ = target::unlink(dir, entry.name.as_bytes());
+            };
             match content::write(&file, content, &mut bytes) {
                 Ok(()) => {
                     let set = self.rules.make(&file, b"", &here.kind, &here.meta, false);
@@ -262,7 +264,9 @@ impl<'a> Checkout<'a> {
                 Err(content::WriteError::Different) => undo(),
             }
         }
-        Ok(Err("what is kept of it is damaged: its bytes are not those of that version".into()))
+        Ok(Err(
+            "what is kept of it is damaged: its bytes are not those of that version".into(),
+        ))
     }
 
     fn dir_of(&self, path: &[Name]) -> Result<OwnedFd, CheckoutError> {

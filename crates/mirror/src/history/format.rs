@@ -62,7 +62,8 @@ pub fn header(bytes: &[u8]) -> Option<Header> {
     if bytes[..4] != MAGIC || bytes[4] != VERSION {
         return None;
     }
-    let number = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let number =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     let body = number(8) as usize;
     let kind = match bytes[5] {
         1 => FrameKind::Groups,
@@ -173,7 +174,8 @@ impl<'a> Body<'a> {
         });
         self.placed.extend(placed);
         self.rows.extend_from_slice(&part);
-        self.groups.push((group.moment, group.time_ns, dated.here_ns));
+        self.groups
+            .push((group.moment, group.time_ns, dated.here_ns));
         offsets.len()
     }
 
@@ -208,9 +210,7 @@ fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 
 fn put_who(out: &mut Vec<u8>, who: &Who) {
     let flag = |bit: u8, known: bool| if known { bit } else { 0 };
-    out.push(
-        flag(1, who.pid.is_some()) | flag(2, who.uid.is_some()) | flag(4, who.exe.is_some()),
-    );
+    out.push(flag(1, who.pid.is_some()) | flag(2, who.uid.is_some()) | flag(4, who.exe.is_some()));
     for number in [who.pid, who.uid].into_iter().flatten() {
         put_varint(out, u64::from(number));
     }

@@ -106,7 +106,11 @@ impl Keys {
         }
     }
     pub fn add_time(&mut self, time: Time) {
-        if self.times.last().is_none_or(|last| last.moment != time.moment) {
+        if self
+            .times
+            .last()
+            .is_none_or(|last| last.moment != time.moment)
+        {
             self.times.push(time);
         }
     }

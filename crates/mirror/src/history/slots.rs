@@ -113,7 +113,13 @@ impl Slots {
     }
 
     /// Keeps the inode that has this name, so that it outlives it. True: it is kept now, and was not before.
-    pub fn keep(&mut self, slot: Slot, from: &OwnedFd, name: &[u8], seen: &Stat) -> Result<bool, Errno> {
+    pub fn keep(
+        &mut self,
+        slot: Slot,
+        from: &OwnedFd,
+        name: &[u8],
+        seen: &Stat,
+    ) -> Result<bool, Errno> {
         let to_name = slot.name();
         let to = self.dir_for(slot.group())?;
         let linked = match target::link(from, name, to, &to_name) {

@@ -5,6 +5,7 @@ mod faults;
 mod foreign;
 mod hostile;
 mod order;
+mod past;
 mod same;
 mod source;
 mod travel;

@@ -1,0 +1,298 @@
+//! The tree as of any position is the tree that was there then: bytes, names, links and all metadata, also after crashes.
+
+use std::path::{Path, PathBuf};
+
+use mirror_core::history::Moment;
+use mirror_core::{ObjectId, State};
+use testkit::workload::{self, Workload};
+
+use super::*;
+use crate::history::checkout::{Checkout, Progress};
+use crate::history::events::Why;
+use crate::history::tree::{Entry, Here, PastError, PastTree, Where};
+use crate::sys::open;
+
+const TREE: [u8; 16] = [7; 16];
+
+/// Of a mirror whose process is this one.
+pub struct Local<'a> {
+    pub here: Here<'a, mirror_core::plan::Overlay<'a, Memory>>,
+    pub dst: PathBuf,
+}
+
+impl PastTree for Local<'_> {
+    fn root(&mut self) -> Result<State, PastError> {
+        self.here.root_state()
+    }
+    fn page(
+        &mut self,
+        dir: ObjectId,
+        after: Option<&Name>,
+    ) -> Result<(Vec<Entry>, Option<Name>), PastError> {
+        self.here.page(dir, after)
+    }
+    fn entry(&mut self, at: &At) -> Result<Option<Entry>, PastError> {
+        self.here.entry(at)
+    }
+    fn open(&mut self, entry: &Entry) -> Result<std::os::fd::OwnedFd, PastError> {
+        let lost = |e: crate::sys::Errno| PastError::Unknown(e.to_string());
+        match &entry.bytes {
+            Where::Kept(slot) => self.here.history.slots.open_file(*slot).map_err(lost),
+            Where::Live(path) => {
+                let top = open::dir_at_path(self.dst.join(path).parent().unwrap()).map_err(lost)?;
+                use std::os::unix::ffi::OsStrExt;
+                open::file(&top, path.file_name().unwrap().as_bytes()).map_err(lost)
+            }
+            other => panic!("{other:?} has no file"),
+        }
+    }
+}
+
+pub struct NoneLost;
+
+impl Progress for NoneLost {
+    fn lost(&mut self, path: &[u8], why: &str) -> bool {
+        panic!("{}: {why}", String::from_utf8_lossy(path));
+    }
+}
+
+/// A pair that keeps history, and copies of how the source was.
+struct Kept {
+    pair: Pair,
+    was: Vec<(Moment, PathBuf)>,
+    base: tempfile::TempDir,
+}
+
+fn history(pair: &Pair) -> crate::history::History {
+    crate::history::History::open(&pair.state, TREE).unwrap()
+}
+
+impl Kept {
+    fn new(options: Options) -> Kept {
+        let mut pair = pair_with(options);
+        pair.step();
+        let mut history = history(&pair);
+        history.begin(pair.applier().moment(), 0, Why::New).unwrap();
+        pair.applier().set_history(Some(history));
+        Kept {
+            pair,
+            was: Vec::new(),
+            base: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// How the source is now, kept for later.
+    fn remember(&mut self, moment: Moment) {
+        let to = self.base.path().join(format!("was{}", self.was.len()));
+        copy(&self.pair.source.path, &to);
+        self.was.push((moment, to));
+    }
+
+    fn crash(&mut self) {
+        self.pair.crash();
+        let history = history(&self.pair);
+        self.pair.applier().set_history(Some(history));
+    }
+
+    /// The tree as of each position that was kept, made anew and compared.
+    fn check_all(&mut self) {
+        for (n, (moment, was)) in self.was.iter().enumerate() {
+            let to = self.base.path().join("as-of");
+            std::fs::create_dir(&to).unwrap();
+            let top = open::dir_at_path(&to).unwrap();
+            let rules = crate::apply::meta::Rules::probe(&top, Owners::Apply).unwrap();
+            let applier = self.pair.applier.as_ref().unwrap();
+            let rows = applier.logical().unwrap();
+            let history = applier.history().unwrap();
+            let mut tree = Local {
+                here: Here::new(&rows, history, *moment),
+                dst: self.pair.dst.clone(),
+            };
+            let root = tree.root().unwrap();
+            let mut progress = NoneLost;
+            let mut checkout = Checkout::new(&mut tree, &rules, &mut progress, top);
+            if let Err(e) = checkout.fill_top(ObjectId::ROOT, &root) {
+                panic!("state {n}, as of {moment:?}: {e}: {e:?}");
+            }
+            testkit::compare::assert_equal(was, &to, &but_for_holes());
+            remove(&to);
+        }
+    }
+
+    fn forget(&mut self) {
+        for (_, path) in self.was.drain(..) {
+            remove(&path);
+        }
+    }
+}
+
+/// The simple look, and `cp`, have their own mind about them.
+fn but_for_holes() -> testkit::compare::Options {
+    testkit::compare::Options::ignoring(&[testkit::compare::Class::Holes])
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(from)
+        .arg(to)
+        .status();
+    assert!(done.unwrap().success());
+}
+
+fn remove(path: &Path) {
+    let done = std::process::Command::new("rm")
+        .arg("-rf")
+        .arg(path)
+        .status();
+    assert!(done.unwrap().success());
+}
+
+/// `FS_MIRROR_PAST` sets another number of rounds.
+fn rounds(standard: u64) -> u64 {
+    let asked = std::env::var("FS_MIRROR_PAST").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(standard)
+}
+
+fn campaign(seeds: std::ops::Range<u64>) -> usize {
+    let mut positions = 0;
+    for seed in seeds {
+        let mut random = super::same::Random(seed + 1);
+        let options = Options {
+            flush: Flush::Never,
+            checkpoint_every: std::time::Duration::from_secs(3600),
+            checkpoint_batches_max: 1 + random.below(6) as u32,
+            ..Options::default()
+        };
+        let mut kept = Kept::new(options);
+        let outside = kept.base.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        let params = workload::Params {
+            seed,
+            outside: Some(outside),
+            mappings: false,
+            ..workload::Params::default()
+        };
+        let mut work = Workload::new(&kept.pair.source.path, &params).unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..40 {
+            for _ in 0..1 + random.below(12) {
+                let _ = work.step();
+            }
+            let found = kept.pair.source.look();
+            let Some(last) = found.last() else { continue };
+            let moment = Moment::of(last.position);
+            kept.remember(moment);
+            positions += 1;
+            kept.pair.records.extend(found.iter().cloned());
+            waiting.extend(found);
+            // Several groups are applied at once, now and then.
+            if random.below(3) == 0 {
+                continue;
+            }
+            let outcome = kept.pair.apply(&std::mem::take(&mut waiting));
+            assert!(
+                outcome.failed.is_empty(),
+                "seed {seed}: {:?}",
+                outcome.failed
+            );
+            if random.below(5) == 0 {
+                kept.crash();
+                if kept.pair.applier().store().position()
+                    < kept.pair.records.last().map(|r| r.position)
+                {
+                    kept.pair.catch_up();
+                }
+            }
+        }
+        if !waiting.is_empty() {
+            kept.pair.apply(&waiting);
+        }
+        let (src, dst) = (&kept.pair.source.path, &kept.pair.dst);
+        testkit::compare::assert_equal(src, dst, &but_for_holes());
+        kept.pair.check_index();
+        kept.check_all();
+        kept.forget();
+    }
+    positions
+}
+
+#[test]
+fn the_tree_as_of_any_position_is_what_the_source_was() {
+    if !testkit::is_root() {
+        testkit::print_skip("needs root: owners and devices");
+        return;
+    }
+    let threads: Vec<_> = (0..2)
+        .map(|n| std::thread::spawn(move || campaign(n * 1000..n * 1000 + rounds(30))))
+        .collect();
+    let positions: usize = threads.into_iter().map(|t| t.join().unwrap()).sum();
+    println!("{positions} positions");
+    assert!(rounds(30) < 30 || positions >= 2000, "{positions}");
+}
+
+#[test]
+fn what_came_and_went_between_two_batches_is_kept() {
+    let mut kept = Kept::new(Options::default());
+    kept.pair.write("a", b"one");
+    kept.pair.sync();
+    let mut all = Vec::new();
+    for text in ["two", "three", ""] {
+        kept.pair.write("a", text.as_bytes());
+        kept.pair.write("short", text.as_bytes());
+        let found = kept.pair.source.look();
+        kept.remember(Moment::of(found.last().unwrap().position));
+        all.extend(found);
+    }
+    kept.pair.rm("short");
+    let found = kept.pair.source.look();
+    kept.remember(Moment::of(found.last().unwrap().position));
+    all.extend(found);
+    kept.pair.records.extend(all.iter().cloned());
+    kept.pair.apply(&all);
+    kept.pair.check();
+    kept.check_all();
+}
+
+#[test]
+fn a_version_that_never_came_is_told_and_the_one_before_it_is_had() {
+    let mut kept = Kept::new(Options::default());
+    kept.pair.write("a", b"first");
+    let before = kept.pair.step();
+    assert!(before.failed.is_empty());
+    kept.remember(kept.pair.applier.as_ref().unwrap().moment());
+    kept.pair.write("a", b"never comes");
+    let records = kept.pair.source.look();
+    let id = records
+        .iter()
+        .find_map(|r| r.change.content().and(r.change.object()))
+        .unwrap();
+    let _ = kept
+        .pair
+        .source
+        .contents
+        .instead
+        .lock()
+        .unwrap()
+        .insert(id, "gone");
+    let outcome = kept.pair.apply(&records);
+    assert_eq!(outcome.failed.len(), 1);
+    let lost = kept.pair.applier().moment();
+    kept.pair.source.contents.instead.lock().unwrap().clear();
+    // Still in the copy, and at its position.
+    kept.check_all();
+    kept.pair.write("a", b"third");
+    let outcome = kept.pair.step();
+    assert!(outcome.failed.is_empty());
+    kept.remember(kept.pair.applier.as_ref().unwrap().moment());
+    kept.check_all();
+    let applier = kept.pair.applier.as_ref().unwrap();
+    let rows = applier.logical().unwrap();
+    let mut here = Here::new(&rows, applier.history().unwrap(), lost);
+    let at = At {
+        parent: ObjectId::ROOT,
+        name: Name::new(b"a").unwrap(),
+    };
+    let entry = here.entry(&at).unwrap().unwrap();
+    assert!(matches!(entry.bytes, Where::Unkept(_)), "{entry:?}");
+}
