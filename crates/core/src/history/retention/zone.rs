@@ -66,6 +66,10 @@ pub struct Zone {
 /// No zone was ever further from UTC than 26 hours.
 const OFFSET_MAX: i64 = 26 * HOUR;
 
+/// Nothing begins beyond: the first and the last month that nanoseconds since 1970 can tell are left out.
+const EARLIEST: MirrorTime = MirrorTime(i64::MIN + 40 * DAY);
+const LATEST: MirrorTime = MirrorTime(i64::MAX - 40 * DAY);
+
 impl Zone {
     pub fn utc() -> Zone {
         Zone::new(0, [])
@@ -111,6 +115,7 @@ impl Zone {
     /// An hour begins whenever the clock shows a full one: an hour that comes twice begins twice, one that is skipped
     /// never. A day, week or month begins once, with its first instant, whether that is midnight or not.
     pub fn starts(&self, period: Period, from: MirrorTime, to: MirrorTime) -> Vec<MirrorTime> {
+        let (from, to) = (from.max(EARLIEST), to.min(LATEST));
         let mut starts = Vec::new();
         // The latest period that the clock has shown.
         let mut latest = i64::MIN;

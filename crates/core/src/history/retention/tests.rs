@@ -1,1 +1,0 @@
-//! Retention against a brute force that looks at every instant, and its borders one by one.
