@@ -30,6 +30,17 @@ pub const DAY: i64 = 24 * HOUR;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct MirrorTime(pub i64);
 
+impl MirrorTime {
+    /// As it is stored. What nanoseconds since 1970 cannot tell any more is the end of time.
+    pub fn of_ns(ns: u64) -> MirrorTime {
+        MirrorTime(i64::try_from(ns).unwrap_or(i64::MAX))
+    }
+    /// To be stored; before 1970 is 1970.
+    pub fn ns(self) -> u64 {
+        u64::try_from(self.0).unwrap_or(0)
+    }
+}
+
 impl core::fmt::Display for MirrorTime {
     /// RFC 3339 in UTC, to the second.
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {

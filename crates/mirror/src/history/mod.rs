@@ -4,6 +4,7 @@
 //! Apply keeps the inode before it is replaced, and appends what was before each group; `core::history` says how the tree as
 //! of a position follows from that and the rows of the present. Layout and bytes: `docs/FORMAT.md`.
 
+pub mod calendar;
 pub mod catalogue;
 pub mod checkout;
 pub mod events;

@@ -7,7 +7,7 @@ use core::fmt;
 use super::MirrorTime;
 use super::policy::{Era, Eras, Lock, Policy};
 use super::zone::{Period, Zone};
-use crate::types::Position;
+use crate::history::Moment;
 
 /// A state of a file that is not the present one any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,14 +16,14 @@ pub struct Version {
     pub from: MirrorTime,
     pub until: MirrorTime,
     /// It was current at the positions `[a, z)`.
-    pub a: Position,
-    pub z: Position,
+    pub a: Moment,
+    pub z: Moment,
 }
 
 /// A position that is kept whatever the policy says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Point {
-    pub at: Position,
+    pub at: Moment,
     pub label: String,
     pub kind: PointKind,
 }
@@ -80,12 +80,12 @@ pub enum Rule {
     },
     Snapshot {
         label: String,
-        at: Position,
+        at: Moment,
         hold: bool,
     },
     Alarm {
         label: String,
-        at: Position,
+        at: Moment,
     },
 }
 
@@ -115,9 +115,9 @@ impl fmt::Display for Reason {
             Rule::Tier { period, at } => write!(f, "{}: the state of {at}", period.tier()),
             Rule::Snapshot { label, at, hold } => {
                 let kept = if *hold { ", --keep" } else { "" };
-                write!(f, "snapshot {label} (pos:{at}{kept})")
+                write!(f, "snapshot {label} (pos:{}{kept})", at.position())
             }
-            Rule::Alarm { label, at } => write!(f, "alarm {label} (pos:{at})"),
+            Rule::Alarm { label, at } => write!(f, "alarm {label} (pos:{})", at.position()),
         }
     }
 }
@@ -132,8 +132,8 @@ pub struct Rules {
     /// By position.
     points: Vec<Point>,
     /// Positions of `points`, and of those that are held.
-    all: Vec<Position>,
-    held: Vec<Position>,
+    all: Vec<Moment>,
+    held: Vec<Moment>,
     force: bool,
 }
 
@@ -341,7 +341,7 @@ impl Laid {
 }
 
 /// Whether one of the positions is among the version's.
-fn any_in(positions: &[Position], version: &Version) -> bool {
+fn any_in(positions: &[Moment], version: &Version) -> bool {
     let n = positions.partition_point(|at| *at < version.a);
     positions.get(n).is_some_and(|at| *at < version.z)
 }

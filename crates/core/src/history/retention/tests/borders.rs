@@ -217,10 +217,10 @@ fn positions() {
         NOW,
         &eras(policy.clone(), Lock::Off),
         alloc::vec![Point {
-            at: Position {
+            at: Moment::of(Position {
                 epoch: 2,
                 sequence: 15
-            },
+            }),
             label: "x".into(),
             kind: named
         }],

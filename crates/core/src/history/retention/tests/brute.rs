@@ -16,7 +16,7 @@ impl File {
         let shows = |v: &Version| v.from.0 <= instant && instant < v.until.0;
         self.versions.iter().position(shows)
     }
-    fn at_position(&self, at: Position) -> Option<usize> {
+    fn at_position(&self, at: Moment) -> Option<usize> {
         self.versions.iter().position(|v| v.a <= at && at < v.z)
     }
 }

@@ -12,14 +12,15 @@ use core::convert::Infallible;
 
 use super::zone::days;
 use super::*;
+use crate::history::Moment;
 use crate::types::Position;
 
 fn utc(year: i64, month: i64, day: i64, hour: i64) -> i64 {
     days(year, month, day) * DAY + hour * HOUR
 }
 
-fn position(sequence: u64) -> Position {
-    Position { epoch: 1, sequence }
+fn position(sequence: u64) -> Moment {
+    Moment::of(Position { epoch: 1, sequence })
 }
 
 /// Current in `[from, until)`, at positions that nothing else is said about.
