@@ -3,7 +3,9 @@
 //! lsyncd runs where the source is, and pushes. Here the host that keeps the copy follows: so one part of what a `sync` says
 //! goes to the source's host, to `mirrord serve`, and the other to the target's, to `fs_mirror serve`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod values;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
@@ -12,7 +14,7 @@ use std::sync::Arc;
 use mirror_core::escape;
 
 use super::emit::{Import, Kind, Offered, Planned};
-use super::lua::{self, Expr, Statement, Table};
+use super::lua::{self, Statement, Table};
 use super::notes::{At, Notes};
 use super::patterns::ignore_lines;
 use super::rsnapshot::is_rsyncd;
@@ -23,11 +25,8 @@ use crate::engine::options::{Owners, SourceSpec, default_state_dir};
 use crate::engine::service::backup::config::{TREES_MAX, Tree};
 use crate::engine::service::rate::Rates;
 use crate::engine::session::show;
+use values::{Entry, Value, Values};
 
-/// Of values in values, with all that variables stand for.
-const DEPTH_MAX: usize = 32;
-const VALUES_MAX: usize = 100_000;
-const TEXT_BYTES_MAX: usize = 64 << 10;
 /// Of a hostile file: what is left out, times the trees.
 const RULES_AND_TREES_MAX: usize = 100_000;
 
@@ -119,26 +118,6 @@ pub fn looks_like(text: &[u8]) -> bool {
     lua::mentions(text, &["sync", "settings"])
 }
 
-/// What an expression stands for.
-#[derive(Debug, Clone, PartialEq)]
-enum Value {
-    Nil,
-    Bool(bool),
-    Number(String),
-    Text(Vec<u8>),
-    /// `default.rsync`, or what nobody gave a value.
-    Name(Vec<String>),
-    Table(Vec<Entry>),
-    Other(&'static str),
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Entry {
-    line: usize,
-    key: Option<String>,
-    value: Value,
-}
-
 /// Where a sync puts its copy.
 enum Target {
     Here(PathBuf),
@@ -150,11 +129,7 @@ struct Reader<'a> {
     notes: Notes,
     /// What the source's host is called by others.
     this_host: String,
-    /// Values of names, and how many values each is.
-    given: BTreeMap<String, (Value, usize)>,
-    /// Names that are set more than once, or where it is not known when.
-    changing: BTreeSet<String>,
-    values: usize,
+    values: Values,
     rules: usize,
     /// Some sync stands in it.
     any: bool,
@@ -171,9 +146,7 @@ pub fn read<'a>(text: &[u8], this_host: &str, open: &'a mut ReadFile<'a>) -> Imp
         open,
         notes: Notes::default(),
         this_host: this_host.to_owned(),
-        given: BTreeMap::new(),
-        changing: changing(&statements),
-        values: 0,
+        values: Values::new(&statements),
         rules: 0,
         any: false,
         trees: Vec::new(),
@@ -190,31 +163,13 @@ pub fn read<'a>(text: &[u8], this_host: &str, open: &'a mut ReadFile<'a>) -> Imp
     reader.end()
 }
 
-fn changing(statements: &[Statement]) -> BTreeSet<String> {
-    let (mut once, mut more) = (BTreeSet::new(), BTreeSet::new());
-    for statement in statements {
-        match statement {
-            Statement::Set { name, .. } => {
-                if let Some(first) = name.first()
-                    && !once.insert(first.clone())
-                {
-                    more.insert(first.clone());
-                }
-            }
-            Statement::Other { sets, .. } => more.extend(sets.iter().cloned()),
-            Statement::Call { .. } => {}
-        }
-    }
-    more
-}
-
 impl Reader<'_> {
     fn statement(&mut self, statement: Statement) {
         match statement {
             Statement::Call { line, name, table } => match name.join(".").as_str() {
                 "sync" => self.sync(line, &table),
                 "settings" => {
-                    let entries = self.entries(&table, 0);
+                    let entries = self.values.entries(&table, 0);
                     self.settings(entries);
                 }
                 other => self.notes.open(
@@ -225,8 +180,7 @@ impl Reader<'_> {
                 ),
             },
             Statement::Set { line, name, value } => {
-                let before = self.values;
-                let value = self.value(&value, 0);
+                let value = self.values.value(&value, 0);
                 match (name.as_slice(), value) {
                     ([name], Value::Table(entries)) if name == "settings" => self.settings(entries),
                     ([first, key], value) if first == "settings" => self.settings(vec![Entry {
@@ -234,10 +188,7 @@ impl Reader<'_> {
                         key: Some(key.clone()),
                         value,
                     }]),
-                    ([name], value) => {
-                        let size = self.values - before;
-                        self.given.insert(name.clone(), (value, size));
-                    }
+                    ([name], value) => self.values.set(name, value),
                     (name, _) => self.notes.open(
                         &At::line(line),
                         name.join(".").as_bytes(),
@@ -269,71 +220,6 @@ impl Reader<'_> {
         }
     }
 
-    fn entries(&mut self, table: &Table, depth: usize) -> Vec<Entry> {
-        let items = table.items.iter();
-        items
-            .map(|item| Entry {
-                line: item.line,
-                key: item.key.clone(),
-                value: self.value(&item.value, depth + 1),
-            })
-            .collect()
-    }
-
-    fn value(&mut self, expr: &Expr, depth: usize) -> Value {
-        self.values += 1;
-        if depth > DEPTH_MAX || self.values > VALUES_MAX {
-            return Value::Other("too much, or nested too deep");
-        }
-        match expr {
-            Expr::Nil => Value::Nil,
-            Expr::Bool(value) => Value::Bool(*value),
-            Expr::Number(number) => Value::Number(number.clone()),
-            Expr::Text(text) => Value::Text(text.clone()),
-            Expr::Other(what) => Value::Other(what),
-            Expr::Table(table) => Value::Table(self.entries(table, depth)),
-            Expr::Name(name) => self.named(name),
-            Expr::Joined(parts) => {
-                let mut out = Vec::new();
-                for part in parts {
-                    match self.value(part, depth + 1) {
-                        Value::Text(text) => out.extend_from_slice(&text),
-                        Value::Number(number) => out.extend_from_slice(number.as_bytes()),
-                        Value::Other(what) => return Value::Other(what),
-                        _ => return Value::Other("joined with what is no text"),
-                    }
-                    if out.len() > TEXT_BYTES_MAX {
-                        return Value::Other("a text that is too long");
-                    }
-                }
-                Value::Text(out)
-            }
-        }
-    }
-
-    fn named(&mut self, name: &[String]) -> Value {
-        let [one] = name else {
-            return Value::Name(name.to_vec());
-        };
-        if self.changing.contains(one) {
-            return Value::Other("a name that is set more than once");
-        }
-        match self.given.get(one) {
-            Some((value, size)) => {
-                self.values += size;
-                match (value, self.values > VALUES_MAX) {
-                    (_, true) => Value::Other("too much, or nested too deep"),
-                    // Names of names are as deep as they are written.
-                    (Value::Table(entries), _) if deep(entries) > DEPTH_MAX => {
-                        Value::Other("too much, or nested too deep")
-                    }
-                    (value, _) => value.clone(),
-                }
-            }
-            None => Value::Name(name.to_vec()),
-        }
-    }
-
     fn settings(&mut self, entries: Vec<Entry>) {
         for entry in entries {
             let at = At::line(entry.line);
@@ -362,7 +248,7 @@ impl Reader<'_> {
             );
             return self.notes.open(&at, b"sync", why, "a second backup host");
         }
-        let entries = self.entries(table, 0);
+        let entries = self.values.entries(table, 0);
         let layer = entries.iter().find(|entry| entry.key.is_none());
         let layer = match layer.map(|entry| &entry.value) {
             Some(Value::Name(name)) => name.join("."),
@@ -454,7 +340,7 @@ impl Reader<'_> {
             other => self.notes.open(
                 &at,
                 key.as_bytes(),
-                said(other),
+                other.no_text(),
                 "a text in quotes, or a name that is set to one, once",
             ),
         }
@@ -478,7 +364,7 @@ impl Reader<'_> {
         for entry in entries {
             let text = match &entry.value {
                 Value::Text(text) => std::str::from_utf8(text).map_err(|_| "it is not UTF-8"),
-                other => Err(said(other)),
+                other => Err(other.no_text()),
             };
             match text {
                 Ok(text) => out.push(text.to_owned()),
@@ -536,7 +422,7 @@ impl Reader<'_> {
             return self.notes.open(
                 &At::line(entry.line),
                 b"rsync",
-                said(&entry.value),
+                entry.value.no_text(),
                 "rsync = { ... }",
             );
         };
@@ -563,7 +449,7 @@ impl Reader<'_> {
                     self.notes.open(
                         &at,
                         format!("rsync {key}").as_bytes(),
-                        said(other),
+                        other.no_text(),
                         "a plain value",
                     );
                     continue;
@@ -802,24 +688,6 @@ impl Sync {
             args: Args::default(),
             off: None,
         }
-    }
-}
-
-fn deep(entries: &[Entry]) -> usize {
-    let below = entries.iter().map(|entry| match &entry.value {
-        Value::Table(entries) => deep(entries),
-        _ => 0,
-    });
-    1 + below.max().unwrap_or(0)
-}
-
-/// Why it is no text.
-fn said(value: &Value) -> &'static str {
-    match value {
-        Value::Other(what) => what,
-        Value::Name(_) => "a name that is set nowhere",
-        Value::Text(_) => "an empty text",
-        _ => "a text is wanted",
     }
 }
 

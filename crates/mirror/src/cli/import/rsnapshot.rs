@@ -2,6 +2,8 @@
 //!
 //! Nothing that it names is run; files that it includes are read.
 
+mod points;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,13 +14,16 @@ use super::emit::{Import, Kind, Planned};
 use super::notes::{At, Notes, cut};
 use super::patterns::{Lines, ignore_lines};
 use super::retention::{AND_THEN, Level, Retention};
-use super::rsync_args::{Args, split};
+use super::rsync_args::Args;
 use super::{Names, ReadFile};
 use crate::cli::parse;
 use crate::engine::options::{Owners, SourceSpec};
 use crate::engine::service::backup::config::{TREES_MAX, Tree};
 use crate::engine::service::rate::Rates;
 use crate::engine::session::show;
+use points::{Global, Opt, Point, typed};
+
+pub use points::is_rsyncd;
 
 const INCLUDES_DEEP_MAX: usize = 8;
 const FILES_MAX: usize = 64;
@@ -80,34 +85,6 @@ pub fn looks_like(text: &[u8]) -> bool {
             .unwrap_or_default();
         word.len() < line.len() && OURS.contains(&word)
     })
-}
-
-/// A line that is copied from somewhere.
-struct Point {
-    at: At,
-    line: Vec<u8>,
-    source: Vec<u8>,
-    below: String,
-    options: Vec<Opt>,
-}
-
-/// `+name=value` of a backup line.
-struct Opt {
-    add: bool,
-    name: String,
-    value: String,
-}
-
-/// Settings that hold for all backup lines.
-#[derive(Default)]
-struct Global {
-    short: Option<(String, At)>,
-    long: Option<(String, At)>,
-    ssh: Option<(String, At)>,
-    /// Patterns, and files of them: kept or left out.
-    rules: Vec<(bool, String, At)>,
-    rule_files: Vec<(bool, String, At)>,
-    one_fs: bool,
 }
 
 struct Reader<'a> {
@@ -382,10 +359,10 @@ impl Reader<'_> {
                     .open(&point.at, &point.line, why, "a second backup host");
                 continue;
             }
-            let Some(source) = self.source(point) else {
+            let Some(source) = point.source(&mut self.notes) else {
                 continue;
             };
-            let args = self.args(point);
+            let args = point.args(&self.global, self.open, &mut self.notes);
             rules += args.rules.len();
             trees.extend(self.planned(point, source, args, &live, &mut names, &mut concerned));
         }
@@ -415,98 +392,6 @@ impl Reader<'_> {
             retention,
             notes: self.notes,
         }
-    }
-
-    /// Which options hold for a line: its own instead of the global ones, or besides.
-    fn args(&mut self, point: &Point) -> Args {
-        let mut args = Args::default();
-        let own = |name: &str| {
-            let found = point.options.iter().rfind(|o| o.name == name && !o.add);
-            found.map(|o| (o.value.clone(), point.at.clone()))
-        };
-        let added = |name: &str| point.options.iter().rfind(|o| o.name == name && o.add);
-        let or = |own: Option<(String, At)>, global: &Option<(String, At)>, usual: &str| {
-            own.or_else(|| global.clone())
-                .unwrap_or_else(|| (usual.into(), At::line(0)))
-        };
-        let notes = &mut self.notes;
-        let (short, at) = or(own("rsync_short_args"), &self.global.short, "-a");
-        args.read(&split(&short), &at, notes);
-        if let Some(more) = added("rsync_short_args") {
-            args.read(&split(&more.value), &point.at, notes);
-        }
-        let usual = "--delete --numeric-ids --relative --delete-excluded";
-        let (long, at) = or(own("rsync_long_args"), &self.global.long, usual);
-        args.read(&split(&long), &at, notes);
-        // A line with rules of its own has lost the global ones; rsnapshot does so.
-        let is_rule = |o: &&Opt| {
-            ["include", "exclude", "include_file", "exclude_file"].contains(&o.name.as_str())
-        };
-        let mut rules = Vec::new();
-        let mut files = Vec::new();
-        for one in point.options.iter().filter(is_rule) {
-            let keep = one.name.starts_with("include");
-            let rule = (keep, one.value.clone(), point.at.clone());
-            match one.name.ends_with("_file") {
-                true => files.push(rule),
-                false => rules.push(rule),
-            }
-        }
-        if rules.is_empty() && files.is_empty() && own("rsync_long_args").is_none() {
-            rules = self.global.rules.clone();
-            files = self.global.rule_files.clone();
-        }
-        for (keep, pattern, at) in rules {
-            args.rule(keep, &pattern, &at, notes);
-        }
-        args.rule_files.extend(files);
-        if let Some(more) = added("rsync_long_args") {
-            args.read(&split(&more.value), &point.at, notes);
-        }
-        if let Some((ssh, at)) = own("ssh_args").or_else(|| self.global.ssh.clone())
-            && !is_local(&point.source)
-        {
-            args.ssh(&split(&ssh), &at, notes);
-        }
-        args.one_fs |= match own("one_fs") {
-            Some((value, _)) => value == "1",
-            None => self.global.one_fs,
-        };
-        for one in &point.options {
-            let known = [
-                "one_fs",
-                "rsync_short_args",
-                "rsync_long_args",
-                "ssh_args",
-                "include",
-                "exclude",
-                "include_file",
-                "exclude_file",
-            ];
-            if !known.contains(&one.name.as_str()) && !one.name.starts_with("linux_lvm_") {
-                notes.open(
-                    &point.at,
-                    format!("{}={}", one.name, one.value).as_bytes(),
-                    "not known as an option of a backup line",
-                    "the settings of a tree are in docs/BACKUP.md",
-                );
-            }
-        }
-        for (keep, path, at) in std::mem::take(&mut args.rule_files) {
-            let file = Arc::new(PathBuf::from(&path));
-            let mut inside = at.clone();
-            inside.file = Some(file.clone());
-            match (self.open)(&file) {
-                Ok(text) => args.rule_lines(keep, &text, &inside, &mut self.notes),
-                Err(why) => self.notes.open(
-                    &at,
-                    path.as_bytes(),
-                    why,
-                    "its lines in `ignore` of the tree",
-                ),
-            }
-        }
-        args
     }
 
     fn planned(
@@ -580,106 +465,6 @@ impl Reader<'_> {
             off: None,
         })
     }
-
-    /// `None`: it can't be followed; the notes say why.
-    fn source(&mut self, point: &Point) -> Option<SourceSpec> {
-        let text = &point.source;
-        let refuse = |notes: &mut Notes, why: &str, instead: &str| {
-            notes.open(&point.at, &point.line, why, instead);
-            None
-        };
-        let notes = &mut self.notes;
-        if text.starts_with(b"lvm://") {
-            return refuse(
-                notes,
-                "no snapshot of a volume is made to read from",
-                "follow the mounted file system itself, as /path; a database is dumped into a directory that is followed",
-            );
-        }
-        if text.starts_with(b"rsync://") || is_rsyncd(text) {
-            return refuse(
-                notes,
-                "the rsync daemon's protocol is not spoken",
-                "install mirrord on that host and pair (README, \"As services\"), or use user@host:/path over ssh",
-            );
-        }
-        let typed = OsString::from_vec(text.clone());
-        match parse::source(&typed) {
-            Ok(SourceSpec::Local(path)) if path.is_absolute() => {
-                // Without dots and slashes at the end.
-                Some(SourceSpec::Local(path.components().collect()))
-            }
-            Ok(SourceSpec::Ssh {
-                user,
-                host,
-                port,
-                path,
-            }) => {
-                let below_home = path.strip_prefix(b"~/").or(path.strip_prefix(b"./"));
-                let path = below_home.unwrap_or(&path);
-                let path = match path.iter().rposition(|b| *b != b'/') {
-                    Some(last) => path.get(..=last).unwrap_or_default().to_vec(),
-                    None => b"/".to_vec(),
-                };
-                if path.starts_with(b"~") {
-                    return refuse(
-                        notes,
-                        "another user's home is not looked up",
-                        "user@host:/path",
-                    );
-                }
-                Some(SourceSpec::Ssh {
-                    user,
-                    host,
-                    port,
-                    path,
-                })
-            }
-            Ok(_) => refuse(notes, "not known as a source", "/path or user@host:/path"),
-            Err(e) => refuse(notes, &e.0, "/path or user@host:/path"),
-        }
-    }
-}
-
-fn is_local(source: &[u8]) -> bool {
-    source.starts_with(b"/")
-}
-
-/// `host::module`. Colons in brackets belong to an address.
-pub fn is_rsyncd(text: &[u8]) -> bool {
-    let slash = text.iter().position(|b| *b == b'/').unwrap_or(text.len());
-    let host = text.get(..slash).unwrap_or_default();
-    let after = host.iter().rposition(|b| *b == b']').unwrap_or(0);
-    let mut pairs = host.get(after..).unwrap_or_default().windows(2);
-    pairs.any(|two| two == b"::")
-}
-
-/// A source as `source = ` has it.
-fn typed(source: &SourceSpec, args: &Args) -> OsString {
-    let mut out = Vec::new();
-    match source {
-        SourceSpec::Local(path) => out.extend_from_slice(path.as_os_str().as_bytes()),
-        SourceSpec::Service { host, name, .. } => {
-            out.extend_from_slice(format!("mirror://{host}/{name}").as_bytes());
-        }
-        SourceSpec::Ssh {
-            user, host, path, ..
-        } => {
-            let user = args.ssh_user.as_ref().or(user.as_ref());
-            let user = user.map(|user| format!("{user}@")).unwrap_or_default();
-            let host = match host.contains(':') {
-                true => format!("[{host}]"),
-                false => host.clone(),
-            };
-            match (args.ssh_port, path.starts_with(b"/")) {
-                (Some(port), true) => out.extend(format!("ssh://{user}{host}:{port}").bytes()),
-                (Some(port), false) => out.extend(format!("ssh://{user}{host}:{port}/~/").bytes()),
-                (None, _) => out.extend(format!("{user}{host}:").bytes()),
-            }
-            out.extend_from_slice(path);
-        }
-    }
-    OsString::from_vec(out)
 }
 
 /// The names between the place that a leading slash of a pattern means and the root of the tree.
