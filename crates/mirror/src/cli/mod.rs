@@ -19,6 +19,8 @@ pub mod serve_worker;
 pub mod settings;
 pub mod show;
 pub mod text;
+pub mod textdiff;
+pub mod timeline;
 pub mod trees;
 pub mod ui;
 pub mod worker;
