@@ -13,6 +13,7 @@ mod keys;
 pub mod slots;
 #[cfg(test)]
 mod tests;
+pub mod times;
 pub mod tree;
 
 use std::io;
