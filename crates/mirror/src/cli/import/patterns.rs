@@ -77,10 +77,19 @@ fn meaning(rule: &Rule, above: &[&str]) -> Meaning {
     if parts.is_empty() {
         return refused("it is about the whole tree");
     }
+    if only_dirs && parts.last() == Some(&"**") {
+        return refused("** at its end matches files, too; without the slash it says the same");
+    }
     let wild = body.contains(['*', '?', '[']);
     let mut said = Vec::new();
     for (i, part) in parts.iter().enumerate() {
-        match written(part, wild, rule.keep, i + 1 == parts.len()) {
+        let last = i + 1 == parts.len();
+        if *part == "**" && !last && (anchored || i > 0) {
+            // rsync wants a name there at least, gitignore does not.
+            said.push("*/**".to_owned());
+            continue;
+        }
+        match written(part, wild, rule.keep, last) {
             Ok(part) => said.push(part),
             Err(why) => return refused(why),
         }
@@ -151,8 +160,9 @@ fn below(parts: &[&str], said: &[String], above: &[&str]) -> Option<Vec<String>>
     for (i, name) in above.iter().enumerate() {
         let part = parts.get(i)?;
         if *part == "**" {
-            let rest = said.get(i + 1..).unwrap_or_default();
-            return (!rest.is_empty()).then(|| vec![format!("**/{}", rest.join("/"))]);
+            let parts = parts.get(i + 1..).filter(|parts| !parts.is_empty())?;
+            let said = said.get(i + 1..).unwrap_or_default();
+            return anywhere(parts, said, above.get(i + 1..).unwrap_or_default());
         }
         if !matches_name(part, name) {
             return Some(Vec::new());
@@ -174,16 +184,7 @@ fn anywhere(parts: &[&str], said: &[String], above: &[&str]) -> Option<Vec<Strin
     }];
     // It may begin above the root and end in the tree.
     for from in 0..above.len() {
-        let names = above.get(from..).unwrap_or_default();
-        let heads = parts.iter().zip(names);
-        if !heads.clone().all(|(part, name)| matches_name(part, name)) {
-            continue;
-        }
-        match said.get(names.len()..) {
-            Some([]) => return None,
-            Some(rest) => paths.push(format!("/{}", rest.join("/"))),
-            None => {}
-        }
+        paths.extend(below(parts, said, above.get(from..).unwrap_or_default())?);
     }
     paths.dedup();
     Some(paths)
@@ -240,7 +241,7 @@ mod tests {
             ("/home/*/tmp", &["home"], &["/*/tmp"]),
             ("/h*e/tmp", &["home"], &["/tmp"]),
             ("/var/tmp", &["home"], &[]),
-            ("/**/core", &["home"], &["**/core"]),
+            ("/**/core", &["home"], &["core"]),
             ("a/b", &[], &["**/a/b"]),
             ("home/bob", &["home"], &["**/home/bob", "/bob"]),
             ("b/c", &["a", "b"], &["**/b/c", "/c"]),
@@ -309,5 +310,86 @@ mod tests {
             assert!(filter.ignored(name.as_bytes(), false), "{name}");
             assert!(!filter.ignored(b"a", false), "{name}");
         }
+    }
+
+    /// Random rules over a small tree: what rsync itself copies is what the lines keep.
+    #[test]
+    fn as_rsync_does() {
+        use std::fs;
+        use std::process::Command;
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        let names = ["a", "b", "ab", "a.x", "b.x"];
+        let mut files = Vec::new();
+        for one in names {
+            for two in names {
+                let dir = format!("{one}.d/{two}.d");
+                fs::create_dir_all(top.join("h/u").join(&dir)).unwrap();
+                for file in names {
+                    files.push(format!("{dir}/{file}"));
+                }
+            }
+            files.push(format!("{one}.d/{one}"));
+            files.push(one.to_owned());
+        }
+        for file in &files {
+            fs::write(top.join("h/u").join(file), "").unwrap();
+        }
+        let parts = [
+            "a", "b", "a.d", "*.d", "*", "?", "**", "[ab]", "a*", "*.x", "h", "u", "b.d",
+        ];
+        let kept_by_rsync = |rules: &[Rule], relative: bool| {
+            let mut rsync = Command::new("rsync");
+            rsync.args(["-rn", "--out-format=%n"]);
+            let source = match relative {
+                true => rsync.arg("-R").arg(format!("{}/./h/u/", top.display())),
+                false => rsync.arg(format!("{}/h/u/", top.display())),
+            };
+            for rule in rules {
+                let kind = if rule.keep { "include" } else { "exclude" };
+                source.arg(format!("--{kind}={}", rule.pattern));
+            }
+            let output = source.arg("/nonexistent/").output().ok()?;
+            let text = String::from_utf8(output.stdout).unwrap();
+            let names = text
+                .lines()
+                .map(|line| line.strip_prefix("h/u/").unwrap_or(line));
+            Some(names.map(str::to_owned).collect::<Vec<_>>())
+        };
+        if kept_by_rsync(&[], false).is_none() {
+            println!("skipped: there is no rsync here");
+            return;
+        }
+        let cases = std::env::var("RSYNC_CASES").map_or(25, |n| n.parse().unwrap());
+        let (mut said, mut random) = (0, crate::fuzz::Random::new(1));
+        for _ in 0..cases {
+            let rules: Vec<Rule> = (0..1 + random.below(4))
+                .map(|_| {
+                    let names: Vec<_> = (0..1 + random.below(3))
+                        .map(|_| parts[random.below(parts.len())])
+                        .collect();
+                    let keep = ["", "", "+ "][random.below(3)];
+                    let begin = ["", "/"][random.below(2)];
+                    let end = ["", "", "/", "/***", "/**"][random.below(5)];
+                    rule(&format!("{keep}{begin}{}{end}", names.join("/")))
+                })
+                .collect();
+            for above in [&[][..], &["h", "u"]] {
+                let lines = ignore_lines(&rules, above);
+                if !lines.refused.is_empty() {
+                    continue;
+                }
+                let filter = Filter::new(&lines.lines).unwrap();
+                let kept = kept_by_rsync(&rules, !above.is_empty()).unwrap();
+                for file in &files {
+                    let (ours, its) =
+                        (!filter.ignored(file.as_bytes(), false), kept.contains(file));
+                    let texts: Vec<_> = rules.iter().map(|r| (r.keep, &r.pattern)).collect();
+                    assert_eq!(ours, its, "{file} {texts:?} {above:?} {:?}", lines.lines);
+                }
+                said += 1;
+            }
+        }
+        assert!(said > cases / 4, "{said}");
     }
 }
