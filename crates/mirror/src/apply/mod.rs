@@ -292,6 +292,17 @@ impl<S: Store> Applier<S> {
     pub fn logical(&self) -> Result<mirror_core::plan::Overlay<'_, S>, ApplyError> {
         mirror_core::plan::owed(&self.store, &self.pending.wanted).map_err(store_error)
     }
+    /// Both, at once.
+    pub fn with_past<T>(
+        &mut self,
+        ask: impl FnOnce(&mirror_core::plan::Overlay<'_, S>, Option<&mut History>) -> T,
+    ) -> Result<T, S::Error>
+    where
+        T: Sized,
+    {
+        let rows = mirror_core::plan::owed(&self.store, &self.pending.wanted)?;
+        Ok(ask(&rows, self.history.as_mut()))
+    }
     /// The position of the rows, as histories count.
     pub fn moment(&self) -> Moment {
         self.store.position().map_or(Moment(0), Moment::of)

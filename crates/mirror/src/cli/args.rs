@@ -261,13 +261,15 @@ pub struct MirrorArgs {
     /// Mirror this mount point below SRC too (again for more; '' for none)
     #[arg(long, value_name = "PATH")]
     pub cross: Vec<PathBuf>,
-    /// Keep no old versions
-    #[arg(long)]
+    /// Keep no old versions; --history takes that back
+    #[arg(long, overrides_with = "history")]
     pub no_history: bool,
+    #[arg(long, hide = true)]
+    pub history: bool,
     /// Owners, set-id bits, devices and capabilities: set in the copy, or only recorded [default: apply as root, else record]
     #[arg(long, value_enum, value_name = "HOW")]
     pub owners: Option<Owners>,
-    /// When very much goes at once: hold (ask) or follow [default: hold]
+    /// When very much goes at once: hold (ask), follow, or auto: follow where history keeps what goes, else hold [default: auto]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub on_mass_change: Option<OnMassChange>,
     /// Where the mirror's state is, on DST's file system [default: DST.fs_mirror]

@@ -357,6 +357,7 @@ impl Config {
             (
                 "on_mass_change",
                 text(match self.on_mass_change {
+                    OnMassChange::Auto => "auto",
                     OnMassChange::Hold => "hold",
                     OnMassChange::Follow => "follow",
                 }),

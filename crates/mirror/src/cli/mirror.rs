@@ -297,7 +297,7 @@ fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliErr
         cross,
         owners: args.owners,
         on_mass_change: args.on_mass_change,
-        history: args.no_history.then_some(false),
+        history: (args.no_history || args.history).then_some(!args.no_history),
         detector: args.detector.map(|d| d.detector()),
         bwlimit: args.bwlimit.map(|rate| rate.0),
         compress: args.compress,

@@ -17,7 +17,7 @@ use mirror_core::guard::{DIR_ENTRIES_MIN, DIR_PERCENT, Loss, judge};
 use super::applying::{ApplyLoop, ApplyOrder};
 use super::aside;
 use super::event::{Event, RunError, Ui};
-use super::options::{MirrorOptions, OnMassChange};
+use super::options::MirrorOptions;
 use super::service::pulse;
 use super::session::show;
 use super::status::PathText;
@@ -146,7 +146,7 @@ pub fn settle(
 }
 
 fn asks_for_many(options: &MirrorOptions) -> bool {
-    !options.history && options.on_mass_change == OnMassChange::Hold
+    options.holds_mass_change()
 }
 
 /// So much that it would hold if it were removed.

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use mirror_core::{Content, Digest, ObjectId, Position};
 
-use super::control::Until;
+use super::control::{ControlError, Until};
 use super::differing::Differing;
 use super::seed::{Chained, Spooled};
 use super::status::{Failed, Hold, PathText, Rolling, Travelling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
+use crate::history::ask::{Answer, Ask};
+use crate::history::tree::PastError;
 use crate::sync::lock;
 
 /// What others may see and wait for.
@@ -115,6 +117,8 @@ pub enum ApplyOrder {
     /// Write a list of the whole tree, as of the position, what is owed included, into a file without a name in this
     /// directory.
     List(PathBuf, Chained, Sender<Result<Spooled, String>>),
+    /// A question about the past.
+    Past(Ask, Sender<Result<Answer, PastError>>),
     /// Look up: it is to stop.
     Wake,
 }
@@ -180,6 +184,24 @@ pub fn try_again(orders: &ApplyOrders, until: &Until<'_>) -> bool {
             Err(RecvTimeoutError::Timeout) if !until.over() => {}
             Err(_) => return false,
         }
+    }
+}
+
+/// The answer to a question about the past, once the loop is between two batches.
+pub fn past(orders: &ApplyOrders, ask: Ask) -> Result<Answer, ControlError> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let (answer, told) = crossbeam_channel::bounded(1);
+    let over = || ControlError::Busy("the mirror is just stopping or starting: try again".into());
+    orders.send(ApplyOrder::Past(ask, answer)).map_err(|_| over())?;
+    match told.recv_timeout(PATIENCE) {
+        Ok(answer) => answer.map_err(|error| match error {
+            PastError::Unknown(text) => ControlError::Refused(text),
+            error => ControlError::Failed(super::applying::chain(&error)),
+        }),
+        Err(RecvTimeoutError::Timeout) => Err(ControlError::Timeout(
+            "apply is busy for longer than a minute".into(),
+        )),
+        Err(RecvTimeoutError::Disconnected) => Err(over()),
     }
 }
 

@@ -21,18 +21,22 @@ use super::adopt::{self, ADOPTING_KEY, LeftOut};
 use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
-use super::options::OnMassChange;
 use super::seed::{self, Chained, Spooled};
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp, Travelling};
 use crate::apply::{
     Applier, ApplyError, Contents, Counts, Difference, DifferenceKind, Failure, Flush, Outcome,
     Patient, Store, store_error,
 };
+use crate::history::ask::{self, Answer, Ask};
+use crate::history::events::Why;
+use crate::history::tree::PastError;
+use crate::history::{History, now_ns};
 use crate::index::Index;
 use crate::log::{Cursor, LogError, LogReader, Waited};
 
 pub use super::applied::{
-    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, try_again,
+    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, ApplyStatus, Going, Told, going, past,
+    try_again,
 };
 use limits::{Bounds, Pace};
 pub use mass::hold_of;
@@ -58,7 +62,8 @@ pub struct ApplySetup {
     pub applier: Applier<Index>,
     pub reader: LogReader,
     pub contents: Arc<dyn Contents + Send + Sync>,
-    pub on_mass_change: OnMassChange,
+    /// Very much going at once waits for a person.
+    pub holds_mass_change: bool,
     pub ui: Arc<dyn Ui>,
     /// Stays in the copy as it is.
     pub left_out: LeftOut,
@@ -72,6 +77,8 @@ pub struct ApplySetup {
     /// What the copy may take.
     pub bounds: Arc<Bounds>,
     pub dst: PathBuf,
+    /// Old versions are kept in this state directory.
+    pub history: Option<PathBuf>,
     /// Told of what was applied.
     pub told: Option<Arc<dyn Told>>,
     /// Done first on the thread: what is applied may come from a stranger.
@@ -80,6 +87,11 @@ pub struct ApplySetup {
 
 /// See [`super::confine`].
 pub type Enter = Box<dyn FnOnce() + Send>;
+
+/// Kept with the rows while all that they become is written down.
+pub const HISTORY_KEY: &str = "history";
+/// What is told to who asks for it.
+pub const NO_HISTORY: &str = "this mirror keeps no history (yet: it begins once the first copy is complete)";
 
 /// Kept with the rows once the copy was equal for the first time.
 pub const SEEDED_KEY: &str = "seeded";
@@ -129,7 +141,7 @@ impl ApplyLoop {
                     applier: setup.applier,
                     reader: setup.reader,
                     contents: setup.contents,
-                    on_mass_change: setup.on_mass_change,
+                    holds_mass_change: setup.holds_mass_change,
                     ui: setup.ui,
                     left_out: setup.left_out,
                     verbose: setup.verbose,
@@ -143,6 +155,7 @@ impl ApplyLoop {
                     seeding: setup.seeding,
                     bounds: setup.bounds,
                     dst: setup.dst,
+                    history: setup.history,
                     told: setup.told,
                     pace: Pace::default(),
                     retry_ms: RETRY_MS_MIN,
@@ -199,7 +212,7 @@ struct Running {
     applier: Applier<Index>,
     reader: LogReader,
     contents: Arc<dyn Contents + Send + Sync>,
-    on_mass_change: OnMassChange,
+    holds_mass_change: bool,
     ui: Arc<dyn Ui>,
     left_out: LeftOut,
     verbose: bool,
@@ -218,6 +231,7 @@ struct Running {
     seeding: bool,
     bounds: Arc<Bounds>,
     dst: PathBuf,
+    history: Option<PathBuf>,
     told: Option<Arc<dyn Told>>,
     pace: Pace,
     /// Things moved aside so far.
@@ -255,6 +269,7 @@ impl Running {
         }
         let adopting = adopt::begun(self.applier.store()).map_err(|e| chain(&e))?;
         self.applier.set_adopting(adopting.is_some());
+        self.keep_history().map_err(|e| chain(&e))?;
         let after = self.applier.store().position();
         let mut cursor = self.reader.cursor(after).map_err(|e| chain(&e))?;
         let mut batch = Batch::default();
@@ -486,6 +501,9 @@ impl Running {
             ApplyOrder::List(state_dir, chained, answer) => {
                 let _ = answer.send(self.list(&state_dir, chained));
             }
+            ApplyOrder::Past(ask, answer) => {
+                let _ = answer.send(self.past(&ask));
+            }
             ApplyOrder::Release => self.release(),
             ApplyOrder::Look => self.looking = true,
             ApplyOrder::Looked(until) => {
@@ -549,6 +567,45 @@ impl Running {
         Ok(())
     }
 
+    /// Once the copy was equal, or is taken up again: from then on old versions are kept.
+    fn keep_history(&mut self) -> Result<(), ApplyError> {
+        let kept = self.applier.store().meta_get(HISTORY_KEY).map_err(store_error)?;
+        let Some(state_dir) = &self.history else {
+            if kept.is_some() {
+                let gone = self.applier.store_mut().meta_remove(HISTORY_KEY);
+                gone.map_err(store_error)?;
+            }
+            return Ok(());
+        };
+        if self.seeding || self.applier.history().is_some() {
+            return Ok(());
+        }
+        let tree = self.reader.tree();
+        let mut history = History::open(state_dir, tree).map_err(ApplyError::History)?;
+        if kept.is_none() {
+            let why = match history.begins() {
+                None => Why::New,
+                Some(_) => Why::Compared,
+            };
+            let moment = self.applier.moment();
+            let begun = history.begin(moment, now_ns(), why);
+            begun.map_err(ApplyError::History)?;
+            let put = self.applier.store_mut().meta_put(HISTORY_KEY, b"1");
+            put.map_err(store_error)?;
+        }
+        self.applier.set_history(Some(history));
+        Ok(())
+    }
+
+    fn past(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        let now = self.applier.moment();
+        let answer = self.applier.with_past(|rows, history| match history {
+            Some(history) => ask::answer(rows, history, now, ask),
+            None => Err(PastError::Unknown(NO_HISTORY.into())),
+        });
+        answer.unwrap_or_else(|e| Err(PastError::Rows(chain(&e))))
+    }
+
     fn list(&self, state_dir: &Path, chained: Chained) -> Result<Spooled, String> {
         let rows = self.applier.store();
         let of = (self.reader.tree(), seed::end_of(rows)?);
@@ -568,6 +625,7 @@ impl Running {
             set.map_err(store_error)?;
             self.applier.set_flush(Flush::Batch)?;
         }
+        self.keep_history()?;
         self.applier.checkpoint()
     }
 

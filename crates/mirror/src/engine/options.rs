@@ -76,8 +76,8 @@ impl MirrorOptions {
             ignore: Vec::new(),
             cross: Vec::new(),
             owners: Owners::default_here(),
-            on_mass_change: OnMassChange::Hold,
-            history: false,
+            on_mass_change: OnMassChange::Auto,
+            history: true,
             detector: None,
             bwlimit: Speed::default(),
             compress: Compress::Auto,
@@ -90,6 +90,17 @@ impl MirrorOptions {
             output: Output::default(),
             lock: None,
             stop: Stop::new(),
+        }
+    }
+}
+
+impl MirrorOptions {
+    /// Whether apply waits for a person when very much goes at once.
+    pub fn holds_mass_change(&self) -> bool {
+        match self.on_mass_change {
+            OnMassChange::Hold => true,
+            OnMassChange::Follow => false,
+            OnMassChange::Auto => !self.history,
         }
     }
 }
@@ -206,9 +217,12 @@ impl Owners {
 }
 
 /// What happens when very much goes at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OnMassChange {
+    /// Follow where history keeps what goes, else hold.
+    #[default]
+    Auto,
     Hold,
     Follow,
 }

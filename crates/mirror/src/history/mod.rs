@@ -4,8 +4,10 @@
 //! Apply keeps the inode before it is replaced, and appends what was before each group; `core::history` says how the tree as
 //! of a position follows from that and the rows of the present. Layout and bytes: `docs/FORMAT.md`.
 
+pub mod ask;
 pub mod calendar;
 pub mod catalogue;
+pub mod changes;
 pub mod checkout;
 pub mod events;
 mod format;
@@ -66,6 +68,19 @@ pub struct History {
 pub fn now_ns() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Whether a snapshot can be called so: it must not look like a time or a position, nor be a path.
+pub fn valid_name(name: &str) -> std::result::Result<(), String> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
+    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
+    if first && name.len() <= 64 && name.chars().all(good) {
+        return Ok(());
+    }
+    Err(format!(
+        "a snapshot's name is 1 to 64 of the characters A-Z a-z 0-9 . _ + -, the first a letter, not {:?}",
+        mirror_core::escape(name.as_bytes())
+    ))
 }
 
 impl History {

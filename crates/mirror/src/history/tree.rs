@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use mirror_core::history::asof::AsOfError;
-use mirror_core::history::{AsOf, Bytes, Moment, Unkept};
+use mirror_core::history::{AsOf, Bytes, Moment, Unkept, Was};
 use mirror_core::plan::same_inode_kind;
 use mirror_core::{At, Kind, Name, ObjectId, Rows, State};
 
@@ -71,6 +71,7 @@ pub struct Here<'a, R> {
     pub history: &'a History,
     pub moment: Moment,
     paths: HashMap<ObjectId, Option<PathBuf>>,
+    paths_then: HashMap<ObjectId, Option<Vec<u8>>>,
 }
 
 impl<'a, R: Rows<Error: std::fmt::Display>> Here<'a, R> {
@@ -80,6 +81,7 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Here<'a, R> {
             history,
             moment,
             paths: HashMap::new(),
+            paths_then: HashMap::new(),
         }
     }
 
@@ -189,6 +191,87 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Here<'a, R> {
             entries.extend(self.describe(name, id)?);
         }
         Ok((entries, next))
+    }
+
+    pub fn name(&self, at: &At) -> Result<Option<ObjectId>, PastError> {
+        self.view().name(at).map_err(error)
+    }
+
+    /// An object that had a name then: its state, its bytes, and its path.
+    pub fn object(
+        &mut self,
+        id: ObjectId,
+    ) -> Result<Option<(State, Where, Option<Vec<u8>>)>, PastError> {
+        let name = Name::new(b"x").map_err(|_| PastError::Unknown("no name".into()))?;
+        let Some(entry) = self.describe(name, id)? else {
+            return Ok(None);
+        };
+        let path = self.path_then(id, 0)?;
+        Ok(Some((entry.state, entry.bytes, path)))
+    }
+
+    /// A path of an object as of the moment, below the root.
+    pub fn path_then(&mut self, id: ObjectId, depth: usize) -> Result<Option<Vec<u8>>, PastError> {
+        if id == ObjectId::ROOT {
+            return Ok(Some(Vec::new()));
+        }
+        if let Some(path) = self.paths_then.get(&id) {
+            return Ok(path.clone());
+        }
+        let path = match self.name_then(id)? {
+            Some(at) if depth < DEPTH_MAX => {
+                let above = self.path_then(at.parent, depth + 1)?;
+                above.map(|mut above| {
+                    if !above.is_empty() {
+                        above.push(b'/');
+                    }
+                    above.extend_from_slice(at.name.as_bytes());
+                    above
+                })
+            }
+            _ => None,
+        };
+        self.paths_then.insert(id, path.clone());
+        Ok(path)
+    }
+
+    /// A name that the object had.
+    fn name_then(&self, id: ObjectId) -> Result<Option<At>, PastError> {
+        let mut from = self.moment;
+        loop {
+            let catalogue = &self.history.catalogue;
+            let found = catalogue.object_after(id, super::Kind::Named, from);
+            let Some(found) = found.map_err(|e| PastError::History(e.into()))? else {
+                let row = self.rows.object(id).map_err(rows_error)?;
+                let names = row.map(|row| row.names).unwrap_or_default();
+                // Any that it had then already.
+                for at in &names {
+                    if self.name(at)? == Some(id) {
+                        return Ok(Some(at.clone()));
+                    }
+                }
+                return Ok(None);
+            };
+            let mut had = None;
+            let before = Moment(found.moment.0.saturating_sub(1));
+            let read = catalogue.groups((before, found.moment), &mut |dated| {
+                for row in &dated.group.rows {
+                    if let Was::Name { at, before, .. } = &row.was
+                        && *before == Some(id)
+                    {
+                        had = Some(at.clone());
+                        return false;
+                    }
+                }
+                true
+            });
+            read.map_err(|e| PastError::History(e.into()))?;
+            if had.is_some() {
+                return Ok(had);
+            }
+            // It only got one more there.
+            from = found.moment;
+        }
     }
 
     pub fn entry(&mut self, at: &At) -> Result<Option<Entry>, PastError> {

@@ -8,7 +8,6 @@ use mirror_core::{At, Name, ObjectId, Record, Rows};
 use super::{Running, chain};
 use crate::engine::event::Event;
 use crate::engine::going::{Tally, count_below};
-use crate::engine::options::OnMassChange;
 use crate::engine::status::{Hold, HoldReason, PathText, Stamp};
 use crate::index::Index;
 use crate::planted;
@@ -17,7 +16,7 @@ impl Running {
     /// The guard of a mirror without history: very much going at once holds here until somebody lets it.
     pub(super) fn may_apply(&mut self, batch: &[Record]) -> Result<bool, String> {
         let last = batch.last().map(|record| record.position);
-        if self.on_mass_change == OnMassChange::Follow
+        if !self.holds_mass_change
             || self.looking
             || last <= self.passes
             || planted::is("mass_change_unseen")

@@ -12,6 +12,7 @@ use super::{
     ControlError, LogLine, ReleaseReport, Stage, VerifyEnd, VerifyLine, VerifyOptions, WaitReport,
 };
 use crate::engine::status::Status;
+use crate::history::ask::{Answer, Ask};
 
 /// An answer of one line longer than this is a broken peer.
 const REPLY_BYTES_MAX: u64 = 16 << 20;
@@ -140,6 +141,14 @@ impl Client {
     pub fn release(&mut self, yes: bool) -> Result<ReleaseReport, ClientError> {
         match self.ask(&Request::Release { yes }, None)? {
             Reply::Release(report) => Ok(report),
+            other => unexpected(other),
+        }
+    }
+
+    pub fn past(&mut self, ask: &Ask) -> Result<Answer, ClientError> {
+        let ask = ask.clone();
+        match self.ask(&Request::Past { ask }, None)? {
+            Reply::Past(answer) => Ok(*answer),
             other => unexpected(other),
         }
     }

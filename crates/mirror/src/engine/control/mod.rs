@@ -25,6 +25,7 @@ use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::applying::Going;
+use crate::history::ask::{Answer, Ask};
 use crate::engine::status::{Failed, Hold, PathText, Positions, Replica, Stamp, Status};
 
 /// What a running mirror or worker answers. Called from several threads at once.
@@ -77,6 +78,11 @@ pub trait Control: Send + Sync {
     ) -> Result<(), ControlError> {
         let _ = (lines, follow, each);
         Err(ControlError::Refused("only a worker tells its log".into()))
+    }
+    /// Answers a question about the past of the copy.
+    fn past(&self, ask: Ask) -> Result<Answer, ControlError> {
+        let _ = ask;
+        Err(ControlError::Refused("only a mirror keeps history".into()))
     }
     /// Ends the process cleanly; returns at once.
     fn stop(&self);

@@ -305,6 +305,9 @@ impl Client {
                 };
                 done(control.log(lines, follow, &mut line))
             }
+            Request::Past { ask } => control
+                .past(ask)
+                .map_or_else(Reply::Error, |answer| Reply::Past(Box::new(answer))),
             Request::Stop => {
                 control.stop();
                 Reply::Done

@@ -16,6 +16,7 @@ use super::{
     ControlError, LogLine, ReleaseReport, Stage, VerifyEnd, VerifyLine, VerifyOptions, WaitReport,
 };
 use crate::engine::status::Status;
+use crate::history::ask::{Answer, Ask};
 use crate::sys::tree;
 
 /// A request longer than this is refused.
@@ -56,6 +57,9 @@ pub enum Request {
         lines: usize,
         follow: bool,
     },
+    Past {
+        ask: Ask,
+    },
     Stop,
 }
 
@@ -72,6 +76,7 @@ pub enum Reply {
     /// Likewise.
     Record(LogLine),
     Verified(VerifyEnd),
+    Past(Box<Answer>),
     Error(ControlError),
 }
 

@@ -11,7 +11,9 @@ use mirror_core::{Position, escape};
 use super::let_go::LetGo;
 use super::verify;
 use super::wire::{Covered, Link, Links};
-use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
+use crate::engine::applying::{
+    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, past, try_again,
+};
 use crate::engine::aside;
 use crate::engine::confine::Confinement;
 use crate::engine::control::{
@@ -26,6 +28,7 @@ use crate::engine::serving::{Chain, Followers};
 use crate::engine::status::{
     DetectorStatus, FAILED_MAX, Hold, HoldReason, Lag, Positions, Stamp, State, Status,
 };
+use crate::history::ask::{Answer, Ask};
 use crate::link::conn::HEARTBEAT;
 use crate::link::message::{self as say, Welcome};
 use crate::link::report::{self, Cut, Report};
@@ -921,6 +924,14 @@ impl Control for Hub {
             fuzzy_total: covered.report.fuzzy_total,
             ..WaitReport::default()
         })
+    }
+
+    fn past(&self, ask: Ask) -> Result<Answer, ControlError> {
+        let until = Until {
+            at: Some(Instant::now() + Duration::from_secs(5)),
+            gone: &|| false,
+        };
+        past(&self.handles(&until)?.apply_orders, ask)
     }
 
     fn wait_position(

@@ -38,7 +38,7 @@ use super::event::{Event, Progress, RunEnd, RunError, Ui};
 use super::local::place::Place;
 use super::local::{JUDGED_WITHIN, holds_something, outer::hold, serve_told, told_arrival};
 use super::lost;
-use super::options::{MirrorOptions, OnMassChange, Owners};
+use super::options::{MirrorOptions, Owners};
 use super::reserve;
 use super::seed;
 use super::service::pulse;
@@ -1004,11 +1004,7 @@ impl Session<'_> {
             applier,
             reader,
             contents,
-            on_mass_change: if options.history {
-                OnMassChange::Follow
-            } else {
-                options.on_mass_change
-            },
+            holds_mass_change: options.holds_mass_change(),
             ui: self.follower.ui.clone(),
             seeding: false,
             enter: Some(enter(&self.confine, Part::Apply, &self.follower.hub)),
@@ -1018,6 +1014,7 @@ impl Session<'_> {
             verbose: options.output.verbose,
             bounds: options.bounds.clone(),
             dst: self.place.dst.clone(),
+            history: options.history.then(|| self.place.state.clone()),
             told: options.told.clone(),
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;

@@ -22,7 +22,7 @@ use super::control::{
 };
 use super::event::{Event, Incomplete, Progress, RunEnd, RunError, Ui};
 use super::lost;
-use super::options::{MirrorOptions, OnMassChange, Owners, SourceSpec};
+use super::options::{MirrorOptions, Owners, SourceSpec};
 use super::reserve;
 use super::service::pulse;
 use super::session::{Opening, Session, SessionError, SessionSetup, is_root, show};
@@ -502,11 +502,7 @@ impl Mirror {
             applier,
             reader: session.reader.clone(),
             contents,
-            on_mass_change: if self.options.history {
-                OnMassChange::Follow
-            } else {
-                self.options.on_mass_change
-            },
+            holds_mass_change: self.options.holds_mass_change(),
             ui: self.ui.clone(),
             released: released == Some(HoldReason::MassChange),
             looking: released.is_some(),
@@ -517,6 +513,7 @@ impl Mirror {
             verbose: self.options.output.verbose,
             bounds: self.options.bounds.clone(),
             dst: place.dst.clone(),
+            history: self.options.history.then(|| place.state.clone()),
             told: self.options.told.clone(),
         })
         .map_err(|e| failed("cannot start a thread", &e))?;

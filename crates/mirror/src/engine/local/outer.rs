@@ -11,7 +11,9 @@ use mirror_core::Position;
 use crate::capture::sink::Throttle;
 use crate::capture::state::{Barrier, Order, Shared};
 use crate::capture::tree::{RootId, SourceTree};
-use crate::engine::applying::{AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, try_again};
+use crate::engine::applying::{
+    AGAIN_ROUNDS, Applied, ApplyOrder, ApplyOrders, going, past, try_again,
+};
 use crate::engine::aside;
 use crate::engine::control::{
     Against, Control, ControlError, ReleaseReport, Stop, Until, VerifyEnd, VerifyLine,
@@ -25,6 +27,7 @@ use crate::engine::status::{
     State, Status,
 };
 use crate::engine::verify;
+use crate::history::ask::{Answer, Ask};
 use crate::index::Index;
 use crate::log::Tail;
 use crate::sync::lock;
@@ -503,6 +506,10 @@ impl Control for Outer {
             .collect::<Vec<_>>();
         let total = fuzzy.len() as u64;
         Ok(self.report(fuzzy, total))
+    }
+
+    fn past(&self, ask: Ask) -> Result<Answer, ControlError> {
+        past(&self.session()?.apply_orders, ask)
     }
 
     fn pause(&self) -> Result<(), ControlError> {

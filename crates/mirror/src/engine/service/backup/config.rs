@@ -89,6 +89,7 @@ pub struct Tree {
     pub cross: Vec<PathBuf>,
     pub owners: Owners,
     pub on_mass_change: OnMassChange,
+    pub history: bool,
     pub detector: Option<Detector>,
     pub bwlimit: Rates,
     pub compress: Compress,
@@ -352,7 +353,8 @@ impl Tree {
             ignore: Vec::new(),
             cross: Vec::new(),
             owners: Owners::Record,
-            on_mass_change: OnMassChange::Hold,
+            on_mass_change: OnMassChange::Auto,
+            history: true,
             detector: None,
             bwlimit: Rates::default(),
             compress: Compress::Auto,
@@ -462,17 +464,15 @@ impl Tree {
             tree.owners = owners;
         }
         if let Some(what) = table.parsed("on_mass_change", problems, |text| match text {
+            "auto" => Ok(OnMassChange::Auto),
             "hold" => Ok(OnMassChange::Hold),
             "follow" => Ok(OnMassChange::Follow),
-            _ => Err("hold or follow".into()),
+            _ => Err("auto, hold or follow".into()),
         }) {
             tree.on_mass_change = what;
         }
-        if table.bool("history", problems) == Some(true) {
-            problems.add(
-                Some(&place),
-                "history: this version keeps none yet: leave it out, or false",
-            );
+        if let Some(history) = table.bool("history", problems) {
+            tree.history = history;
         }
         if let Some(detector) = table.parsed("detector", problems, |text| match text {
             "auto" => Ok(None),
@@ -586,7 +586,15 @@ impl fmt::Display for Tree {
         )?;
         put(
             "on_mass_change",
-            (self.on_mass_change != usual.on_mass_change).then(|| text("follow")),
+            (self.on_mass_change != usual.on_mass_change).then(|| match self.on_mass_change {
+                OnMassChange::Auto => text("auto"),
+                OnMassChange::Hold => text("hold"),
+                OnMassChange::Follow => text("follow"),
+            }),
+        )?;
+        put(
+            "history",
+            (self.history != usual.history).then(|| self.history.to_string()),
         )?;
         put("detector", self.detector.map(|d| text(&d.to_string())))?;
         put(
