@@ -579,6 +579,17 @@ impl<S: Store> Applier<S> {
     }
 }
 
+/// What these rows still owe.
+pub fn wanted_of<S: Store>(
+    store: &S,
+) -> Result<BTreeMap<ObjectId, mirror_core::plan::Wanted>, ApplyError> {
+    let Some(bytes) = store.get(pending::KEY).map_err(store_error)? else {
+        return Ok(BTreeMap::new());
+    };
+    let damaged = || ApplyError::Records("the list of what failed is damaged".into());
+    Ok(Pending::decode(&bytes).ok_or_else(damaged)?.wanted)
+}
+
 fn names_in(dir: &std::os::fd::OwnedFd) -> crate::sys::Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     crate::sys::dir::list(dir, |name, _, _| names.push(name.to_vec()))?;

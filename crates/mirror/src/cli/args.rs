@@ -63,6 +63,23 @@ pub enum Command {
     /// Check or show a mirror's settings, or the daemon's
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What happened: to a path, also one that is gone, or to all; newest first
+    Log(LogArgs),
+    /// What is different between two times, or between one and now
+    Diff(DiffArgs),
+    /// Print a file as it was
+    Cat(CatArgs),
+    /// Where a name is, or was
+    Find(FindArgs),
+    /// Changes over time as bars: one sees when it began
+    Timeline(TimelineArgs),
+    /// Bring paths back as they were
+    Restore(RestoreArgs),
+    /// Copy the whole tree as it was into a new directory
+    Checkout(CheckoutArgs),
+    /// Name the tree as it is now, or list or remove names
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Print what an rsnapshot.conf or lsyncd.conf says as the daemon's configuration, and what has no counterpart
     Import(ImportArgs),
     /// This host's key
@@ -306,6 +323,195 @@ and need not be given again.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
 6 peer unreachable.";
+
+const TIMES_HELP: &str = "\
+A time T is of the worker's clock: 2026-11-22T14:03:07Z, '2026-11-22 14:03', '10m ago', 'yesterday 18:00', 14:03 (today), pos:EPOCH.SEQ, \
+or a snapshot's name.";
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct LogArgs {
+    /// A file or directory of the tree [default: all of it]
+    #[arg(value_name = "PATH")]
+    pub path: Option<OsString>,
+    /// Only what happened after this time
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    /// Only what happened until then
+    #[arg(long, value_name = "T")]
+    pub until: Option<String>,
+    /// Only what was done by these: uid=33, pid=4711, exe=/usr/bin/php (again for more: all must fit)
+    #[arg(long, value_name = "WHO")]
+    pub who: Vec<String>,
+    /// Only these: create, write, attributes, rename, link, unlink, remove (again for more)
+    #[arg(long, value_name = "OP")]
+    pub op: Vec<String>,
+    /// With the difference of each written file
+    #[arg(short = 'p', long)]
+    pub patch: bool,
+    /// At most so many lines; 0: all
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
+    pub lines: usize,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct DiffArgs {
+    /// The earlier time
+    #[arg(value_name = "T1")]
+    pub from: String,
+    /// The later time [default: now], and a path [default: all]
+    #[arg(value_name = "T2] [PATH", num_args = 0..=2)]
+    pub rest: Vec<OsString>,
+    /// Lines of the files that differ
+    #[arg(short = 'p', long)]
+    pub patch: bool,
+    /// How much of each
+    #[arg(long, conflicts_with = "patch")]
+    pub stat: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct CatArgs {
+    /// A file of the tree, as it was called then
+    #[arg(value_name = "PATH")]
+    pub path: OsString,
+    /// As of this time
+    #[arg(long, value_name = "T")]
+    pub at: String,
+    #[command(flatten)]
+    pub which: Which,
+}
+
+#[derive(Debug, Args)]
+pub struct FindArgs {
+    /// A name, or a pattern of names with * and ?
+    #[arg(value_name = "NAME")]
+    pub name: OsString,
+    /// Only what is gone
+    #[arg(long)]
+    pub deleted: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct TimelineArgs {
+    /// A file or directory of the tree [default: all of it]
+    #[arg(value_name = "PATH")]
+    pub path: Option<OsString>,
+    /// From this time on [default: all that is kept]
+    #[arg(long, value_name = "T")]
+    pub since: Option<String>,
+    #[arg(long, value_name = "T")]
+    pub until: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct RestoreArgs {
+    /// Files or directories of the tree, as they were called then
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<OsString>,
+    /// As of this time
+    #[arg(long, value_name = "T")]
+    pub at: String,
+    /// Below this directory, under the same paths
+    #[arg(long, value_name = "DIR", conflicts_with = "to_source")]
+    pub to: Option<PathBuf>,
+    /// In the source itself
+    #[arg(long)]
+    pub to_source: bool,
+    /// Also remove there what was not there then
+    #[arg(long)]
+    pub delete: bool,
+    /// Say what would be done, do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct CheckoutArgs {
+    /// A directory that does not exist yet, or is empty
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// As of this time
+    #[arg(long, value_name = "T")]
+    pub at: String,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Give the tree as it is now, or was, a name: costs nothing, at any size
+    Create(SnapshotCreateArgs),
+    /// All names, oldest first
+    List(SnapshotListArgs),
+    /// Forget a name
+    Rm(SnapshotRmArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct SnapshotCreateArgs {
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// As it was at this time [default: now]
+    #[arg(long, value_name = "T")]
+    pub at: Option<String>,
+    /// Nothing but `snapshot rm` lets it go, want of room neither
+    #[arg(long)]
+    pub keep: bool,
+    /// A line about it
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotListArgs {
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct SnapshotRmArgs {
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
 
 /// A detector, or the best that works here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -11,6 +11,7 @@ pub mod import;
 pub mod keys;
 pub mod mirror;
 pub mod parse;
+pub mod past;
 pub mod places;
 pub mod screen;
 pub mod serve_backup;
@@ -71,6 +72,14 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Verify(args) => control::verify(&args),
             Command::Adopted(args) => adopted::run(&args),
             Command::Config(command) => settings::run(&command),
+            Command::Log(args) => past::log::run(&args),
+            Command::Diff(args) => past::diff::run(&args),
+            Command::Cat(args) => past::get::cat(&args),
+            Command::Find(args) => past::find::run(&args),
+            Command::Timeline(args) => past::log::timeline(&args),
+            Command::Restore(args) => past::get::restore(&args),
+            Command::Checkout(args) => past::get::checkout(&args),
+            Command::Snapshot(command) => past::snapshot::run(&command),
             Command::Import(args) => import::run(&args),
             Command::Key(command) => keys::key(Program::FsMirror, &command),
             Command::Trust(args) => keys::trust(Program::FsMirror, &args),

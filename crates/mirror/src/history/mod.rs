@@ -13,6 +13,7 @@ pub mod events;
 mod format;
 mod keys;
 pub mod slots;
+pub mod stopped;
 #[cfg(test)]
 mod tests;
 pub mod times;

@@ -23,7 +23,8 @@ pub enum When {
 }
 
 const NAME_BYTES_MAX: usize = 64;
-const FORMS: &str = "write 2026-11-22T14:03:07 (with Z or +01:00 if it is not local), 2026-11-22, 14:03:07, \"10m ago\", \
+/// What can be typed, for errors.
+pub const FORMS: &str = "write 2026-11-22T14:03:07 (with Z or +01:00 if it is not local), 2026-11-22, 14:03:07, \"10m ago\", \
      \"yesterday 18:00\", \"monday 08:00\", now, pos:EPOCH.SEQ, or a snapshot's name";
 
 const DAYS: [(&str, &str, Weekday); 7] = [

@@ -1,0 +1,498 @@
+//! Commands about the past: what they share. Questions go to the process that has the mirror, or, if none has it, to its
+//! files; bytes are read from the copy and its history directly.
+
+pub mod diff;
+pub mod find;
+pub mod get;
+pub mod log;
+pub mod snapshot;
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use jiff::tz::TimeZone;
+use mirror_core::history::Moment;
+use mirror_core::{At, Name, ObjectId, Position, State, escape};
+
+use crate::cli::args::Which;
+use crate::cli::exit::{CliError, Exit, chain};
+use crate::cli::find::find;
+use crate::cli::places::show;
+use crate::cli::text;
+use crate::engine::control::{Client, ClientError, StateLock};
+use crate::engine::options::SourceSpec;
+use crate::engine::status::Stamp;
+use crate::history::ask::{Answer, Ask, Hex, Known, TimeOf, Window, state_of};
+use crate::history::stopped::Stopped;
+use crate::history::times::{self, When};
+use crate::history::tree::{Entry, PastError, PastTree, Where};
+use crate::history::now_ns;
+use crate::sys::open;
+
+enum Asked {
+    Running(Client),
+    Stopped(Box<Stopped>),
+}
+
+/// A mirror's past.
+pub struct Past {
+    asked: Asked,
+    pub dst: PathBuf,
+    pub state_dir: PathBuf,
+    source: SourceSpec,
+    pub zone: TimeZone,
+}
+
+/// A position that a person named, and when that was.
+#[derive(Debug, Clone)]
+pub struct Stand {
+    pub moment: Moment,
+    /// The last change that is in it.
+    pub at: Option<TimeOf>,
+    /// The first one that is not.
+    pub next: Option<TimeOf>,
+}
+
+impl From<PastError> for CliError {
+    fn from(e: PastError) -> CliError {
+        match e {
+            PastError::Unknown(text) => CliError::usage(text),
+            e => CliError::failed(chain(&e)),
+        }
+    }
+}
+
+fn asking(e: ClientError) -> PastError {
+    match e {
+        ClientError::Told(crate::engine::control::ControlError::Refused(text)) => {
+            PastError::Unknown(text)
+        }
+        e => PastError::Asking(chain(&e)),
+    }
+}
+
+fn odd<T>() -> Result<T, PastError> {
+    Err(PastError::Asking("the answer is not of this version".into()))
+}
+
+impl Past {
+    pub fn open(which: &Which) -> Result<Past, CliError> {
+        let found = find(which.mirror.as_deref())?;
+        let config = found.config()?;
+        let state_dir = found.state_dir;
+        let asked = match Client::connect(&state_dir) {
+            Ok(client) => Asked::Running(client),
+            Err(ClientError::NotRunning) => {
+                let lock = StateLock::take(&state_dir)?;
+                Asked::Stopped(Box::new(Stopped::open(&state_dir, lock)?))
+            }
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Past {
+            asked,
+            dst: config.dst,
+            state_dir,
+            source: config.source,
+            zone: TimeZone::system(),
+        })
+    }
+
+    pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        match &mut self.asked {
+            Asked::Running(client) => client.past(ask).map_err(asking),
+            Asked::Stopped(stopped) => stopped.ask(ask),
+        }
+    }
+
+    pub fn window(&mut self) -> Result<Window, PastError> {
+        match self.ask(&Ask::Window)? {
+            Answer::Window(window) => Ok(window),
+            _ => odd(),
+        }
+    }
+
+    /// The position that a person means.
+    pub fn stand(&mut self, text: &str) -> Result<Stand, CliError> {
+        let now = jiff::Timestamp::now();
+        let when = times::parse(text, now, &self.zone).map_err(CliError::usage)?;
+        let window = self.window()?;
+        let stand = |answer| match answer {
+            Answer::Stand { at, next } => Ok((at, next)),
+            _ => odd(),
+        };
+        let (moment, asked) = match when {
+            When::Time(ns) if ns > now.as_nanosecond() + 1_000_000_000 => {
+                return Err(CliError::usage(format!(
+                    "{} is in the future: {}",
+                    escape(text.as_bytes()),
+                    self.available(&window)
+                )));
+            }
+            When::Time(ns) => {
+                let there_ns = u64::try_from(ns).unwrap_or(0);
+                let (at, next) = stand(self.ask(&Ask::Stand { there_ns })?)?;
+                let begins = window.begins.filter(|begins| begins.there_ns <= there_ns);
+                let moment = at.map(|at| at.moment).max(begins.map(|begins| begins.moment));
+                (moment, (at, next))
+            }
+            When::Position(position) => {
+                let moment = Moment::of(position).0;
+                let (at, next) = stand(self.ask(&Ask::StandAt { moment })?)?;
+                if moment > window.moment {
+                    return Err(CliError::usage(format!(
+                        "position {position} is not in the copy yet: {}",
+                        self.available(&window)
+                    )));
+                }
+                (Some(moment), (at, next))
+            }
+            When::Name(name) => {
+                let known = window.snapshots.iter().find(|known| known.name == name);
+                let Some(known) = known else {
+                    let names: Vec<&str> = window.snapshots.iter().map(|s| s.name.as_str()).collect();
+                    let have = match names.len() {
+                        0 => "there are no snapshots".to_owned(),
+                        n if n > 20 => format!("there are {n} snapshots: see `fs_mirror snapshot list`"),
+                        _ => format!("there are {}", names.join(", ")),
+                    };
+                    return Err(CliError::usage(format!(
+                        "{} is no snapshot and no time: {have}; a time is {}",
+                        escape(text.as_bytes()),
+                        times::FORMS
+                    )));
+                };
+                let moment = known.moment;
+                let asked = stand(self.ask(&Ask::StandAt { moment })?)?;
+                (Some(moment), asked)
+            }
+        };
+        let begins = window.begins.map_or(u64::MAX, |begins| begins.moment);
+        match moment {
+            Some(moment) if moment >= begins => Ok(Stand {
+                moment: Moment(moment),
+                at: asked.0,
+                next: asked.1,
+            }),
+            _ => Err(CliError::usage(format!(
+                "{} is before what is kept: {}",
+                escape(text.as_bytes()),
+                self.available(&window)
+            ))),
+        }
+    }
+
+    /// What can be asked for instead.
+    fn available(&self, window: &Window) -> String {
+        let Some(begins) = window.begins else {
+            return "nothing is kept yet".into();
+        };
+        let last = window.last.map_or(begins, |last| last);
+        format!(
+            "history goes from {} (position {}) to {} (position {})",
+            self.time(begins.there_ns),
+            position(begins.moment),
+            self.time(last.there_ns),
+            position(window.moment),
+        )
+    }
+
+    pub fn time(&self, ns: u64) -> String {
+        let stamp = Stamp {
+            ms: (ns / 1_000_000) as i64,
+        };
+        format!("{}.{:03}", text::stamp(stamp, &self.zone), ns / 1_000_000 % 1000)
+    }
+
+    /// One line: as of what.
+    pub fn around(&self, stand: &Stand) -> String {
+        let mut line = match stand.at {
+            Some(at) => format!(
+                "as of {} (position {})",
+                self.time(at.there_ns),
+                position(stand.moment.0)
+            ),
+            None => format!("as of position {}", position(stand.moment.0)),
+        };
+        match stand.next {
+            Some(next) => line.push_str(&format!(
+                ", the next change is of {} ({})",
+                self.time(next.there_ns),
+                position(next.moment)
+            )),
+            None => line.push_str(", nothing has changed since"),
+        }
+        line
+    }
+
+    /// A path as typed, as names below the root.
+    pub fn path(&self, typed: &OsStr, named: bool) -> Result<Vec<Name>, CliError> {
+        let path = Path::new(typed);
+        let below = |base: &Path| path.strip_prefix(base).ok().map(Path::to_path_buf);
+        let inside = if path.is_absolute() {
+            let source = match &self.source {
+                SourceSpec::Local(source) => below(source),
+                SourceSpec::Ssh { path, .. } => below(Path::new(OsStr::from_bytes(path))),
+                SourceSpec::Service { .. } => None,
+            };
+            let inside = below(&self.dst).or(source);
+            inside.ok_or_else(|| {
+                CliError::usage(format!(
+                    "{} is not in this mirror, {}",
+                    show(path),
+                    show(&self.dst)
+                ))
+            })?
+        } else {
+            let here = std::env::current_dir().ok();
+            let here = here.and_then(|here| here.strip_prefix(&self.dst).ok().map(Path::to_path_buf));
+            match here {
+                Some(here) if !named => here.join(path),
+                _ => path.to_path_buf(),
+            }
+        };
+        let mut names = Vec::new();
+        for part in inside.components() {
+            match part {
+                Component::Normal(name) => {
+                    let name = Name::new(name.as_bytes());
+                    names.push(name.map_err(|_| {
+                        CliError::usage(format!("{} can't be a path", show(path)))
+                    })?);
+                }
+                Component::ParentDir if names.pop().is_none() => {
+                    return Err(CliError::usage(format!("{} leads out of the mirror", show(path))));
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    pub fn tree(&mut self, moment: Moment) -> AsOf<'_> {
+        AsOf {
+            past: self,
+            moment,
+            opened: None,
+        }
+    }
+}
+
+/// A moment as people see it.
+pub fn position(moment: u64) -> Position {
+    Moment(moment).position()
+}
+
+/// A path for people.
+pub fn shown(path: &[Name]) -> String {
+    if path.is_empty() {
+        return ".".into();
+    }
+    let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
+    escape(&names.join(&b'/'))
+}
+
+/// The tree as of one moment.
+pub struct AsOf<'a> {
+    past: &'a mut Past,
+    moment: Moment,
+    /// What was opened last: asked for again, it is somewhere else by now.
+    opened: Option<ObjectId>,
+}
+
+impl AsOf<'_> {
+    /// The entry at a path; of the root a made-up one. `None`: nothing was there.
+    pub fn find(&mut self, path: &[Name]) -> Result<Option<Entry>, PastError> {
+        let state = self.root()?;
+        let mut found = Entry {
+            name: Name::new(b"root").map_err(|_| PastError::Unknown("no name".into()))?,
+            id: ObjectId::ROOT,
+            state,
+            bytes: Where::Nothing,
+        };
+        for name in path {
+            let at = At {
+                parent: found.id,
+                name: name.clone(),
+            };
+            match self.entry(&at)? {
+                Some(entry) => found = entry,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    fn file(&self, bytes: &Where) -> Result<OwnedFd, PastError> {
+        let failed = |path: &Path, e: crate::sys::Errno| {
+            let e = std::io::Error::from(e);
+            PastError::Unknown(format!("what is kept of it can't be read ({}: {e})", show(path)))
+        };
+        match bytes {
+            Where::Kept(slot) => {
+                let path = self.past.state_dir.join(slot.path());
+                open_below(&self.past.state_dir, Path::new(&slot.path())).map_err(|e| failed(&path, e))
+            }
+            Where::Live(path) => {
+                open_below(&self.past.dst, path).map_err(|e| failed(&self.past.dst.join(path), e))
+            }
+            Where::Unkept(why) => Err(PastError::Unknown(
+                crate::history::checkout::why_unkept(*why).into(),
+            )),
+            Where::Nothing => Err(PastError::Unknown("it holds no bytes".into())),
+        }
+    }
+}
+
+/// Follows no symlink on the way.
+fn open_below(top: &Path, path: &Path) -> crate::sys::Result<OwnedFd> {
+    let mut dir = open::dir_at_path(top)?;
+    let (Some(name), above) = (path.file_name(), path.parent()) else {
+        return Err(crate::sys::Errno::INVAL);
+    };
+    for part in above.into_iter().flat_map(Path::components) {
+        if let Component::Normal(part) = part {
+            dir = open::dir(&dir, part.as_bytes())?;
+        }
+    }
+    open::file(&dir, name.as_bytes())
+}
+
+impl PastTree for AsOf<'_> {
+    fn root(&mut self) -> Result<State, PastError> {
+        let moment = self.moment.0;
+        match self.past.ask(&Ask::Root { moment })? {
+            Answer::State(state) => state_of(&state),
+            _ => odd(),
+        }
+    }
+    fn page(
+        &mut self,
+        dir: ObjectId,
+        after: Option<&Name>,
+    ) -> Result<(Vec<Entry>, Option<Name>), PastError> {
+        let ask = Ask::Page {
+            moment: self.moment.0,
+            dir: dir.0,
+            after: after.map(|name| Hex(name.as_bytes().to_vec())),
+        };
+        match self.past.ask(&ask)? {
+            Answer::Page { entries, next } => {
+                let entries: Result<Vec<Entry>, PastError> =
+                    entries.into_iter().map(|entry| entry.entry()).collect();
+                let next = next.map(|name| Name::new(&name.0)).transpose();
+                Ok((entries?, next.or_else(|_| odd())?))
+            }
+            _ => odd(),
+        }
+    }
+    fn entry(&mut self, at: &At) -> Result<Option<Entry>, PastError> {
+        let ask = Ask::Entry {
+            moment: self.moment.0,
+            dir: at.parent.0,
+            name: Hex(at.name.as_bytes().to_vec()),
+        };
+        match self.past.ask(&ask)? {
+            Answer::Entry(entry) => entry.map(|entry| entry.entry()).transpose(),
+            _ => odd(),
+        }
+    }
+    fn open(&mut self, entry: &Entry) -> Result<OwnedFd, PastError> {
+        let again = self.opened == Some(entry.id);
+        self.opened = Some(entry.id);
+        if !again && let Ok(fd) = self.file(&entry.bytes) {
+            return Ok(fd);
+        }
+        let known = self.past.objects(self.moment, &[entry.id])?;
+        match known.into_iter().next().flatten() {
+            Some(known) => self.file(&known.bytes),
+            None => Err(PastError::Unknown("nothing is known of it".into())),
+        }
+    }
+}
+
+impl Past {
+    pub fn objects(
+        &mut self,
+        moment: Moment,
+        ids: &[ObjectId],
+    ) -> Result<Vec<Option<Known>>, PastError> {
+        let mut out = Vec::new();
+        for some in ids.chunks(crate::history::ask::ASKED_MAX) {
+            let ask = Ask::Objects {
+                moment: moment.0,
+                ids: some.iter().map(|id| id.0).collect(),
+            };
+            match self.ask(&ask)? {
+                Answer::Objects(found) if found.len() == some.len() => {
+                    for (id, object) in some.iter().zip(found) {
+                        out.push(object.map(|object| object.known(*id)).transpose()?);
+                    }
+                }
+                _ => return odd(),
+            }
+        }
+        Ok(out)
+    }
+
+    /// A file's bytes as of a moment, whole, if there are at most so many. `None`: more.
+    pub fn bytes(
+        &mut self,
+        moment: Moment,
+        id: ObjectId,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>, PastError> {
+        for _ in 0..3 {
+            let Some(known) = self.objects(moment, &[id])?.into_iter().next().flatten() else {
+                return Err(PastError::Unknown("it was not there then".into()));
+            };
+            let Some(content) = known.state.kind.content() else {
+                return Err(PastError::Unknown("it was no file then".into()));
+            };
+            if content.bytes > most {
+                return Ok(None);
+            }
+            if known.bytes == Where::Nothing {
+                return Ok(Some(vec![0; content.bytes as usize]));
+            }
+            let tree = self.tree(moment);
+            let fd = tree.file(&known.bytes)?;
+            let mut reader = crate::apply::content::RangeReader::new(fd, content);
+            let mut whole = vec![0u8; content.bytes as usize];
+            let mut hasher = crate::apply::content::hasher(content);
+            let mut good = true;
+            for (offset, length) in crate::apply::content::ranges(content) {
+                let (start, end) = (offset as usize, (offset + length) as usize);
+                let Some(part) = whole.get_mut(start..end) else {
+                    good = false;
+                    break;
+                };
+                good &= std::io::Read::read_exact(&mut reader, part).is_ok();
+                hasher.update(part);
+            }
+            if good && *hasher.finalize().as_bytes() == content.digest.0 {
+                return Ok(Some(whole));
+            }
+            // It was just being replaced.
+        }
+        Err(PastError::Unknown(
+            "what is kept of it is damaged: its bytes are not those of that version".into(),
+        ))
+    }
+}
+
+/// Said before the answer, where a person reads.
+pub fn note(quiet: bool, json: bool, line: &str) {
+    if !quiet && !json {
+        crate::cli::ui::complain(line);
+    }
+}
+
+/// Some paths could not be had.
+pub fn some_failed(failed: u64) -> Exit {
+    match failed {
+        0 => Exit::Done,
+        _ => Exit::SomeFailed,
+    }
+}

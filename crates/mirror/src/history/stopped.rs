@@ -1,0 +1,56 @@
+//! The past of a mirror that does not run: from its files, under its lock.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use mirror_core::ObjectId;
+use mirror_core::history::Moment;
+use mirror_core::plan::{Wanted, owed};
+
+use super::ask::{Answer, Ask, answer};
+use super::tree::PastError;
+use super::History;
+use crate::apply;
+use crate::engine::applying::{HISTORY_KEY, NO_HISTORY};
+use crate::engine::control::StateLock;
+use crate::index::{self, Index};
+
+/// See the module.
+pub struct Stopped {
+    rows: Index,
+    wanted: BTreeMap<ObjectId, Wanted>,
+    pub history: History,
+    now: Moment,
+    _lock: StateLock,
+}
+
+impl Stopped {
+    pub fn open(state_dir: &Path, lock: StateLock) -> Result<Stopped, PastError> {
+        let rows_error = |e: &dyn std::error::Error| PastError::Rows(e.to_string());
+        let path = state_dir.join("index");
+        if !path.exists() {
+            let text = "the index of the copy is missing: start the mirror, which makes it again";
+            return Err(PastError::Unknown(text.into()));
+        }
+        let (rows, opened) =
+            Index::open(&path, index::Options::default()).map_err(|e| rows_error(&e))?;
+        let kept = rows.meta_get(HISTORY_KEY).map_err(|e| rows_error(&e))?;
+        let (Some(tree), Some(mark), Some(_)) = (opened.tree, opened.mark, kept) else {
+            return Err(PastError::Unknown(NO_HISTORY.into()));
+        };
+        let wanted = apply::wanted_of(&rows).map_err(|e| rows_error(&e))?;
+        Ok(Stopped {
+            wanted,
+            history: History::open(state_dir, tree)?,
+            now: Moment::of(mark.position),
+            rows,
+            _lock: lock,
+        })
+    }
+
+    pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        let rows = owed(&self.rows, &self.wanted).map_err(|e| PastError::Rows(e.to_string()))?;
+        answer(&rows, &mut self.history, self.now, ask)
+    }
+}
+
