@@ -64,7 +64,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// What happened: to a path, also one that is gone, or to all; newest first
-    Log(LogArgs),
+    Log(HistoryLogArgs),
     /// What is different between two times, or between one and now
     Diff(DiffArgs),
     /// Print a file as it was
@@ -330,7 +330,7 @@ or a snapshot's name.";
 
 #[derive(Debug, Args)]
 #[command(after_help = TIMES_HELP)]
-pub struct LogArgs {
+pub struct HistoryLogArgs {
     /// A file or directory of the tree [default: all of it]
     #[arg(value_name = "PATH")]
     pub path: Option<OsString>,

@@ -494,7 +494,7 @@ fn snapshot(
     now: Moment,
     (name, moment, keep, note): (&str, Option<u64>, bool, &Option<String>),
 ) -> Result<SnapshotLine, PastError> {
-    super::valid_name(name).map_err(PastError::Unknown)?;
+    super::times::valid_name(name).map_err(PastError::Unknown)?;
     if history.events.snapshots().iter().any(|known| known.name == *name) {
         let text = format!("there is a snapshot {name} already: take another name, or remove it first");
         return Err(PastError::Unknown(text));

@@ -71,19 +71,6 @@ pub fn now_ns() -> u64 {
     now.map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// Whether a snapshot can be called so: it must not look like a time or a position, nor be a path.
-pub fn valid_name(name: &str) -> std::result::Result<(), String> {
-    let good = |c: char| c.is_ascii_alphanumeric() || "._+-".contains(c);
-    let first = name.chars().next().is_some_and(|c| c.is_ascii_alphabetic());
-    if first && name.len() <= 64 && name.chars().all(good) {
-        return Ok(());
-    }
-    Err(format!(
-        "a snapshot's name is 1 to 64 of the characters A-Z a-z 0-9 . _ + -, the first a letter, not {:?}",
-        mirror_core::escape(name.as_bytes())
-    ))
-}
-
 impl History {
     /// That of the mirror with this state directory, made if there is none.
     pub fn open(state_dir: &Path, tree: [u8; 16]) -> Result<History> {

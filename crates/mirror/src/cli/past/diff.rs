@@ -256,7 +256,7 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
         // A time if it is one, else a path.
         [one] => match one.to_str().map(|text| past.stand(text)) {
             Some(Ok(stand)) => (stand, Vec::new()),
-            Some(Err(e)) if !e.line.contains("no snapshot and no time") && !e.line.contains("is no time") => {
+            Some(Err(e)) if e.line.contains("what is kept") || e.line.contains("in the future") => {
                 return Err(e);
             }
             _ => {

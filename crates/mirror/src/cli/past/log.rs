@@ -7,7 +7,7 @@ use mirror_core::history::Moment;
 use mirror_core::{Name, escape};
 use serde_json::json;
 
-use crate::cli::args::{LogArgs, TimelineArgs};
+use crate::cli::args::{HistoryLogArgs, TimelineArgs};
 use crate::cli::exit::{CliError, Exit};
 use crate::cli::past::{Past, position};
 use crate::cli::{text, ui};
@@ -234,7 +234,7 @@ fn fold(lines: &mut VecDeque<Change>, change: &mut Change) {
     }
 }
 
-pub fn run(args: &LogArgs) -> Result<Exit, CliError> {
+pub fn run(args: &HistoryLogArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
     let between = past.range(args.since.as_deref(), args.until.as_deref())?;
     let mut filter = Filter {

@@ -28,7 +28,6 @@ use crate::history::ask::{Answer, Ask, Hex, Known, TimeOf, Window, state_of};
 use crate::history::stopped::Stopped;
 use crate::history::times::{self, When};
 use crate::history::tree::{Entry, PastError, PastTree, Where};
-use crate::history::now_ns;
 use crate::sys::open;
 
 enum Asked {
@@ -116,14 +115,14 @@ impl Past {
     /// The position that a person means.
     pub fn stand(&mut self, text: &str) -> Result<Stand, CliError> {
         let now = jiff::Timestamp::now();
-        let when = times::parse(text, now, &self.zone).map_err(CliError::usage)?;
+        let when = times::parse(text, &now.to_zoned(self.zone.clone())).map_err(CliError::usage)?;
         let window = self.window()?;
         let stand = |answer| match answer {
             Answer::Stand { at, next } => Ok((at, next)),
             _ => odd(),
         };
         let (moment, asked) = match when {
-            When::Time(ns) if ns > now.as_nanosecond() + 1_000_000_000 => {
+            When::Time(ns) if i128::from(ns) > now.as_nanosecond() + 1_000_000_000 => {
                 return Err(CliError::usage(format!(
                     "{} is in the future: {}",
                     escape(text.as_bytes()),
@@ -148,8 +147,8 @@ impl Past {
                 }
                 (Some(moment), (at, next))
             }
-            When::Name(name) => {
-                let known = window.snapshots.iter().find(|known| known.name == name);
+            When::Name(ref name) | When::Before(ref name) => {
+                let known = window.snapshots.iter().find(|known| known.name == *name);
                 let Some(known) = known else {
                     let names: Vec<&str> = window.snapshots.iter().map(|s| s.name.as_str()).collect();
                     let have = match names.len() {
@@ -158,12 +157,13 @@ impl Past {
                         _ => format!("there are {}", names.join(", ")),
                     };
                     return Err(CliError::usage(format!(
-                        "{} is no snapshot and no time: {have}; a time is {}",
+                        "{} is no snapshot and no time: {have}; {}",
                         escape(text.as_bytes()),
                         times::FORMS
                     )));
                 };
-                let moment = known.moment;
+                let before = matches!(when, When::Before(_));
+                let moment = known.moment.saturating_sub(u64::from(before));
                 let asked = stand(self.ask(&Ask::StandAt { moment })?)?;
                 (Some(moment), asked)
             }

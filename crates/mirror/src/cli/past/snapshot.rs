@@ -17,7 +17,7 @@ pub fn run(command: &SnapshotCommand) -> Result<Exit, CliError> {
 }
 
 fn create(args: &SnapshotCreateArgs) -> Result<Exit, CliError> {
-    crate::history::valid_name(&args.name).map_err(CliError::usage)?;
+    crate::history::times::valid_name(&args.name).map_err(CliError::usage)?;
     let mut past = Past::open(&args.which)?;
     let moment = match &args.at {
         Some(at) => Some(past.stand(at)?.moment.0),
