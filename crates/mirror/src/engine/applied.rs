@@ -192,7 +192,9 @@ pub fn past(orders: &ApplyOrders, ask: Ask) -> Result<Answer, ControlError> {
     const PATIENCE: Duration = Duration::from_secs(60);
     let (answer, told) = crossbeam_channel::bounded(1);
     let over = || ControlError::Busy("the mirror is just stopping or starting: try again".into());
-    orders.send(ApplyOrder::Past(ask, answer)).map_err(|_| over())?;
+    orders
+        .send(ApplyOrder::Past(ask, answer))
+        .map_err(|_| over())?;
     match told.recv_timeout(PATIENCE) {
         Ok(answer) => answer.map_err(|error| match error {
             PastError::Unknown(text) => ControlError::Refused(text),

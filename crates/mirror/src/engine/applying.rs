@@ -91,7 +91,8 @@ pub type Enter = Box<dyn FnOnce() + Send>;
 /// Kept with the rows while all that they become is written down.
 pub const HISTORY_KEY: &str = "history";
 /// What is told to who asks for it.
-pub const NO_HISTORY: &str = "this mirror keeps no history (yet: it begins once the first copy is complete)";
+pub const NO_HISTORY: &str =
+    "this mirror keeps no history (yet: it begins once the first copy is complete)";
 
 /// Kept with the rows once the copy was equal for the first time.
 pub const SEEDED_KEY: &str = "seeded";
@@ -569,7 +570,11 @@ impl Running {
 
     /// Once the copy was equal, or is taken up again: from then on old versions are kept.
     fn keep_history(&mut self) -> Result<(), ApplyError> {
-        let kept = self.applier.store().meta_get(HISTORY_KEY).map_err(store_error)?;
+        let kept = self
+            .applier
+            .store()
+            .meta_get(HISTORY_KEY)
+            .map_err(store_error)?;
         let Some(state_dir) = &self.history else {
             if kept.is_some() {
                 let gone = self.applier.store_mut().meta_remove(HISTORY_KEY);
@@ -581,6 +586,9 @@ impl Running {
             return Ok(());
         }
         let tree = self.reader.tree();
+        if self.applier.store().tree().is_none() {
+            self.applier.store_mut().set_tree(tree);
+        }
         let mut history = History::open(state_dir, tree).map_err(ApplyError::History)?;
         if kept.is_none() {
             let why = match history.begins() {

@@ -30,7 +30,11 @@ impl Serialize for Hex {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let digit = |n: u8| char::from(DIGITS[usize::from(n & 15)]);
-        let text: String = self.0.iter().flat_map(|b| [digit(b >> 4), digit(*b)]).collect();
+        let text: String = self
+            .0
+            .iter()
+            .flat_map(|b| [digit(b >> 4), digit(*b)])
+            .collect();
         to.serialize_str(&text)
     }
 }
@@ -45,7 +49,9 @@ impl<'de> Deserialize<'de> for Hex {
             _ => None,
         };
         let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
-        bytes.map(Hex).ok_or_else(|| serde::de::Error::custom("not hex"))
+        bytes
+            .map(Hex)
+            .ok_or_else(|| serde::de::Error::custom("not hex"))
     }
 }
 
@@ -294,7 +300,9 @@ impl SentObject {
 }
 
 pub fn state_of(body: &Hex) -> Result<mirror_core::State, PastError> {
-    body_decode(&body.0).map(|(state, _)| state).map_err(|_| odd())
+    body_decode(&body.0)
+        .map(|(state, _)| state)
+        .map_err(|_| odd())
 }
 
 /// Groups of an answer.
@@ -323,11 +331,15 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
     match ask {
         Ask::Window => window(history, now).map(Answer::Window),
         Ask::Stand { there_ns } => {
-            let at = history.catalogue.last_time(&|time| time.there_ns <= *there_ns);
+            let at = history
+                .catalogue
+                .last_time(&|time| time.there_ns <= *there_ns);
             stand(history, at.map_err(catalogue)?)
         }
         Ask::StandAt { moment } => {
-            let at = history.catalogue.last_time(&|time| time.moment.0 <= *moment);
+            let at = history
+                .catalogue
+                .last_time(&|time| time.moment.0 <= *moment);
             stand(history, at.map_err(catalogue)?)
         }
         Ask::Root { moment } => {
@@ -388,7 +400,10 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
         Ask::ChangesOf { path } => {
             let path: Result<Vec<Name>, PastError> = path.iter().map(name_of).collect();
             let changes = Teller::new(rows, history).of_path(&path?)?;
-            Ok(Answer::Changes { changes, next: None })
+            Ok(Answer::Changes {
+                changes,
+                next: None,
+            })
         }
         Ask::Groups { after, until } => {
             let (groups, next) = groups_between(history, *after, *until, ROWS_MAX)?;
@@ -407,14 +422,22 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             note,
         } => snapshot(history, now, (name, *moment, *keep, note)).map(Answer::Snapshot),
         Ask::RemoveSnapshot { name } => {
-            if !history.events.snapshots().iter().any(|known| known.name == *name) {
+            if !history
+                .events
+                .snapshots()
+                .iter()
+                .any(|known| known.name == *name)
+            {
                 return Err(PastError::Unknown(format!("there is no snapshot {name}")));
             }
             let event = Event::Removed {
                 name: name.clone(),
                 here_ns: now_ns(),
             };
-            history.events.add(event).map_err(HistoryError::io("write"))?;
+            history
+                .events
+                .add(event)
+                .map_err(HistoryError::io("write"))?;
             Ok(Answer::Done)
         }
     }
@@ -495,8 +518,14 @@ fn snapshot(
     (name, moment, keep, note): (&str, Option<u64>, bool, &Option<String>),
 ) -> Result<SnapshotLine, PastError> {
     super::times::valid_name(name).map_err(PastError::Unknown)?;
-    if history.events.snapshots().iter().any(|known| known.name == *name) {
-        let text = format!("there is a snapshot {name} already: take another name, or remove it first");
+    if history
+        .events
+        .snapshots()
+        .iter()
+        .any(|known| known.name == *name)
+    {
+        let text =
+            format!("there is a snapshot {name} already: take another name, or remove it first");
         return Err(PastError::Unknown(text));
     }
     let moment = moment.map_or(now, Moment);
@@ -515,7 +544,14 @@ fn snapshot(
     };
     // What it names must be as durable as the name is.
     history.flush()?;
-    history.events.add(event).map_err(HistoryError::io("write"))?;
-    let found = history.events.snapshots().into_iter().find(|known| known.name == *name);
+    history
+        .events
+        .add(event)
+        .map_err(HistoryError::io("write"))?;
+    let found = history
+        .events
+        .snapshots()
+        .into_iter()
+        .find(|known| known.name == *name);
     found.map(SnapshotLine::from).ok_or_else(odd)
 }

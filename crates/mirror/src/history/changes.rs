@@ -157,6 +157,8 @@ pub struct Teller<'a, R> {
     rows: &'a R,
     history: &'a History,
     begins: Moment,
+    /// What goes with a directory is told by that.
+    folds: bool,
     /// Of directories, as of the group told last.
     paths: HashMap<ObjectId, Option<Vec<u8>>>,
 }
@@ -178,6 +180,7 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
             rows,
             history,
             begins: history.begins().unwrap_or_default(),
+            folds: true,
             paths: HashMap::new(),
         }
     }
@@ -251,7 +254,8 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
         }
         for (id, of) in &names {
             let gone = matches!(states.get(id), Some((_, Then::Gone, _)));
-            if let Some(dir) = of.from.iter().find(|at| gone_dirs.contains(&at.parent)) {
+            let with = of.from.iter().find(|at| gone_dirs.contains(&at.parent));
+            if let Some(dir) = with.filter(|_| self.folds) {
                 // It went with its directory.
                 *below.entry(dir.parent).or_default() += 1;
                 continue;
@@ -298,7 +302,10 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
             }
             let path = match id {
                 ObjectId::ROOT => b".".to_vec(),
-                id => self.here(now).path_then(id, 0)?.unwrap_or_else(|| b"?".to_vec()),
+                id => self
+                    .here(now)
+                    .path_then(id, 0)?
+                    .unwrap_or_else(|| b"?".to_vec()),
             };
             let op = match then {
                 Then::Content => Op::Write,
@@ -320,7 +327,10 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
         taken: &BTreeSet<At>,
         out: &mut Vec<Change>,
     ) -> Result<(), PastError> {
-        let (now, before) = (dated.group.moment, Moment(dated.group.moment.0.saturating_sub(1)));
+        let (now, before) = (
+            dated.group.moment,
+            Moment(dated.group.moment.0.saturating_sub(1)),
+        );
         let state = self.here(now).state(id)?;
         let brief = state.as_ref().map(Brief::of);
         let created = of.from.is_empty() && self.is_new(id, now)?;
@@ -357,7 +367,10 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
 
     /// Whether the object came with this group.
     fn is_new(&self, id: ObjectId, now: Moment) -> Result<bool, PastError> {
-        let first = self.history.catalogue.object_after(id, Of::Named, Moment(0));
+        let first = self
+            .history
+            .catalogue
+            .object_after(id, Of::Named, Moment(0));
         let first = first.map_err(catalogue)?;
         Ok(first.is_some_and(|first| first.moment == now) && Moment(id.0) > self.begins)
     }
@@ -419,13 +432,17 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
         }
         for id in objects.iter().take(OBJECTS_MAX) {
             for kind in [Of::State, Of::Named] {
-                let rows = self.history.catalogue.rows_of_object(*id, kind, all, MOMENTS_MAX);
+                let rows = self
+                    .history
+                    .catalogue
+                    .rows_of_object(*id, kind, all, MOMENTS_MAX);
                 moments.extend(rows.map_err(catalogue)?.iter().map(|found| found.moment));
             }
         }
         while moments.len() > MOMENTS_MAX {
             moments.pop_first();
         }
+        self.folds = false;
         let mut out = Vec::new();
         for moment in moments {
             let mut found = Vec::new();
@@ -438,7 +455,10 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
             self.paths.clear();
             for dated in merge_parts(found) {
                 let told = self.tell(&dated)?;
-                out.extend(told.into_iter().filter(|change| objects.contains(&ObjectId(change.object))));
+                out.extend(
+                    told.into_iter()
+                        .filter(|change| objects.contains(&ObjectId(change.object))),
+                );
             }
         }
         Ok(out)
@@ -454,14 +474,21 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
                 objects.extend([before, after].into_iter().flatten());
             }
         }
-        let now = self.rows.name(at).map_err(|e| PastError::Rows(e.to_string()))?;
+        let now = self
+            .rows
+            .name(at)
+            .map_err(|e| PastError::Rows(e.to_string()))?;
         objects.extend(now);
         Ok(objects)
     }
 }
 
 /// Entries below a directory that went, at any depth.
-fn count_below(dir: ObjectId, direct: &BTreeMap<ObjectId, u64>, names: &BTreeMap<ObjectId, Names>) -> u64 {
+fn count_below(
+    dir: ObjectId,
+    direct: &BTreeMap<ObjectId, u64>,
+    names: &BTreeMap<ObjectId, Names>,
+) -> u64 {
     let mut count = 0;
     let mut todo = vec![dir];
     let mut met = BTreeSet::new();
@@ -487,10 +514,12 @@ pub fn merge_parts(parts: Vec<Dated>) -> Vec<Dated> {
             Some(last) if last.group.moment == part.group.moment => {
                 let base = last.group.who.len() as u32;
                 last.group.who.extend(part.group.who);
-                last.group.rows.extend(part.group.rows.into_iter().map(|row| Row {
-                    who: row.who.map(|who| who + base),
-                    ..row
-                }));
+                last.group
+                    .rows
+                    .extend(part.group.rows.into_iter().map(|row| Row {
+                        who: row.who.map(|who| who + base),
+                        ..row
+                    }));
             }
             _ => out.push(part),
         }

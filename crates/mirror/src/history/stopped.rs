@@ -7,9 +7,9 @@ use mirror_core::ObjectId;
 use mirror_core::history::Moment;
 use mirror_core::plan::{Wanted, owed};
 
+use super::History;
 use super::ask::{Answer, Ask, answer};
 use super::tree::PastError;
-use super::History;
 use crate::apply;
 use crate::engine::applying::{HISTORY_KEY, NO_HISTORY};
 use crate::engine::control::StateLock;
@@ -53,4 +53,3 @@ impl Stopped {
         answer(&rows, &mut self.history, self.now, ask)
     }
 }
-

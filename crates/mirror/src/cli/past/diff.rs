@@ -45,10 +45,7 @@ impl Past {
         let mut touched = Touched::default();
         let mut after = from.0;
         loop {
-            let ask = Ask::Groups {
-                after,
-                until: to.0,
-            };
+            let ask = Ask::Groups { after, until: to.0 };
             let Answer::Groups { bodies, next } = self.ask(&ask)? else {
                 return Err(CliError::failed("the answer is not of this version"));
             };
@@ -223,7 +220,11 @@ impl Past {
                 while let Some(dir) = todo.pop() {
                     differs.below += below.remove(&dir).unwrap_or(0);
                     let inside = touched.names.iter().filter(|(at, _)| at.parent == dir);
-                    todo.extend(inside.filter_map(|(_, ids)| of(ids)).filter(|id| below.contains_key(id)));
+                    todo.extend(
+                        inside
+                            .filter_map(|(_, ids)| of(ids))
+                            .filter(|id| below.contains_key(id)),
+                    );
                 }
             }
         }
@@ -276,10 +277,16 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
         _ => return Err(CliError::usage("diff takes T1 [T2] [PATH]")),
     };
     if from.moment > to.moment {
-        return Err(CliError::usage("T1 is later than T2: the earlier time comes first"));
+        return Err(CliError::usage(
+            "T1 is later than T2: the earlier time comes first",
+        ));
     }
     let quiet = args.say.quiet || args.patch;
-    note(quiet, args.say.json, &format!("from: {}", past.around(&from)));
+    note(
+        quiet,
+        args.say.json,
+        &format!("from: {}", past.around(&from)),
+    );
     note(quiet, args.say.json, &format!("to:   {}", past.around(&to)));
     let top: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
     let top = top.join(&b'/');
@@ -287,7 +294,13 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
     found.retain(|differs| within(differs, &top));
     let colour = ui::colour(&ui::output(args.say.json, args.say.quiet, args.say.verbose));
     if args.stat {
-        return stat(&mut past, &found, (from.moment, to.moment), args.say, colour);
+        return stat(
+            &mut past,
+            &found,
+            (from.moment, to.moment),
+            args.say,
+            colour,
+        );
     }
     for differs in &found {
         match (args.say.json, args.patch) {
@@ -316,7 +329,10 @@ fn line(differs: &Differs) -> String {
         line.push('/');
     }
     if differs.below > 0 {
-        line.push_str(&format!(" with {}", text::counted(differs.below, "entry", "entries")));
+        line.push_str(&format!(
+            " with {}",
+            text::counted(differs.below, "entry", "entries")
+        ));
     }
     match (differs.op, size(&differs.before), size(&differs.after)) {
         (Op::Write, Some(a), Some(b)) => {
@@ -327,13 +343,18 @@ fn line(differs: &Differs) -> String {
         }
         _ => {}
     }
-    if let (Op::Attributes, Some((_, a)), Some((_, b))) = (differs.op, &differs.before, &differs.after) {
+    if let (Op::Attributes, Some((_, a)), Some((_, b))) =
+        (differs.op, &differs.before, &differs.after)
+    {
         let (a, b) = (&a.meta, &b.meta);
         if a.mode != b.mode {
             line.push_str(&format!("  mode {:o} -> {:o}", a.mode, b.mode));
         }
         if (a.uid, a.gid) != (b.uid, b.gid) {
-            line.push_str(&format!("  owner {}:{} -> {}:{}", a.uid, a.gid, b.uid, b.gid));
+            line.push_str(&format!(
+                "  owner {}:{} -> {}:{}",
+                a.uid, a.gid, b.uid, b.gid
+            ));
         }
         if a.mtime != b.mtime {
             line.push_str("  mtime");
@@ -393,7 +414,8 @@ fn reader() -> Reader {
 
 fn patch(past: &mut Past, differs: &Differs, (from, to): (&Stand, &Stand)) -> Result<(), CliError> {
     let is_file = |side: &Option<(ObjectId, State)>| {
-        side.as_ref().is_some_and(|(_, state)| state.kind.content().is_some())
+        side.as_ref()
+            .is_some_and(|(_, state)| state.kind.content().is_some())
     };
     if !is_file(&differs.before) && !is_file(&differs.after) {
         ui::say(&line(differs));
@@ -441,7 +463,11 @@ pub fn patch_of(past: &mut Past, change: &Change) -> Result<(), CliError> {
     };
     let (before, after) = (stand(change.moment.saturating_sub(1)), stand(change.moment));
     let side = |past: &mut Past, stand: &Stand| -> Result<Option<(ObjectId, State)>, CliError> {
-        let known = past.objects(stand.moment, &[id])?.into_iter().next().flatten();
+        let known = past
+            .objects(stand.moment, &[id])?
+            .into_iter()
+            .next()
+            .flatten();
         Ok(known.map(|known| (id, known.state)))
     };
     let differs = Differs {
@@ -480,7 +506,9 @@ fn stat(
         };
         if say.json {
             let change = match change {
-                textdiff::Change::Lines { added, removed } => json!({"added": added, "removed": removed}),
+                textdiff::Change::Lines { added, removed } => {
+                    json!({"added": added, "removed": removed})
+                }
                 textdiff::Change::Bytes { old, new } => json!({"before": old, "after": new}),
             };
             ui::say(&json!({"path": escape(path), "change": change}).to_string());
@@ -496,7 +524,8 @@ fn stat(
 }
 
 fn columns() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(80, |size| usize::from(size.ws_col).max(40))
+    rustix::termios::tcgetwinsize(std::io::stdout())
+        .map_or(80, |size| usize::from(size.ws_col).max(40))
 }
 
 pub fn show_timeline(

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 
-use mirror_core::history::Moment;
 use mirror_core::escape;
+use mirror_core::history::Moment;
 use serde_json::json;
 
 use crate::cli::args::FindArgs;
@@ -41,7 +41,9 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
             },
         }
     }
-    pattern.get(p..).is_some_and(|rest| rest.iter().all(|b| *b == b'*'))
+    pattern
+        .get(p..)
+        .is_some_and(|rest| rest.iter().all(|b| *b == b'*'))
 }
 
 fn last(path: &[u8]) -> &[u8] {
@@ -51,7 +53,9 @@ fn last(path: &[u8]) -> &[u8] {
 pub fn run(args: &FindArgs) -> Result<Exit, CliError> {
     let pattern = args.name.as_bytes();
     if pattern.is_empty() || pattern.contains(&b'/') {
-        return Err(CliError::usage("NAME is one name, or a pattern of names, without /"));
+        return Err(CliError::usage(
+            "NAME is one name, or a pattern of names, without /",
+        ));
     }
     let mut past = Past::open(&args.which)?;
     let now = Moment(past.window()?.moment);
@@ -88,7 +92,9 @@ pub fn run(args: &FindArgs) -> Result<Exit, CliError> {
                     if fits(pattern, entry.name.as_bytes()) {
                         found += 1;
                         match args.say.json {
-                            true => ui::say(&json!({"path": escape(&below), "deleted": false}).to_string()),
+                            true => ui::say(
+                                &json!({"path": escape(&below), "deleted": false}).to_string(),
+                            ),
                             false => ui::say(&escape(&below)),
                         }
                     }
@@ -129,7 +135,10 @@ pub fn run(args: &FindArgs) -> Result<Exit, CliError> {
                         _ => "removed".into(),
                     };
                     let when = past.time(change.there_ns);
-                    ui::say(&format!("{}  {how} {when}, last at pos:{until}", escape(&path)));
+                    ui::say(&format!(
+                        "{}  {how} {when}, last at pos:{until}",
+                        escape(&path)
+                    ));
                 }
             }
         }
@@ -194,7 +203,11 @@ mod tests {
             ("", "x", false),
             ("**", "x", true),
         ] {
-            assert_eq!(fits(pattern.as_bytes(), name.as_bytes()), want, "{pattern} {name}");
+            assert_eq!(
+                fits(pattern.as_bytes(), name.as_bytes()),
+                want,
+                "{pattern} {name}"
+            );
         }
     }
 }

@@ -35,7 +35,10 @@ pub fn cat(args: &CatArgs) -> Result<Exit, CliError> {
             mirror_core::Kind::Symlink(_) => "a symbolic link",
             _ => "a special file",
         };
-        return Err(CliError::usage(format!("{} was {what}, not a file", shown(&path))));
+        return Err(CliError::usage(format!(
+            "{} was {what}, not a file",
+            shown(&path)
+        )));
     };
     let failed = |why: String| CliError::failed(format!("{}: {why}", shown(&path)));
     if let Where::Unkept(why) = entry.bytes {
@@ -44,8 +47,11 @@ pub fn cat(args: &CatArgs) -> Result<Exit, CliError> {
     let mut out = std::io::stdout().lock();
     let written = |e: std::io::Error| CliError::failed(format!("cannot write: {e}"));
     if entry.bytes == Where::Nothing {
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), content.bytes), &mut out)
-            .map_err(written)?;
+        std::io::copy(
+            &mut std::io::Read::take(std::io::repeat(0), content.bytes),
+            &mut out,
+        )
+        .map_err(written)?;
         return Ok(Exit::Done);
     }
     // Once to see that it is whole, once to say it; it is open, so nobody replaces it in between.
@@ -70,7 +76,8 @@ pub fn cat(args: &CatArgs) -> Result<Exit, CliError> {
     let mut reader = RangeReader::new(fd, &content);
     for (offset, length) in crate::apply::content::ranges(&content) {
         let gap = offset.saturating_sub(at);
-        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), gap), &mut out).map_err(written)?;
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), gap), &mut out)
+            .map_err(written)?;
         std::io::copy(&mut std::io::Read::take(&mut reader, length), &mut out).map_err(written)?;
         at = offset + length;
     }
@@ -122,7 +129,9 @@ fn checkout_error(e: CheckoutError) -> CliError {
 /// A new or empty directory of ours; true: it was made.
 fn new_dir(dir: &Path, past: &Past) -> Result<(PathBuf, bool), CliError> {
     let absolute = std::path::absolute(dir).map_err(|e| CliError::usage(e.to_string()))?;
-    let parent = absolute.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    let parent = absolute
+        .parent()
+        .and_then(|parent| fs::canonicalize(parent).ok());
     let (Some(parent), Some(name)) = (parent, absolute.file_name()) else {
         return Err(CliError::usage(format!(
             "{} can't be made: the directory above it does not exist",
@@ -231,18 +240,15 @@ fn empty(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-fn fill(
-    past: &mut Past,
-    stand: &Stand,
-    dir: &Path,
-    told: &mut Told,
-) -> Result<Made, CliError> {
+fn fill(past: &mut Past, stand: &Stand, dir: &Path, told: &mut Told) -> Result<Made, CliError> {
     let top = open_dir(dir)?;
     let rules = rules(&top)?;
     let mut tree = past.tree(stand.moment);
     let root = tree.root()?;
     let mut checkout = Checkout::new(&mut tree, &rules, told, top);
-    checkout.fill_top(ObjectId::ROOT, &root).map_err(checkout_error)?;
+    checkout
+        .fill_top(ObjectId::ROOT, &root)
+        .map_err(checkout_error)?;
     Ok(checkout.made)
 }
 
@@ -291,7 +297,14 @@ pub fn restore(args: &RestoreArgs) -> Result<Exit, CliError> {
     }
     let mut sum = Made::default();
     for (path, entry) in &wanted {
-        let made = restore_one(&mut past, &stand, (path, entry), &to, args.delete, &mut told)?;
+        let made = restore_one(
+            &mut past,
+            &stand,
+            (path, entry),
+            &to,
+            args.delete,
+            &mut told,
+        )?;
         sum.files += made.files;
         sum.dirs += made.dirs;
         sum.others += made.others;
@@ -377,8 +390,8 @@ fn restore_one(
         target::set_mode(&stage, b"", 0o700)
             .map_err(|e| failed("write to", &staging, &std::io::Error::from(e)))?;
         let rules = rules(&stage)?;
-        let keep = rustix::io::fcntl_dupfd_cloexec(&stage, 0)
-            .map_err(|e| failed("open", &staging, &e))?;
+        let keep =
+            rustix::io::fcntl_dupfd_cloexec(&stage, 0).map_err(|e| failed("open", &staging, &e))?;
         let before = told.failed;
         let mut tree = past.tree(stand.moment);
         let mut entry = entry.clone();
@@ -402,12 +415,15 @@ fn restore_one(
                 Ok(()) => {}
                 Err(e @ Errno::ISDIR) if delete => {
                     fs::remove_dir_all(&at).map_err(|e| failed("replace", &at, &e))?;
-                    target::rename(&keep, name, &top, name).map_err(|_| {
-                        failed("put in place", &at, &std::io::Error::from(e))
-                    })?;
+                    target::rename(&keep, name, &top, name)
+                        .map_err(|_| failed("put in place", &at, &std::io::Error::from(e)))?;
                 }
                 Err(Errno::ISDIR) => {
-                    return Err(failed("put in place", &at, &"a directory is there now (--delete replaces it)"));
+                    return Err(failed(
+                        "put in place",
+                        &at,
+                        &"a directory is there now (--delete replaces it)",
+                    ));
                 }
                 Err(e) => return Err(failed("put in place", &at, &std::io::Error::from(e))),
             }
@@ -454,7 +470,11 @@ fn merge(from: &Path, to: &Path, delete: bool) -> Result<(), (PathBuf, std::io::
             let staging = name.as_bytes().starts_with(b".fs_mirror-restore.");
             if !mine.contains(&name) && !staging {
                 let is_dir = path.symlink_metadata().map_err(at(&path))?.is_dir();
-                let gone = if is_dir { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                let gone = if is_dir {
+                    fs::remove_dir_all(&path)
+                } else {
+                    fs::remove_file(&path)
+                };
                 gone.map_err(at(&path))?;
             }
         }

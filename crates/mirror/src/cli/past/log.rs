@@ -61,24 +61,26 @@ impl Who {
 }
 
 pub fn op(text: &str) -> Result<Op, CliError> {
-    Op::ALL.into_iter().find(|op| op.word() == text).ok_or_else(|| {
-        let words: Vec<&str> = Op::ALL.iter().map(|op| op.word()).collect();
-        CliError::usage(format!(
-            "--op is one of {}, not {:?}",
-            words.join(", "),
-            escape(text.as_bytes())
-        ))
-    })
+    Op::ALL
+        .into_iter()
+        .find(|op| op.word() == text)
+        .ok_or_else(|| {
+            let words: Vec<&str> = Op::ALL.iter().map(|op| op.word()).collect();
+            CliError::usage(format!(
+                "--op is one of {}, not {:?}",
+                words.join(", "),
+                escape(text.as_bytes())
+            ))
+        })
 }
 
 impl Filter {
     fn wants(&self, change: &Change) -> bool {
         let within = |path: &[u8]| match &self.path {
             None => true,
-            Some(top) => {
-                path.strip_prefix(top.as_slice())
-                    .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
-            }
+            Some(top) => path
+                .strip_prefix(top.as_slice())
+                .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/')),
         };
         let to = change.to.as_ref().is_some_and(|to| within(&to.0));
         (within(&change.path.0) || to)
@@ -145,18 +147,29 @@ impl Past {
         each: &mut dyn FnMut(Change) -> bool,
     ) -> Result<bool, CliError> {
         let ask = Ask::ChangesOf {
-            path: path.iter().map(|name| Hex(name.as_bytes().to_vec())).collect(),
+            path: path
+                .iter()
+                .map(|name| Hex(name.as_bytes().to_vec()))
+                .collect(),
         };
         let Answer::Changes { changes, .. } = self.ask(&ask)? else {
             return Err(CliError::failed("the answer is not of this version"));
         };
         let is_dir = |brief: &Option<crate::history::changes::Brief>| {
-            brief.as_ref().is_some_and(|brief| brief.kind == "directory")
+            brief
+                .as_ref()
+                .is_some_and(|brief| brief.kind == "directory")
         };
-        let was_dir = changes.iter().any(|change| is_dir(&change.before) || is_dir(&change.after));
+        let was_dir = changes
+            .iter()
+            .any(|change| is_dir(&change.before) || is_dir(&change.after));
         let now = Moment(self.window()?.moment);
         let found = self.tree(now).find(path)?;
-        if was_dir || found.as_ref().is_some_and(|entry| entry.state.kind.is_dir()) {
+        if was_dir
+            || found
+                .as_ref()
+                .is_some_and(|entry| entry.state.kind.is_dir())
+        {
             return Ok(false);
         }
         let known = found.is_some() || !changes.is_empty();
@@ -215,7 +228,10 @@ fn gather(
 
 /// A directory that was emptied and removed is one line.
 fn fold(lines: &mut VecDeque<Change>, change: &mut Change) {
-    let is_dir = change.before.as_ref().is_some_and(|brief| brief.kind == "directory");
+    let is_dir = change
+        .before
+        .as_ref()
+        .is_some_and(|brief| brief.kind == "directory");
     if change.op != Op::Remove || !is_dir {
         return;
     }
@@ -238,23 +254,42 @@ pub fn run(args: &HistoryLogArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
     let between = past.range(args.since.as_deref(), args.until.as_deref())?;
     let mut filter = Filter {
-        who: args.who.iter().map(|who| Who::parse(who)).collect::<Result<_, _>>()?,
-        op: args.op.iter().map(|text| op(text)).collect::<Result<_, _>>()?,
+        who: args
+            .who
+            .iter()
+            .map(|who| Who::parse(who))
+            .collect::<Result<_, _>>()?,
+        op: args
+            .op
+            .iter()
+            .map(|text| op(text))
+            .collect::<Result<_, _>>()?,
         ..Filter::default()
     };
-    let most = if args.lines == 0 { LINES_MAX } else { args.lines };
+    let most = if args.lines == 0 {
+        LINES_MAX
+    } else {
+        args.lines
+    };
     let mut lines: VecDeque<Change> = VecDeque::new();
     let mut left_out = 0u64;
     let named = args.which.mirror.is_some();
-    gather(&mut past, args.path.as_deref(), named, between, &mut filter, &mut |mut change| {
-        fold(&mut lines, &mut change);
-        lines.push_back(change);
-        // Room for what a directory's removal will fold.
-        if lines.len() > most.saturating_mul(2).max(100_000) {
-            lines.pop_front();
-            left_out += 1;
-        }
-    })?;
+    gather(
+        &mut past,
+        args.path.as_deref(),
+        named,
+        between,
+        &mut filter,
+        &mut |mut change| {
+            fold(&mut lines, &mut change);
+            lines.push_back(change);
+            // Room for what a directory's removal will fold.
+            if lines.len() > most.saturating_mul(2).max(100_000) {
+                lines.pop_front();
+                left_out += 1;
+            }
+        },
+    )?;
     while lines.len() > most {
         lines.pop_front();
         left_out += 1;
@@ -309,12 +344,19 @@ fn line(past: &Past, change: &Change, colour: bool) -> String {
         (true, Op::Create) => format!("\x1b[32m{:<10}\x1b[0m", change.op.word()),
         (_, op) => format!("{:<10}", op.word()),
     };
-    let mut line = format!("{}  {op}  {}", past.time(change.there_ns), escape(&change.path.0));
+    let mut line = format!(
+        "{}  {op}  {}",
+        past.time(change.there_ns),
+        escape(&change.path.0)
+    );
     if let Some(to) = &change.to {
         let over = if change.over { " (replaced)" } else { "" };
         line.push_str(&format!(" -> {}{over}", escape(&to.0)));
     }
-    let is_dir = change.before.as_ref().is_some_and(|brief| brief.kind == "directory");
+    let is_dir = change
+        .before
+        .as_ref()
+        .is_some_and(|brief| brief.kind == "directory");
     if is_dir && change.op == Op::Remove {
         line.push('/');
         if change.below > 0 {
@@ -322,7 +364,8 @@ fn line(past: &Past, change: &Change, colour: bool) -> String {
             line.push_str(&format!(" with {entries}"));
         }
     }
-    let sizes = |brief: &Option<crate::history::changes::Brief>| brief.as_ref().and_then(|b| b.bytes);
+    let sizes =
+        |brief: &Option<crate::history::changes::Brief>| brief.as_ref().and_then(|b| b.bytes);
     match (sizes(&change.before), sizes(&change.after)) {
         (Some(a), Some(b)) if change.op == Op::Write => {
             line.push_str(&format!("  {} -> {}", text::bytes(a), text::bytes(b)));
@@ -336,13 +379,21 @@ fn line(past: &Past, change: &Change, colour: bool) -> String {
             line.push_str(&format!("  mode {:o} -> {:o}", a.mode, b.mode));
         }
         if (a.uid, a.gid) != (b.uid, b.gid) {
-            line.push_str(&format!("  owner {}:{} -> {}:{}", a.uid, a.gid, b.uid, b.gid));
+            line.push_str(&format!(
+                "  owner {}:{} -> {}:{}",
+                a.uid, a.gid, b.uid, b.gid
+            ));
         }
     }
     if let Some(digest) = change.after.as_ref().and_then(|b| b.digest.as_ref())
         && matches!(change.op, Op::Write | Op::Create)
     {
-        let short: String = digest.0.iter().take(6).map(|b| format!("{b:02x}")).collect();
+        let short: String = digest
+            .0
+            .iter()
+            .take(6)
+            .map(|b| format!("{b:02x}"))
+            .collect();
         line.push_str(&format!("  {short}"));
     }
     line.push_str(&format!("  {}", who(change.who.as_ref())));
@@ -370,14 +421,21 @@ pub fn timeline(args: &TimelineArgs) -> Result<Exit, CliError> {
     let mut minutes: std::collections::BTreeMap<i64, (u64, u64)> = Default::default();
     let named = args.which.mirror.is_some();
     let mut filter = Filter::default();
-    gather(&mut past, args.path.as_deref(), named, between, &mut filter, &mut |change| {
-        let minute = (change.there_ns / 1_000_000_000) as i64 / 60 * 60;
-        let of = minutes.entry(minute).or_default();
-        let count = 1 + change.below;
-        of.0 += count;
-        if change.op == Op::Remove {
-            of.1 += count;
-        }
-    })?;
+    gather(
+        &mut past,
+        args.path.as_deref(),
+        named,
+        between,
+        &mut filter,
+        &mut |change| {
+            let minute = (change.there_ns / 1_000_000_000) as i64 / 60 * 60;
+            let of = minutes.entry(minute).or_default();
+            let count = 1 + change.below;
+            of.0 += count;
+            if change.op == Op::Remove {
+                of.1 += count;
+            }
+        },
+    )?;
     super::diff::show_timeline(&past, &minutes, args.say)
 }

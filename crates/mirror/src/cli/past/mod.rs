@@ -73,7 +73,9 @@ fn asking(e: ClientError) -> PastError {
 }
 
 fn odd<T>() -> Result<T, PastError> {
-    Err(PastError::Asking("the answer is not of this version".into()))
+    Err(PastError::Asking(
+        "the answer is not of this version".into(),
+    ))
 }
 
 impl Past {
@@ -133,7 +135,9 @@ impl Past {
                 let there_ns = u64::try_from(ns).unwrap_or(0);
                 let (at, next) = stand(self.ask(&Ask::Stand { there_ns })?)?;
                 let begins = window.begins.filter(|begins| begins.there_ns <= there_ns);
-                let moment = at.map(|at| at.moment).max(begins.map(|begins| begins.moment));
+                let moment = at
+                    .map(|at| at.moment)
+                    .max(begins.map(|begins| begins.moment));
                 (moment, (at, next))
             }
             When::Position(position) => {
@@ -150,10 +154,13 @@ impl Past {
             When::Name(ref name) | When::Before(ref name) => {
                 let known = window.snapshots.iter().find(|known| known.name == *name);
                 let Some(known) = known else {
-                    let names: Vec<&str> = window.snapshots.iter().map(|s| s.name.as_str()).collect();
+                    let names: Vec<&str> =
+                        window.snapshots.iter().map(|s| s.name.as_str()).collect();
                     let have = match names.len() {
                         0 => "there are no snapshots".to_owned(),
-                        n if n > 20 => format!("there are {n} snapshots: see `fs_mirror snapshot list`"),
+                        n if n > 20 => {
+                            format!("there are {n} snapshots: see `fs_mirror snapshot list`")
+                        }
                         _ => format!("there are {}", names.join(", ")),
                     };
                     return Err(CliError::usage(format!(
@@ -202,7 +209,11 @@ impl Past {
         let stamp = Stamp {
             ms: (ns / 1_000_000) as i64,
         };
-        format!("{}.{:03}", text::stamp(stamp, &self.zone), ns / 1_000_000 % 1000)
+        format!(
+            "{}.{:03}",
+            text::stamp(stamp, &self.zone),
+            ns / 1_000_000 % 1000
+        )
     }
 
     /// One line: as of what.
@@ -246,7 +257,8 @@ impl Past {
             })?
         } else {
             let here = std::env::current_dir().ok();
-            let here = here.and_then(|here| here.strip_prefix(&self.dst).ok().map(Path::to_path_buf));
+            let here =
+                here.and_then(|here| here.strip_prefix(&self.dst).ok().map(Path::to_path_buf));
             match here {
                 Some(here) if !named => here.join(path),
                 _ => path.to_path_buf(),
@@ -257,12 +269,17 @@ impl Past {
             match part {
                 Component::Normal(name) => {
                     let name = Name::new(name.as_bytes());
-                    names.push(name.map_err(|_| {
-                        CliError::usage(format!("{} can't be a path", show(path)))
-                    })?);
+                    names.push(
+                        name.map_err(|_| {
+                            CliError::usage(format!("{} can't be a path", show(path)))
+                        })?,
+                    );
                 }
                 Component::ParentDir if names.pop().is_none() => {
-                    return Err(CliError::usage(format!("{} leads out of the mirror", show(path))));
+                    return Err(CliError::usage(format!(
+                        "{} leads out of the mirror",
+                        show(path)
+                    )));
                 }
                 _ => {}
             }
@@ -327,12 +344,16 @@ impl AsOf<'_> {
     fn file(&self, bytes: &Where) -> Result<OwnedFd, PastError> {
         let failed = |path: &Path, e: crate::sys::Errno| {
             let e = std::io::Error::from(e);
-            PastError::Unknown(format!("what is kept of it can't be read ({}: {e})", show(path)))
+            PastError::Unknown(format!(
+                "what is kept of it can't be read ({}: {e})",
+                show(path)
+            ))
         };
         match bytes {
             Where::Kept(slot) => {
                 let path = self.past.state_dir.join(slot.path());
-                open_below(&self.past.state_dir, Path::new(&slot.path())).map_err(|e| failed(&path, e))
+                open_below(&self.past.state_dir, Path::new(&slot.path()))
+                    .map_err(|e| failed(&path, e))
             }
             Where::Live(path) => {
                 open_below(&self.past.dst, path).map_err(|e| failed(&self.past.dst.join(path), e))

@@ -25,8 +25,8 @@ use mirror_core::Position;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::applying::Going;
-use crate::history::ask::{Answer, Ask};
 use crate::engine::status::{Failed, Hold, PathText, Positions, Replica, Stamp, Status};
+use crate::history::ask::{Answer, Ask};
 
 /// What a running mirror or worker answers. Called from several threads at once.
 pub trait Control: Send + Sync {

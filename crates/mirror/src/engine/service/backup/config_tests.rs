@@ -176,7 +176,10 @@ fn each_mistake_is_one_line_with_file_and_line() {
     }
     for (setting, want) in [
         ("owners = 'all'", "owners: apply or record"),
-        ("on_mass_change = 'ask'", "on_mass_change: auto, hold or follow"),
+        (
+            "on_mass_change = 'ask'",
+            "on_mass_change: auto, hold or follow",
+        ),
         (
             "detector = 'magic'",
             "detector: auto, fanotify, inotify or scan",
