@@ -14,6 +14,7 @@ use crate::cli::serve_worker::{LogArgs, ServiceConfigCommand, StageArgs, WorkerS
 use crate::engine::control::Against;
 use crate::engine::options::{Compress, Detector, OnMassChange, Owners};
 use crate::engine::status::parse_position;
+use crate::history::publish_settings::PublishSettings;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but listed paths failed; 4 on hold; 5 busy or timed out; \
@@ -312,6 +313,9 @@ pub struct MirrorArgs {
     /// What to run at the far end instead of mirrord, as 'sudo -n mirrord'
     #[arg(long, value_name = "COMMAND")]
     pub remote_command: Option<String>,
+    /// From the daemon's settings only.
+    #[arg(skip)]
+    pub publish: Option<Option<PublishSettings>>,
     #[command(flatten)]
     pub say: Say,
 }

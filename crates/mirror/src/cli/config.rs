@@ -22,6 +22,7 @@ use crate::engine::options::{
     Compress, Detector, MirrorOptions, OnMassChange, Owners, SourceSpec, Speed,
 };
 use crate::filter::Filter;
+use crate::history::publish_settings::PublishSettings;
 
 const FORMAT: i64 = 1;
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -42,6 +43,7 @@ pub struct Config {
     pub timeout: Option<Duration>,
     pub verify_every: Option<Duration>,
     pub remote_command: Option<String>,
+    pub publish: Option<PublishSettings>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +78,7 @@ pub struct Given {
     pub timeout: Option<Option<Duration>>,
     pub verify_every: Option<Option<Duration>>,
     pub remote_command: Option<Option<String>>,
+    pub publish: Option<Option<PublishSettings>>,
 }
 
 /// The file as it is written.
@@ -102,6 +105,8 @@ struct Raw {
     /// Not in files of before there was one.
     verify_every: Option<Spanned<String>>,
     remote_command: Spanned<String>,
+    /// Not in files of before there was one.
+    publish: Option<Spanned<toml::Value>>,
 }
 
 impl Config {
@@ -121,6 +126,7 @@ impl Config {
             timeout: usual.timeout,
             verify_every: usual.verify_every,
             remote_command: usual.remote_command,
+            publish: usual.publish,
         }
     }
 
@@ -139,6 +145,7 @@ impl Config {
             timeout: self.timeout,
             verify_every: self.verify_every,
             remote_command: self.remote_command,
+            publish: self.publish,
             ..MirrorOptions::new(self.source, self.dst)
         }
     }
@@ -272,6 +279,11 @@ impl Config {
             }
             text => Some(text.to_owned()),
         };
+        let publish = match &raw.publish {
+            None => None,
+            Some(value) => PublishSettings::from_toml(value.get_ref())
+                .map_err(|why| bad(at(value.span()), format!("publish: {why}")))?,
+        };
         Ok(Config {
             source,
             dst: dst.into(),
@@ -286,6 +298,7 @@ impl Config {
             timeout,
             verify_every,
             remote_command,
+            publish,
         })
     }
 
@@ -385,6 +398,7 @@ impl Config {
                 "remote_command",
                 text(self.remote_command.as_deref().unwrap_or("mirrord")),
             ),
+            ("publish", PublishSettings::to_toml(self.publish.as_ref())),
         ]
     }
 
@@ -407,6 +421,7 @@ impl Config {
         set(&mut self.timeout, given.timeout);
         set(&mut self.verify_every, given.verify_every);
         set(&mut self.remote_command, given.remote_command);
+        set(&mut self.publish, given.publish);
         let after = self.settings();
         before
             .into_iter()
@@ -501,6 +516,7 @@ mod tests {
         let usual = Config::new(SourceSpec::Local("/srv/www".into()), "/b/www".into());
         let text = Config {
             owners: Owners::Apply,
+            history: false,
             ..usual
         }
         .to_toml();

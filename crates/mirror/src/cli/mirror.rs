@@ -138,6 +138,10 @@ pub fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> 
         )?;
     }
     check_owners(&config)?;
+    if let (Some(publish), false) = (&config.publish, args.dry_run) {
+        let checked = publish.check(&places.dst, &places.state_dir);
+        checked.map_err(CliError::usage)?;
+    }
     if lock.is_some()
         && let Some(link) = &places.state_link
     {
@@ -304,6 +308,7 @@ fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliErr
         timeout: args.timeout.map(|t| (!t.is_zero()).then_some(t)),
         verify_every: args.verify_every.map(|t| (!t.is_zero()).then_some(t)),
         remote_command,
+        publish: args.publish.clone(),
     })
 }
 

@@ -142,6 +142,7 @@ fn mirror_args(tree: &Tree) -> MirrorArgs {
         timeout: Some(tree.timeout.unwrap_or_default()),
         verify_every: Some(tree.verify_every.unwrap_or_default()),
         remote_command: Some(tree.remote_command.clone().unwrap_or_default()),
+        publish: Some(tree.publish.clone()),
         say: Say::default(),
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::applying::Told;
 use crate::engine::applying::limits::Bounds;
 use crate::engine::control::{StateLock, Stop};
+use crate::history::publish_settings::PublishSettings;
 
 /// Everything `run_mirror` needs to know. Paths are absolute; they were checked by `cli::places`.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ pub struct MirrorOptions {
     pub verify_every: Option<Duration>,
     /// What to run at the far end instead of `mirrord`.
     pub remote_command: Option<String>,
+    /// Which plain trees of the past are made by themselves.
+    pub publish: Option<PublishSettings>,
     /// What the copy may take; may change meanwhile.
     pub bounds: Arc<Bounds>,
     /// Told of what was applied.
@@ -84,6 +87,7 @@ impl MirrorOptions {
             timeout: None,
             verify_every: Some(super::applying::VERIFY_EVERY),
             remote_command: None,
+            publish: None,
             bounds: Arc::default(),
             told: None,
             patient: false,

@@ -5,13 +5,16 @@
 //! of a position follows from that and the rows of the present. Layout and bytes: `docs/FORMAT.md`.
 
 pub mod ask;
+pub mod asked;
 pub mod calendar;
 pub mod catalogue;
 pub mod changes;
 pub mod checkout;
+pub mod differs;
 pub mod events;
 mod format;
 mod keys;
+pub mod publish_settings;
 pub mod slots;
 pub mod stopped;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 
-use mirror_core::history::{Moment, Was};
+use mirror_core::history::Moment;
 use mirror_core::plan::same_inode_kind;
 use mirror_core::{At, Name, ObjectId, State, escape};
 use serde_json::json;
@@ -14,8 +14,9 @@ use crate::cli::past::{Past, Stand, note, position, shown};
 use crate::cli::textdiff::{self, Reader, Side, Stat};
 use crate::cli::timeline::{Minute, timeline};
 use crate::cli::{text, ui};
-use crate::history::ask::{Answer, Ask, Known, groups_of};
+use crate::history::ask::Known;
 use crate::history::changes::{Change, Op};
+use crate::history::differs::Touched;
 
 /// One path that differs.
 #[derive(Debug, Clone)]
@@ -31,41 +32,10 @@ pub struct Differs {
     pub below: u64,
 }
 
-#[derive(Default)]
-struct Touched {
-    /// What each name stood for at both times.
-    names: BTreeMap<At, (Option<ObjectId>, Option<ObjectId>)>,
-    /// Objects whose state changed.
-    objects: BTreeSet<ObjectId>,
-}
-
 impl Past {
     /// All that is not the same at both times. Cost: what changed in between.
     pub fn differs(&mut self, from: Moment, to: Moment) -> Result<Vec<Differs>, CliError> {
-        let mut touched = Touched::default();
-        let mut after = from.0;
-        loop {
-            let ask = Ask::Groups { after, until: to.0 };
-            let Answer::Groups { bodies, next } = self.ask(&ask)? else {
-                return Err(CliError::failed("the answer is not of this version"));
-            };
-            for dated in groups_of(&bodies)? {
-                for row in dated.group.rows {
-                    match row.was {
-                        Was::Name { at, before, after } => {
-                            touched.names.entry(at).or_insert((before, None)).1 = after;
-                        }
-                        Was::Object { object, .. } => drop(touched.objects.insert(object)),
-                        Was::Unkept { .. } => {}
-                    }
-                }
-            }
-            match next {
-                Some(next) if next > after => after = next,
-                _ => break,
-            }
-        }
-        touched.names.retain(|_, (before, after)| before != after);
+        let touched = Touched::between(self, from, to)?;
         self.compare(touched, from, to)
     }
 

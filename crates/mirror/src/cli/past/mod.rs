@@ -8,13 +8,12 @@ pub mod log;
 pub mod snapshot;
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use jiff::tz::TimeZone;
 use mirror_core::history::Moment;
-use mirror_core::{At, Name, ObjectId, Position, State, escape};
+use mirror_core::{Name, ObjectId, Position, escape};
 
 use crate::cli::args::Which;
 use crate::cli::exit::{CliError, Exit, chain};
@@ -24,11 +23,11 @@ use crate::cli::text;
 use crate::engine::control::{Client, ClientError, StateLock};
 use crate::engine::options::SourceSpec;
 use crate::engine::status::Stamp;
-use crate::history::ask::{Answer, Ask, Hex, Known, TimeOf, Window, state_of};
+use crate::history::ask::{Answer, Ask, Known, TimeOf, Window};
+use crate::history::asked::{self, AsOf, Asks, Places, odd};
 use crate::history::stopped::Stopped;
 use crate::history::times::{self, When};
-use crate::history::tree::{Entry, PastError, PastTree, Where};
-use crate::sys::open;
+use crate::history::tree::{PastError, Where};
 
 enum Asked {
     Running(Client),
@@ -72,13 +71,20 @@ fn asking(e: ClientError) -> PastError {
     }
 }
 
-fn odd<T>() -> Result<T, PastError> {
-    Err(PastError::Asking(
-        "the answer is not of this version".into(),
-    ))
+impl Asks for Past {
+    fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        match &mut self.asked {
+            Asked::Running(client) => client.past(ask).map_err(asking),
+            Asked::Stopped(stopped) => stopped.ask(ask),
+        }
+    }
 }
 
 impl Past {
+    pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        Asks::ask(self, ask)
+    }
+
     pub fn open(which: &Which) -> Result<Past, CliError> {
         let found = find(which.mirror.as_deref())?;
         let config = found.config()?;
@@ -98,13 +104,6 @@ impl Past {
             source: config.source,
             zone: TimeZone::system(),
         })
-    }
-
-    pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
-        match &mut self.asked {
-            Asked::Running(client) => client.past(ask).map_err(asking),
-            Asked::Stopped(stopped) => stopped.ask(ask),
-        }
     }
 
     pub fn window(&mut self) -> Result<Window, PastError> {
@@ -288,10 +287,14 @@ impl Past {
     }
 
     pub fn tree(&mut self, moment: Moment) -> AsOf<'_> {
-        AsOf {
-            past: self,
-            moment,
-            opened: None,
+        let places = self.places();
+        AsOf::new(self, places, moment)
+    }
+
+    pub fn places(&self) -> Places {
+        Places {
+            dst: self.dst.clone(),
+            state_dir: self.state_dir.clone(),
         }
     }
 }
@@ -310,151 +313,13 @@ pub fn shown(path: &[Name]) -> String {
     escape(&names.join(&b'/'))
 }
 
-/// The tree as of one moment.
-pub struct AsOf<'a> {
-    past: &'a mut Past,
-    moment: Moment,
-    /// What was opened last: asked for again, it is somewhere else by now.
-    opened: Option<ObjectId>,
-}
-
-impl AsOf<'_> {
-    /// The entry at a path; of the root a made-up one. `None`: nothing was there.
-    pub fn find(&mut self, path: &[Name]) -> Result<Option<Entry>, PastError> {
-        let state = self.root()?;
-        let mut found = Entry {
-            name: Name::new(b"root").map_err(|_| PastError::Unknown("no name".into()))?,
-            id: ObjectId::ROOT,
-            state,
-            bytes: Where::Nothing,
-        };
-        for name in path {
-            let at = At {
-                parent: found.id,
-                name: name.clone(),
-            };
-            match self.entry(&at)? {
-                Some(entry) => found = entry,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(found))
-    }
-
-    fn file(&self, bytes: &Where) -> Result<OwnedFd, PastError> {
-        let failed = |path: &Path, e: crate::sys::Errno| {
-            let e = std::io::Error::from(e);
-            PastError::Unknown(format!(
-                "what is kept of it can't be read ({}: {e})",
-                show(path)
-            ))
-        };
-        match bytes {
-            Where::Kept(slot) => {
-                let path = self.past.state_dir.join(slot.path());
-                open_below(&self.past.state_dir, Path::new(&slot.path()))
-                    .map_err(|e| failed(&path, e))
-            }
-            Where::Live(path) => {
-                open_below(&self.past.dst, path).map_err(|e| failed(&self.past.dst.join(path), e))
-            }
-            Where::Unkept(why) => Err(PastError::Unknown(
-                crate::history::checkout::why_unkept(*why).into(),
-            )),
-            Where::Nothing => Err(PastError::Unknown("it holds no bytes".into())),
-        }
-    }
-}
-
-/// Follows no symlink on the way.
-fn open_below(top: &Path, path: &Path) -> crate::sys::Result<OwnedFd> {
-    let mut dir = open::dir_at_path(top)?;
-    let (Some(name), above) = (path.file_name(), path.parent()) else {
-        return Err(crate::sys::Errno::INVAL);
-    };
-    for part in above.into_iter().flat_map(Path::components) {
-        if let Component::Normal(part) = part {
-            dir = open::dir(&dir, part.as_bytes())?;
-        }
-    }
-    open::file(&dir, name.as_bytes())
-}
-
-impl PastTree for AsOf<'_> {
-    fn root(&mut self) -> Result<State, PastError> {
-        let moment = self.moment.0;
-        match self.past.ask(&Ask::Root { moment })? {
-            Answer::State(state) => state_of(&state),
-            _ => odd(),
-        }
-    }
-    fn page(
-        &mut self,
-        dir: ObjectId,
-        after: Option<&Name>,
-    ) -> Result<(Vec<Entry>, Option<Name>), PastError> {
-        let ask = Ask::Page {
-            moment: self.moment.0,
-            dir: dir.0,
-            after: after.map(|name| Hex(name.as_bytes().to_vec())),
-        };
-        match self.past.ask(&ask)? {
-            Answer::Page { entries, next } => {
-                let entries: Result<Vec<Entry>, PastError> =
-                    entries.into_iter().map(|entry| entry.entry()).collect();
-                let next = next.map(|name| Name::new(&name.0)).transpose();
-                Ok((entries?, next.or_else(|_| odd())?))
-            }
-            _ => odd(),
-        }
-    }
-    fn entry(&mut self, at: &At) -> Result<Option<Entry>, PastError> {
-        let ask = Ask::Entry {
-            moment: self.moment.0,
-            dir: at.parent.0,
-            name: Hex(at.name.as_bytes().to_vec()),
-        };
-        match self.past.ask(&ask)? {
-            Answer::Entry(entry) => entry.map(|entry| entry.entry()).transpose(),
-            _ => odd(),
-        }
-    }
-    fn open(&mut self, entry: &Entry) -> Result<OwnedFd, PastError> {
-        let again = self.opened == Some(entry.id);
-        self.opened = Some(entry.id);
-        if !again && let Ok(fd) = self.file(&entry.bytes) {
-            return Ok(fd);
-        }
-        let known = self.past.objects(self.moment, &[entry.id])?;
-        match known.into_iter().next().flatten() {
-            Some(known) => self.file(&known.bytes),
-            None => Err(PastError::Unknown("nothing is known of it".into())),
-        }
-    }
-}
-
 impl Past {
     pub fn objects(
         &mut self,
         moment: Moment,
         ids: &[ObjectId],
     ) -> Result<Vec<Option<Known>>, PastError> {
-        let mut out = Vec::new();
-        for some in ids.chunks(crate::history::ask::ASKED_MAX) {
-            let ask = Ask::Objects {
-                moment: moment.0,
-                ids: some.iter().map(|id| id.0).collect(),
-            };
-            match self.ask(&ask)? {
-                Answer::Objects(found) if found.len() == some.len() => {
-                    for (id, object) in some.iter().zip(found) {
-                        out.push(object.map(|object| object.known(*id)).transpose()?);
-                    }
-                }
-                _ => return odd(),
-            }
-        }
-        Ok(out)
+        asked::objects(self, moment, ids)
     }
 
     /// A file's bytes as of a moment, whole, if there are at most so many. `None`: more.
@@ -477,8 +342,7 @@ impl Past {
             if known.bytes == Where::Nothing {
                 return Ok(Some(vec![0; content.bytes as usize]));
             }
-            let tree = self.tree(moment);
-            let fd = tree.file(&known.bytes)?;
+            let fd = self.places().file(&known.bytes)?;
             let mut reader = crate::apply::content::RangeReader::new(fd, content);
             let mut whole = vec![0u8; content.bytes as usize];
             let mut hasher = crate::apply::content::hasher(content);

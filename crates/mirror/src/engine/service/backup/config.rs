@@ -22,6 +22,7 @@ use crate::engine::options::{
 use crate::engine::service::rate::Rates;
 use crate::engine::service::settings::{Place, Problems, Table};
 use crate::filter::Filter;
+use crate::history::publish_settings::PublishSettings;
 use crate::net::PORT;
 use crate::sys::polite::{IoNice, Polite};
 
@@ -96,6 +97,7 @@ pub struct Tree {
     pub timeout: Option<Duration>,
     pub verify_every: Option<Duration>,
     pub remote_command: Option<String>,
+    pub publish: Option<PublishSettings>,
     pub limits: Limits,
     pub polite: Polite,
     pub hooks: Vec<Hook>,
@@ -118,6 +120,7 @@ pub const TREE_KEYS: &[&str] = &[
     "timeout",
     "verify_every",
     "remote_command",
+    "publish",
     "bytes_max",
     "inodes_max",
     "ops_max",
@@ -361,6 +364,7 @@ impl Tree {
             timeout: None,
             verify_every: Some(VERIFY_EVERY),
             remote_command: None,
+            publish: None,
             limits: Limits::default(),
             polite: Polite::default(),
             hooks: Vec::new(),
@@ -501,6 +505,9 @@ impl Tree {
                 text => Ok(Some(text.to_owned())),
             })
             .flatten();
+        if let Some(node) = table.take("publish") {
+            tree.publish = PublishSettings::read(node, problems);
+        }
         let mut amount = |key, least: u64, problems: &mut Problems| {
             table.parsed(key, problems, |text| match words(parse::size(text))? {
                 amount if amount < least => Err(format!("at least {least} is wanted")),
@@ -617,6 +624,7 @@ impl fmt::Display for Tree {
             (self.verify_every != usual.verify_every).then(|| text(&every)),
         )?;
         put("remote_command", self.remote_command.as_deref().map(text))?;
+        put("publish", self.publish.as_ref().map(ToString::to_string))?;
         let number = |n: Option<u64>| n.map(|n| n.to_string());
         put("bytes_max", number(self.limits.bytes_max))?;
         put("inodes_max", number(self.limits.inodes_max))?;
