@@ -115,6 +115,17 @@ impl Hot {
         left.is_some()
     }
 
+    /// Another file stands at its name from now on, written beside it and renamed: it has no allowance of its own.
+    pub fn pass_on(&mut self, from: ObjectId, to: ObjectId) {
+        let Some(file) = self.files.get(&from).copied() else {
+            return;
+        };
+        self.forget(from);
+        self.forget(to);
+        self.files.insert(to, file);
+        self.by_change.insert(file.change, to);
+    }
+
     /// The file is gone: nothing will ask for it any more.
     pub fn forget(&mut self, object: ObjectId) {
         if let Some(file) = self.files.remove(&object) {
@@ -227,6 +238,19 @@ mod tests {
         assert!(hot.would_keep(Keep::default(), FILE, 0, 0));
         hot.forget(ObjectId(101));
         assert_eq!((hot.files(), hot.by_change.len()), (2, 2));
+    }
+
+    #[test]
+    fn who_replaces_a_file_by_a_new_one_gets_no_new_allowance() {
+        let mut hot = Hot::default();
+        let kept = (0..1000u64)
+            .filter(|n| {
+                let kept = hot.kept(Keep::default(), ObjectId(n + 1), n * S, n * S);
+                hot.pass_on(ObjectId(n + 1), ObjectId(n + 2));
+                kept
+            })
+            .count();
+        assert_eq!((kept, hot.files(), hot.by_change.len()), (16 + 99, 1, 1));
     }
 
     proptest! {

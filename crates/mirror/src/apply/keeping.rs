@@ -10,6 +10,7 @@ use mirror_core::{Kind, ObjectId};
 
 use super::batch::{Batch, StepError};
 use super::journal::{inode, inode_of};
+use super::sifting::{Sifted, sift};
 use super::{ApplyError, Store};
 use crate::history::slots::Slot;
 use crate::history::{self, History};
@@ -23,6 +24,8 @@ pub(super) struct Keeper<'a> {
     /// Objects whose inodes in the copy may be of an older version than the one that ends here.
     pub owed: BTreeSet<ObjectId>,
     unkept: BTreeMap<Moment, Vec<(ObjectId, Unkept)>>,
+    /// What is not to be kept.
+    sifted: Sifted,
 }
 
 impl<'a> Keeper<'a> {
@@ -32,6 +35,7 @@ impl<'a> Keeper<'a> {
             trace,
             owed,
             unkept: BTreeMap::new(),
+            sifted: Sifted::new(),
         }
     }
 
@@ -49,6 +53,10 @@ impl<'a> Keeper<'a> {
         list.push((slot.object, why));
     }
 
+    fn is_sifted(&self, slot: Slot) -> bool {
+        self.sifted.contains_key(&(slot.until, slot.object))
+    }
+
     /// No room, or a broken disk, is no reason to lose a version: the batch comes again.
     fn keep(
         &mut self,
@@ -57,6 +65,9 @@ impl<'a> Keeper<'a> {
         name: &[u8],
         seen: &Stat,
     ) -> Result<(), StepError> {
+        if self.is_sifted(slot) {
+            return Ok(());
+        }
         match self.history.slots.keep(slot, dir, name, seen) {
             Ok(_) => Ok(()),
             Err(Errno::STALE | Errno::NOENT) => {
@@ -104,6 +115,20 @@ impl<S: Store> Batch<'_, S> {
     }
 
     fn keep_all(&mut self, keeper: &mut Keeper<'_>) -> Result<(), StepError> {
+        let here_ns = keeper.history.now_ns();
+        let sieve = &mut keeper.history.sieve;
+        let sifted = sift(self.rows.base(), &keeper.trace.groups, sieve, here_ns);
+        let sifted = sifted.map_err(|e| StepError::Fatal(super::store_error(e)))?;
+        for ((until, object), why) in &sifted {
+            keeper.lost(
+                Slot {
+                    until: *until,
+                    object: *object,
+                },
+                *why,
+            );
+        }
+        keeper.sifted = sifted;
         let mut kept = BTreeSet::new();
         let places: Vec<(Place, ObjectId)> = self
             .now
@@ -195,7 +220,7 @@ impl<S: Store> Batch<'_, S> {
                 ..
             } = passing;
             let slot = Slot { until, object };
-            if !is_kept(&state.kind) {
+            if !is_kept(&state.kind) || keeper.is_sifted(slot) {
                 continue;
             }
             if void {
@@ -259,7 +284,7 @@ impl<S: Store> Batch<'_, S> {
 }
 
 /// Whether there is more to keep than what the catalogue says.
-fn is_kept(kind: &Kind) -> bool {
+pub(super) fn is_kept(kind: &Kind) -> bool {
     kind.content()
         .is_some_and(|content| content.stored_bytes() > 0)
 }

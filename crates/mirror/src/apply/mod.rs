@@ -26,6 +26,7 @@ mod readout;
 mod remove;
 mod repair;
 mod settable;
+mod sifting;
 mod stage;
 pub mod staging;
 mod steps;

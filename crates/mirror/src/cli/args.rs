@@ -284,6 +284,9 @@ pub struct MirrorArgs {
     pub no_history: bool,
     #[arg(long, hide = true)]
     pub history: bool,
+    /// From the configuration of a service.
+    #[arg(skip)]
+    pub keeping: Option<Box<crate::history::settings::Settings>>,
     /// Owners, set-id bits, devices and capabilities: set in the copy, or only recorded [default: apply as root, else record]
     #[arg(long, value_enum, value_name = "HOW")]
     pub owners: Option<Owners>,

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mirror_core::escape;
@@ -21,8 +22,10 @@ use crate::engine::applying::VERIFY_EVERY;
 use crate::engine::options::{
     Compress, Detector, MirrorOptions, OnMassChange, Owners, SourceSpec, Speed,
 };
+use crate::engine::service::{self, settings};
 use crate::filter::Filter;
 use crate::history::publish_settings::PublishSettings;
+use crate::history::settings::Settings;
 
 const FORMAT: i64 = 1;
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
@@ -37,6 +40,8 @@ pub struct Config {
     pub owners: Owners,
     pub on_mass_change: OnMassChange,
     pub history: bool,
+    /// What history keeps, and how long.
+    pub keeping: Settings,
     pub detector: Option<Detector>,
     pub bwlimit: Option<u64>,
     pub compress: Compress,
@@ -72,6 +77,7 @@ pub struct Given {
     pub owners: Option<Owners>,
     pub on_mass_change: Option<OnMassChange>,
     pub history: Option<bool>,
+    pub keeping: Option<Settings>,
     pub detector: Option<Option<Detector>>,
     pub bwlimit: Option<Option<u64>>,
     pub compress: Option<Compress>,
@@ -96,7 +102,9 @@ struct Raw {
     cross: Vec<Spanned<String>>,
     owners: Owners,
     on_mass_change: OnMassChange,
-    history: bool,
+    /// Read by [`service::history`].
+    #[allow(dead_code, reason = "only that it is there")]
+    history: toml::Value,
     detector: Spanned<String>,
     bwlimit: Spanned<String>,
     /// Not in files of before there was one.
@@ -120,6 +128,7 @@ impl Config {
             owners: usual.owners,
             on_mass_change: usual.on_mass_change,
             history: usual.history,
+            keeping: usual.keeping,
             detector: usual.detector,
             bwlimit: usual.bwlimit.get(),
             compress: usual.compress,
@@ -139,6 +148,7 @@ impl Config {
             owners: self.owners,
             on_mass_change: self.on_mass_change,
             history: self.history,
+            keeping: self.keeping,
             detector: self.detector,
             bwlimit: Speed::new(self.bwlimit),
             compress: self.compress,
@@ -203,6 +213,7 @@ impl Config {
             _ => return Err(bad(0, format!("format must be there, and {FORMAT}"))),
         }
         let raw: Raw = toml::from_str(text).map_err(toml_error)?;
+        let (history, keeping) = read_history(path, text)?;
         let at = |span: Range<usize>| span.start;
         let words = |e: parse::ParseError| e.0;
 
@@ -291,7 +302,8 @@ impl Config {
             cross,
             owners: raw.owners,
             on_mass_change: raw.on_mass_change,
-            history: raw.history,
+            history,
+            keeping,
             detector,
             bwlimit,
             compress: raw.compress.unwrap_or_default(),
@@ -375,7 +387,12 @@ impl Config {
                     OnMassChange::Follow => "follow",
                 }),
             ),
-            ("history", self.history.to_string()),
+            (
+                "history",
+                self.keeping
+                    .to_toml(self.history)
+                    .unwrap_or_else(|| "true".into()),
+            ),
             ("detector", text(&word(self.detector))),
             (
                 "bwlimit",
@@ -415,6 +432,7 @@ impl Config {
         set(&mut self.owners, given.owners);
         set(&mut self.on_mass_change, given.on_mass_change);
         set(&mut self.history, given.history);
+        set(&mut self.keeping, given.keeping);
         set(&mut self.detector, given.detector);
         set(&mut self.bwlimit, given.bwlimit);
         set(&mut self.compress, given.compress);
@@ -429,6 +447,23 @@ impl Config {
             .filter(|((_, was), (_, is))| was != is)
             .map(|((key, was), (_, is))| (key, one_line(&was), one_line(&is)))
             .collect()
+    }
+}
+
+/// The `history` key of a file that is TOML.
+fn read_history(path: &Path, text: &str) -> Result<(bool, Settings), ConfigError> {
+    let mut problems = settings::Problems::default();
+    let table = settings::parse(Arc::new(path.to_path_buf()), text, &mut problems);
+    let node = table.and_then(|mut table| table.take("history"));
+    let usual = (true, Settings::default());
+    let read = node.map_or(usual, |node| service::history::read(node, &mut problems));
+    match problems.sorted().into_iter().next() {
+        None => Ok(read),
+        Some(problem) => Err(ConfigError::Bad {
+            path: path.into(),
+            line: problem.place.map_or(1, |place| place.line),
+            why: one_line(&problem.why),
+        }),
     }
 }
 
@@ -478,6 +513,7 @@ mod tests {
         config.compress = Compress::On;
         config.timeout = Some(Duration::from_secs(90));
         config.remote_command = Some("sudo -n mirrord".into());
+        config.keeping.min_interval_ns = 0;
         config
     }
 
@@ -526,7 +562,7 @@ mod tests {
         };
         let table = [
             (
-                with("history = false", "histroy = false"),
+                with("history = true", "histroy = false"),
                 "/c, line 10: unknown field `histroy`",
             ),
             (
@@ -561,8 +597,16 @@ mod tests {
                 with("\"/srv/www\"", "'/srv\\www'"),
                 "/c, line 4: a backslash",
             ),
-            (with("history = false\n", ""), "missing field `history`"),
-            (with("history = false", "history = maybe"), "/c, line 10: "),
+            (with("history = true\n", ""), "missing field `history`"),
+            (with("history = true", "history = maybe"), "/c, line 10: "),
+            (
+                with("history = true", "history = { lock = 'of' }"),
+                "/c, line 10: lock: of is no lock",
+            ),
+            (
+                with("history = true", "history = 1"),
+                "/c, line 10: history: true, false or a table",
+            ),
             (
                 with("format = 1", "format = 2"),
                 "/c has format 2, made by a newer version",

@@ -302,6 +302,7 @@ fn given(args: &MirrorArgs, cross: Option<Vec<PathBuf>>) -> Result<Given, CliErr
         owners: args.owners,
         on_mass_change: args.on_mass_change,
         history: (args.no_history || args.history).then_some(!args.no_history),
+        keeping: args.keeping.as_deref().cloned(),
         detector: args.detector.map(|d| d.detector()),
         bwlimit: args.bwlimit.map(|rate| rate.0),
         compress: args.compress,

@@ -127,6 +127,7 @@ fn mirror_args(tree: &Tree) -> MirrorArgs {
         cross,
         no_history: !tree.history,
         history: tree.history,
+        keeping: Some(Box::new(tree.keeping.clone())),
         owners: Some(tree.owners),
         on_mass_change: Some(tree.on_mass_change),
         state: tree.state.clone(),

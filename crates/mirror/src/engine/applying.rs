@@ -29,6 +29,7 @@ use crate::apply::{
 };
 use crate::history::ask::{self, Answer, Ask};
 use crate::history::events::Why;
+use crate::history::settings::Settings;
 use crate::history::tree::PastError;
 use crate::history::{History, now_ns};
 use crate::index::Index;
@@ -77,12 +78,30 @@ pub struct ApplySetup {
     /// What the copy may take.
     pub bounds: Arc<Bounds>,
     pub dst: PathBuf,
-    /// Old versions are kept in this state directory.
-    pub history: Option<PathBuf>,
+    /// Where old versions are kept, and which.
+    pub history: Option<HistorySetup>,
     /// Told of what was applied.
     pub told: Option<Arc<dyn Told>>,
     /// Done first on the thread: what is applied may come from a stranger.
     pub enter: Option<Enter>,
+}
+
+/// Of a mirror that keeps history.
+#[derive(Debug, Clone)]
+pub struct HistorySetup {
+    pub state_dir: PathBuf,
+    pub keeping: Settings,
+}
+
+impl HistorySetup {
+    /// Made outside of all walls: what retention asks of the host is read here.
+    pub fn new(state_dir: &Path, keeping: &Settings) -> HistorySetup {
+        crate::history::clock::boot_id();
+        HistorySetup {
+            state_dir: state_dir.into(),
+            keeping: keeping.clone(),
+        }
+    }
 }
 
 /// See [`super::confine`].
@@ -232,7 +251,7 @@ struct Running {
     seeding: bool,
     bounds: Arc<Bounds>,
     dst: PathBuf,
-    history: Option<PathBuf>,
+    history: Option<HistorySetup>,
     told: Option<Arc<dyn Told>>,
     pace: Pace,
     /// Things moved aside so far.
@@ -575,7 +594,7 @@ impl Running {
             .store()
             .meta_get(HISTORY_KEY)
             .map_err(store_error)?;
-        let Some(state_dir) = &self.history else {
+        let Some(HistorySetup { state_dir, keeping }) = &self.history else {
             if kept.is_some() {
                 let gone = self.applier.store_mut().meta_remove(HISTORY_KEY);
                 gone.map_err(store_error)?;
@@ -590,6 +609,7 @@ impl Running {
             self.applier.store_mut().set_tree(tree);
         }
         let mut history = History::open(state_dir, tree).map_err(ApplyError::History)?;
+        history.choose(keeping).map_err(ApplyError::History)?;
         if kept.is_none() {
             let why = match history.begins() {
                 None => Why::New,

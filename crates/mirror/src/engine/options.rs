@@ -14,6 +14,7 @@ use crate::engine::applying::Told;
 use crate::engine::applying::limits::Bounds;
 use crate::engine::control::{StateLock, Stop};
 use crate::history::publish_settings::PublishSettings;
+use crate::history::settings::Settings;
 
 /// Everything `run_mirror` needs to know. Paths are absolute; they were checked by `cli::places`.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct MirrorOptions {
     pub owners: Owners,
     pub on_mass_change: OnMassChange,
     pub history: bool,
+    /// What history keeps, and how long.
+    pub keeping: Settings,
     /// `None`: the best that works here.
     pub detector: Option<Detector>,
     /// May change meanwhile.
@@ -81,6 +84,7 @@ impl MirrorOptions {
             owners: Owners::default_here(),
             on_mass_change: OnMassChange::Auto,
             history: true,
+            keeping: Settings::default(),
             detector: None,
             bwlimit: Speed::default(),
             compress: Compress::Auto,

@@ -12,7 +12,7 @@ use super::events::{Event, Snapshot, Why};
 use super::format::{self, Dated};
 use super::slots::Slot;
 use super::tree::{Entry, Here, PastError, Where};
-use super::{History, HistoryError, now_ns};
+use super::{History, HistoryError};
 use crate::index::row::{body_decode, body_encode};
 
 /// Rows of one answer, about.
@@ -432,7 +432,7 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             }
             let event = Event::Removed {
                 name: name.clone(),
-                here_ns: now_ns(),
+                here_ns: history.now_ns(),
             };
             history
                 .events
@@ -531,7 +531,7 @@ fn snapshot(
     let moment = moment.map_or(now, Moment);
     let at = history.catalogue.last_time(&|time| time.moment <= moment);
     let at = at.map_err(|e| PastError::History(e.into()))?;
-    let here_ns = now_ns();
+    let here_ns = history.now_ns();
     let begins = history.events.begins().next_back();
     let there_ns = at.map(|at| at.there_ns).or(begins.map(|begins| begins.2));
     let event = Event::Snapshot {

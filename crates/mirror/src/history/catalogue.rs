@@ -10,6 +10,7 @@ use mirror_core::{At, Digest, Name, ObjectId, Who};
 
 use super::format::{self, Dated, FRAME, FrameKind};
 use super::keys::{self, Keys, KeysFile, Kind, Loc, Table, Time};
+use super::walk;
 use crate::disk::{Disk, DiskFile, replace_file};
 use crate::sync::lock;
 
@@ -602,6 +603,31 @@ impl Catalogue {
         Ok(None)
     }
 
+    /// Removes the segments, from the oldest on, whose groups all are before this moment. How many bytes that were.
+    pub fn drop_before(&mut self, moment: Moment) -> Result<u64> {
+        let mut bytes = 0;
+        while let [first, _, ..] = self.segments.as_slice()
+            && first.last < moment
+        {
+            // Without its keys a segment is read again; without its rows the keys are nothing.
+            for name in [keys_name(first.number), name_of(first.number)] {
+                match self.disk.remove(&name) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(io_error("remove", name)(e));
+                    }
+                    _ => {}
+                }
+            }
+            bytes += first.len;
+            self.segments.remove(0);
+        }
+        if bytes > 0 {
+            let flushed = self.disk.flush_dir(DIR);
+            flushed.map_err(io_error("flush", DIR))?;
+        }
+        Ok(bytes)
+    }
+
     /// Reads every byte; what is damaged is told, at most once a file.
     pub fn verify(&self, damaged: &mut dyn FnMut(CatalogueError)) {
         for segment in &self.segments {
@@ -640,6 +666,67 @@ impl Catalogue {
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len).sum()
     }
+}
+
+/// All groups, oldest first, until `each` is false; true: that was all. Beside whoever appends: it ends where no whole frame
+/// stands yet. What is missing or damaged before is an error.
+pub fn read_all(disk: &dyn Disk, each: &mut dyn FnMut(Dated) -> bool) -> Result<bool> {
+    let listed = disk.list(DIR).map_err(io_error("list", DIR))?;
+    let number = |name: &String| u64::from_str_radix(name.strip_suffix(".rows")?, 16).ok();
+    let mut numbers: Vec<u64> = listed.iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    let newest = numbers.last().copied();
+    let mut chain: walk::Chain = None;
+    for number in numbers {
+        let name = name_of(number);
+        let damaged = |offset, what| CatalogueError::Damaged {
+            name: name.clone(),
+            offset,
+            what,
+        };
+        let bytes = walk::whole(disk, &name)?;
+        let head = bytes.get(32..64).and_then(|head| head.first_chunk::<32>());
+        let (Some(head), true) = (head, bytes.len() >= HEADER) else {
+            return Err(damaged(0, "it does not begin as it must"));
+        };
+        let mut head = Digest(*head);
+        if bytes[..8] != MAGIC {
+            return Err(damaged(0, "it does not begin as it must"));
+        }
+        if bytes[8..12] != VERSION.to_le_bytes() {
+            return Err(CatalogueError::Newer { name });
+        }
+        if chain.is_some_and(|chain| chain != (number - 1, head)) {
+            return Err(damaged(0, "what comes before it is missing"));
+        }
+        let mut at = HEADER;
+        while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
+            let header = format::header(rest).filter(|_| format::is_intact(rest));
+            let Some(header) = header else {
+                match Some(number) == newest {
+                    true => return Ok(true),
+                    false => return Err(damaged(at as u64, "the frame is damaged")),
+                }
+            };
+            if !format::continues(rest, &head) {
+                return Err(damaged(at as u64, "it does not follow what is before it"));
+            }
+            head = header.head;
+            let end = FRAME + header.body;
+            if header.kind == FrameKind::Groups {
+                let body = rest.get(FRAME..end).unwrap_or_default();
+                let groups = format::unpack(body);
+                for (dated, _) in groups.map_err(|_| damaged(at as u64, "a row can't be read"))? {
+                    if !each(dated) {
+                        return Ok(false);
+                    }
+                }
+            }
+            at += end;
+        }
+        chain = Some((number, head));
+    }
+    Ok(true)
 }
 
 impl Found {

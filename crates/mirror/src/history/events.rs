@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use mirror_core::Digest;
 use mirror_core::history::Moment;
+use mirror_core::history::retention::{Era, Lock, MirrorTime, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::format::{self, FRAME, FrameKind};
@@ -48,8 +49,35 @@ pub enum Event {
         moment: u64,
         here_ns: u64,
     },
+    /// From here on this is kept, and so it is promised.
+    Policy {
+        here_ns: u64,
+        lock: String,
+        every: String,
+        hourly: String,
+        daily: String,
+        weekly: String,
+        monthly: String,
+        timezone: String,
+    },
     #[serde(other)]
     Unknown,
+}
+
+impl Event {
+    pub fn policy(policy: &Policy, lock: Lock, here_ns: u64) -> Event {
+        let [every, hourly, daily, weekly, monthly] = policy.settings().map(|(_, text)| text);
+        Event::Policy {
+            here_ns,
+            lock: lock.name().into(),
+            every,
+            hourly,
+            daily,
+            weekly,
+            monthly,
+            timezone: policy.timezone.clone(),
+        }
+    }
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -191,6 +219,69 @@ impl Events {
         }
         found.sort_by_key(|snapshot| snapshot.moment);
         found
+    }
+
+    /// What was in force, oldest first; the last one is. What can't be understood promised nothing we know of.
+    pub fn policies(&self) -> Vec<Era> {
+        let mut eras: Vec<Era> = Vec::new();
+        for event in &self.all {
+            let Event::Policy {
+                here_ns,
+                lock,
+                every,
+                hourly,
+                daily,
+                weekly,
+                monthly,
+                timezone,
+            } = event
+            else {
+                continue;
+            };
+            let mut policy = Policy {
+                timezone: timezone.clone(),
+                ..Policy::default()
+            };
+            let pairs = [
+                ("every", every),
+                ("hourly", hourly),
+                ("daily", daily),
+                ("weekly", weekly),
+                ("monthly", monthly),
+            ];
+            let set = pairs
+                .into_iter()
+                .all(|(key, text)| policy.set(key, text).is_ok());
+            let Some(lock) = Lock::parse(lock).ok().filter(|_| set) else {
+                continue;
+            };
+            let since = eras.last().map_or(MirrorTime(0), |era| era.since);
+            let since = since.max(MirrorTime::of_ns(*here_ns));
+            if let Some(era) = eras.last_mut() {
+                era.until = Some(since);
+            }
+            eras.retain(|era| era.lock != Lock::Off);
+            eras.push(Era {
+                policy,
+                lock,
+                since,
+                until: None,
+            });
+        }
+        eras
+    }
+
+    /// The latest time of this host that is written down here.
+    pub fn latest_ns(&self) -> Option<u64> {
+        let here = |event: &Event| match event {
+            Event::Begin { here_ns, .. }
+            | Event::Snapshot { here_ns, .. }
+            | Event::Removed { here_ns, .. }
+            | Event::Pruned { here_ns, .. }
+            | Event::Policy { here_ns, .. } => Some(*here_ns),
+            Event::Unknown => None,
+        };
+        self.all.iter().filter_map(here).max()
     }
 
     /// Where history begins, newest last.

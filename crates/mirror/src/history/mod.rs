@@ -10,34 +10,43 @@ pub mod calendar;
 pub mod catalogue;
 pub mod changes;
 pub mod checkout;
+pub mod clock;
 pub mod differs;
 pub mod events;
 mod format;
+pub mod keep;
 mod keys;
 pub mod publish_settings;
+pub mod settings;
 pub mod slots;
 pub mod stopped;
 #[cfg(test)]
 mod tests;
 pub mod times;
 pub mod tree;
+pub mod walk;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use mirror_core::history::asof::{NameWas, ObjectWas};
+use mirror_core::history::retention::Lock;
+use mirror_core::history::retention::policy::ERAS_MAX;
 use mirror_core::history::{Group, Moment, Past, Unkept, Was};
 use mirror_core::{At, Name, ObjectId};
 
 use crate::disk::{Disk, RealDisk};
 use crate::sys::Errno;
 use catalogue::{Catalogue, CatalogueError};
+use clock::HostClock;
 use events::{Event, Events, Why};
+use keep::Sieve;
 use slots::{Slot, Slots};
 
 pub use format::Dated;
 pub use keys::{Kind, Time};
+use settings::Settings;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
@@ -66,6 +75,9 @@ pub struct History {
     pub catalogue: Catalogue,
     pub slots: Slots,
     pub events: Events,
+    /// What gets into it at all.
+    pub sieve: Sieve,
+    pub clock: HostClock,
 }
 
 /// This host's clock.
@@ -79,11 +91,48 @@ impl History {
     pub fn open(state_dir: &Path, tree: [u8; 16]) -> Result<History> {
         let disk = RealDisk::open(state_dir).map_err(HistoryError::io("open"))?;
         let disk: Arc<dyn Disk> = Arc::new(disk);
+        let events = Events::open(&*disk).map_err(HistoryError::io("read"))?;
+        let catalogue = Catalogue::open(disk.clone(), tree)?;
+        let latest = catalogue.last_time(&|_| true)?.map(|time| time.here_ns);
+        let latest = latest.max(events.latest_ns());
+        let lock = events.policies().last().map_or(Lock::Off, |era| era.lock);
+        let clock = HostClock::open(disk, latest, lock).map_err(HistoryError::io("read"))?;
         Ok(History {
-            events: Events::open(&*disk).map_err(HistoryError::io("read"))?,
-            catalogue: Catalogue::open(disk, tree)?,
+            events,
+            catalogue,
             slots: Slots::open(state_dir).map_err(HistoryError::io("open"))?,
+            sieve: Sieve::default(),
+            clock,
         })
+    }
+
+    /// By the clock that retention goes by.
+    pub fn now_ns(&mut self) -> u64 {
+        self.clock.now().ns()
+    }
+
+    /// What somebody chose is in force from now on; a change is written down.
+    pub fn choose(&mut self, settings: &Settings) -> Result<()> {
+        self.sieve = Sieve::new(settings);
+        let (policy, lock) = (&settings.policy, settings.lock);
+        let eras = self.events.policies();
+        if eras
+            .last()
+            .is_some_and(|era| era.policy == *policy && era.lock == lock)
+        {
+            return Ok(());
+        }
+        let binding = eras.iter().filter(|era| era.lock != Lock::Off).count();
+        if binding >= ERAS_MAX {
+            let text = format!("{ERAS_MAX} policies still bind under the lock");
+            return Err(HistoryError::io("change the policy of")(io::Error::other(
+                text,
+            )));
+        }
+        let here_ns = self.now_ns();
+        let event = Event::policy(policy, lock, here_ns);
+        self.clock.set_lock(lock);
+        self.events.add(event).map_err(HistoryError::io("write"))
     }
 
     /// From here on all is written down.
@@ -91,7 +140,7 @@ impl History {
         let event = Event::Begin {
             moment: moment.0,
             there_ns,
-            here_ns: now_ns(),
+            here_ns: self.now_ns(),
             why,
         };
         self.events.add(event).map_err(HistoryError::io("write"))
@@ -99,7 +148,7 @@ impl History {
 
     /// Groups that are about to be applied.
     pub fn append(&mut self, groups: Vec<Group>) -> Result<()> {
-        let here_ns = now_ns();
+        let here_ns = self.now_ns();
         let dated = |group| Dated { group, here_ns };
         let groups: Vec<Dated> = groups.into_iter().map(dated).collect();
         Ok(self.catalogue.append(&groups)?)
@@ -108,7 +157,8 @@ impl History {
     /// All that was kept and written down is durable.
     pub fn flush(&mut self) -> Result<()> {
         self.slots.flush().map_err(HistoryError::io("flush"))?;
-        Ok(self.catalogue.flush()?)
+        self.catalogue.flush()?;
+        self.clock.save_if_due().map_err(HistoryError::io("write"))
     }
 
     /// Where what is known without a gap begins.

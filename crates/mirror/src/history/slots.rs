@@ -32,7 +32,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    fn group(self) -> u64 {
+    pub fn group(self) -> u64 {
         self.until.0 >> 12
     }
     fn name(self) -> Vec<u8> {

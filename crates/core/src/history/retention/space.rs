@@ -7,6 +7,8 @@ use super::rules::{Fate, Rules, Version};
 pub struct Budget {
     /// Of the file system, in percent.
     pub percent_max: u8,
+    /// So many bytes instead.
+    pub bytes_max: Option<u64>,
     /// So much of the file system stays free: following stops for it where history is locked.
     pub free_bytes_min: u64,
 }
@@ -15,6 +17,7 @@ impl Default for Budget {
     fn default() -> Budget {
         Budget {
             percent_max: 20,
+            bytes_max: None,
             free_bytes_min: 0,
         }
     }
@@ -34,6 +37,7 @@ impl Budget {
     pub fn missing(&self, space: &Space) -> u64 {
         let share = u128::from(space.total_bytes) * u128::from(self.percent_max.min(100)) / 100;
         let share = u64::try_from(share).unwrap_or(u64::MAX);
+        let share = self.bytes_max.unwrap_or(share);
         let over = space.history_bytes.saturating_sub(share);
         over.max(self.free_bytes_min.saturating_sub(space.free_bytes))
     }

@@ -81,6 +81,14 @@ impl Kept {
         }
     }
 
+    fn id_of(&mut self, path: &str) -> ObjectId {
+        let store = self.pair.applier().store();
+        path.split('/').fold(ObjectId::ROOT, |parent, name| {
+            let name = Name::new(name.as_bytes()).unwrap();
+            store.name(&At { parent, name }).unwrap().unwrap()
+        })
+    }
+
     /// How the source is now, kept for later.
     fn remember(&mut self, moment: Moment) {
         let to = self.base.path().join(format!("was{}", self.was.len()));
@@ -295,4 +303,85 @@ fn a_version_that_never_came_is_told_and_the_one_before_it_is_had() {
     };
     let entry = here.entry(&at).unwrap().unwrap();
     assert!(matches!(entry.bytes, Where::Unkept(_)), "{entry:?}");
+}
+
+/// Versions of a file that are kept.
+fn kept_of(kept: &mut Kept, name: &str) -> usize {
+    let id = kept.id_of(name);
+    let history = kept.pair.applier().history().unwrap();
+    let groups = history.slots.groups().unwrap();
+    let slots = groups
+        .iter()
+        .flat_map(|group| history.slots.in_group(*group).unwrap());
+    slots.filter(|slot| slot.object == id).count()
+}
+
+#[test]
+fn of_a_file_that_is_written_each_second_one_version_in_ten_seconds_is_kept() {
+    use crate::history::settings::{PathRule, Settings};
+    use mirror_core::history::interval::{BURST, Keep};
+    use mirror_core::history::retention::MirrorTime;
+    const S: u64 = 1_000_000_000;
+    let mut kept = Kept::new(Options {
+        flush: Flush::Never,
+        ..Options::default()
+    });
+    let rule = |pattern: &str, keep| PathRule {
+        patterns: vec![pattern.into()],
+        keep,
+    };
+    let settings = Settings {
+        paths: vec![
+            rule("cache/", Keep::None),
+            rule("*.all", Keep::All),
+            rule("slow", Keep::Interval(600 * S)),
+        ],
+        ..Settings::default()
+    };
+    let history = kept.pair.applier().history_mut().unwrap();
+    history.choose(&settings).unwrap();
+    kept.pair.mkdir("cache");
+    for name in ["hot", "slow", "x.all", "cache/x"] {
+        kept.pair.write(name, b"begin");
+    }
+    kept.pair.step();
+    const WRITES: u64 = 3600;
+    for n in 1..=WRITES {
+        for name in ["hot", "slow", "x.all", "cache/x"] {
+            kept.pair.write(name, format!("{n:08}").as_bytes());
+        }
+        let history = kept.pair.applier().history_mut().unwrap();
+        history.clock.set(MirrorTime::of_ns((1_000_000 + n) * S));
+        let mut records = kept.pair.source.look();
+        // The worker's clock stands still.
+        records.iter_mut().for_each(|record| record.time_ns = 1);
+        let outcome = kept.pair.apply(&records);
+        assert!(outcome.failed.is_empty());
+    }
+    let hot = kept_of(&mut kept, "hot") as u64;
+    assert_eq!(hot, BURST + (WRITES - 1) / 10, "of {WRITES}");
+    assert_eq!(
+        kept_of(&mut kept, "slow") as u64,
+        BURST + (WRITES - 1) / 600
+    );
+    assert_eq!(kept_of(&mut kept, "x.all") as u64, WRITES);
+    assert_eq!(kept_of(&mut kept, "cache/x"), 0);
+    // What it was is told, not made up; and what is deleted is kept whole, but where nothing is.
+    let id = kept.id_of("cache/x");
+    for name in ["hot", "cache/x"] {
+        kept.pair.rm(name);
+    }
+    let moment = kept.pair.applier().moment();
+    kept.pair.step();
+    let applier = kept.pair.applier.as_ref().unwrap();
+    let rows = applier.logical().unwrap();
+    let mut here = Here::new(&rows, applier.history().unwrap(), moment);
+    let at = |name: &[u8]| At {
+        parent: ObjectId::ROOT,
+        name: Name::new(name).unwrap(),
+    };
+    let entry = here.entry(&at(b"hot")).unwrap().unwrap();
+    assert!(matches!(entry.bytes, Where::Kept(_)), "{entry:?}");
+    let (_, bytes, _) = here.object(id).unwrap().unwrap();
+    assert_eq!(bytes, Where::Unkept(mirror_core::history::Unkept::Policy));
 }

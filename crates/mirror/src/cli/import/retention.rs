@@ -3,12 +3,13 @@
 use std::fmt::Write;
 
 use super::notes::{At, Notes};
+use crate::history::settings::Settings;
 
-/// Whether this version reads `[history]` and `[publish]`. Until then they are printed as comments.
-const HISTORY_IS_READ: bool = false;
+/// Whether this version reads `[publish]`. Until then it is printed as a comment.
+const PUBLISH_IS_READ: bool = false;
 
 /// What becomes of rsnapshot.
-pub const AND_THEN: &str = match HISTORY_IS_READ {
+pub const AND_THEN: &str = match PUBLISH_IS_READ {
     true => "take rsnapshot's lines out of the crontab",
     false => "let rsnapshot's backup lines name the copies instead of the sources",
 };
@@ -86,33 +87,42 @@ impl Retention {
         (!levels.is_empty()).then_some(out)
     }
 
-    /// The two tables, as they stand in the configuration.
+    /// What history keeps.
+    pub fn settings(&self) -> Settings {
+        let mut settings = Settings::default();
+        for (level, count) in self.counts() {
+            let unit = LEVELS.iter().position(|name| *name == level);
+            let Some((unit, least)) = unit.and_then(|at| UNITS.get(at)) else {
+                continue;
+            };
+            // rsnapshot may keep longer than we can: then as long as we do anyway.
+            let _ = settings
+                .policy
+                .set(level, &format!("{}{unit}", count.max(*least)));
+        }
+        settings
+    }
+
+    /// What was understood, and the table of the trees that are published.
     pub fn to_toml(&self) -> String {
         let mut out = String::new();
         for line in &self.comments {
             let _ = writeln!(out, "# {line}");
         }
-        let given = || {
-            let counts = self.counts.iter().zip(LEVELS).zip(UNITS);
-            counts.filter_map(|((count, name), unit)| Some(((*count)?, name, unit)))
-        };
-        let keep: Vec<String> = given()
-            .map(|(count, name, (unit, least))| format!("{name} = \"{}{unit}\"", count.max(least)))
-            .collect();
-        let trees: Vec<String> = given()
-            .map(|(count, name, _)| format!("{name} = {count}"))
+        let trees: Vec<String> = self
+            .counts()
+            .map(|(name, count)| format!("{name} = {count}"))
             .collect();
         let tables = format!(
-            "[history]\nkeep = {{ {} }}\n\n[publish]\ntrees = {{ {} }}\nnames = \"numbered\"\n",
-            keep.join(", "),
+            "[publish]\ntrees = {{ {} }}\nnames = \"numbered\"\n",
             trees.join(", ")
         );
-        if HISTORY_IS_READ {
+        if PUBLISH_IS_READ {
             out.push_str(&tables);
         } else {
             out.push_str(
-                "# history (rotation): this version keeps no old versions yet. Until one does, snapshots of the copies stay\n\
-                 # rsnapshot's work. Then:\n",
+                "# How long history keeps what stands with each tree (history). Snapshots as plain trees stay rsnapshot's work\n\
+                 # until a version of ours publishes them. Then:\n",
             );
             for line in tables.lines() {
                 let _ = writeln!(out, "{}", format!("#{line}").trim_end());
@@ -179,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_tables() {
+    fn what_is_kept_and_what_is_published() {
         let level = |name: &str, count| Level {
             name: name.into(),
             count,
@@ -196,8 +206,13 @@ mod tests {
             .filter(|line| !line.starts_with(' '))
             .collect();
         let table: toml::Table = bare.join("\n").parse().unwrap();
-        assert_eq!(table["history"]["keep"]["hourly"].as_str(), Some("24h"));
-        assert_eq!(table["history"]["keep"]["daily"].as_str(), Some("10d"));
+        let settings = Retention::of(&levels, &mut Notes::default())
+            .unwrap()
+            .settings();
+        assert_eq!(
+            settings.to_string(),
+            "{ keep = { hourly = \"1d\", daily = \"10d\" } }"
+        );
         assert_eq!(table["publish"]["trees"]["hourly"].as_integer(), Some(6));
         assert_eq!(table["publish"]["names"].as_str(), Some("numbered"));
     }

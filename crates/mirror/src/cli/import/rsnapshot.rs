@@ -376,6 +376,10 @@ impl Reader<'_> {
         }
         concerned.tell(&mut self.notes);
         let retention = Retention::of(&self.levels, &mut self.notes);
+        if let Some(retention) = &retention {
+            let planned = trees.iter_mut();
+            planned.for_each(|planned| planned.tree.keeping = retention.settings());
+        }
         let head = vec![
             format!(
                 "rsnapshot copies when cron says; a mirror follows each change. snapshot_root is {}: its snapshots stay as",

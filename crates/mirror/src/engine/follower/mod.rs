@@ -31,7 +31,7 @@ use crossbeam_channel::{Receiver as Channel, bounded};
 use mirror_core::Position;
 
 use super::adopt::{self, Extras};
-use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, Enter, chain};
+use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, Enter, HistorySetup, chain};
 use super::confine::{Confine, Part};
 use super::control::{Beat, Handle, StateLock, persist_status, take_release};
 use super::event::{Event, Progress, RunEnd, RunError, Ui};
@@ -1014,7 +1014,9 @@ impl Session<'_> {
             verbose: options.output.verbose,
             bounds: options.bounds.clone(),
             dst: self.place.dst.clone(),
-            history: options.history.then(|| self.place.state.clone()),
+            history: options
+                .history
+                .then(|| HistorySetup::new(&self.place.state, &options.keeping)),
             told: options.told.clone(),
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;

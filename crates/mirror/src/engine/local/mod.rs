@@ -16,7 +16,9 @@ use crossbeam_channel::{Receiver, Select};
 use mirror_core::guard::Alarm;
 
 use super::adopt::{self, Extras};
-use super::applying::{ApplyLoop, ApplyOrder, ApplySetup, SEEDED_KEY, chain, hold_of, try_again};
+use super::applying::{
+    ApplyLoop, ApplyOrder, ApplySetup, HistorySetup, SEEDED_KEY, chain, hold_of, try_again,
+};
 use super::control::{
     Beat, Control, Handle, StateLock, Until, persist_status, serve, take_release,
 };
@@ -513,7 +515,10 @@ impl Mirror {
             verbose: self.options.output.verbose,
             bounds: self.options.bounds.clone(),
             dst: place.dst.clone(),
-            history: self.options.history.then(|| place.state.clone()),
+            history: self
+                .options
+                .history
+                .then(|| HistorySetup::new(&place.state, &self.options.keeping)),
             told: self.options.told.clone(),
         })
         .map_err(|e| failed("cannot start a thread", &e))?;

@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod children;
 pub mod elsewhere;
+pub mod history;
 mod listening;
 pub mod notify;
 pub mod pulse;

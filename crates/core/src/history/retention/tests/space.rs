@@ -8,9 +8,25 @@ const NOW: i64 = 1_795_000_000 * SECOND;
 const GIB: u64 = 1 << 30;
 
 #[test]
+fn a_budget_in_bytes_counts_instead_of_the_share() {
+    let budget = Budget {
+        bytes_max: Some(100),
+        ..Budget::default()
+    };
+    let space = |history_bytes| Space {
+        history_bytes,
+        total_bytes: 10,
+        free_bytes: 10,
+    };
+    assert_eq!(budget.missing(&space(100)), 0);
+    assert_eq!(budget.missing(&space(130)), 30);
+}
+
+#[test]
 fn what_is_missing() {
     let budget = Budget {
         percent_max: 20,
+        bytes_max: None,
         free_bytes_min: 50,
     };
     let space = |history_bytes, free_bytes| Space {
@@ -40,6 +56,7 @@ fn what_is_missing() {
     };
     let odd = Budget {
         percent_max: 200,
+        bytes_max: None,
         free_bytes_min: 0,
     };
     assert_eq!(odd.missing(&all), 0);
@@ -50,6 +67,7 @@ fn what_is_missing() {
 fn flood(lock: Lock, points: &[Point], force: bool, minutes: i64) -> (Vec<i64>, Outcome) {
     let budget = Budget {
         percent_max: 20,
+        bytes_max: None,
         free_bytes_min: 5 * GIB,
     };
     let eras = eras(no_tiers(Length::hours(1)), lock);

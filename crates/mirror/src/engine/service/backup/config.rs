@@ -19,10 +19,12 @@ use crate::engine::applying::limits::Limits;
 use crate::engine::options::{
     Compress, Detector, OnMassChange, Owners, SourceSpec, default_state_dir,
 };
+use crate::engine::service;
 use crate::engine::service::rate::Rates;
 use crate::engine::service::settings::{Place, Problems, Table};
 use crate::filter::Filter;
 use crate::history::publish_settings::PublishSettings;
+use crate::history::settings::Settings;
 use crate::net::PORT;
 use crate::sys::polite::{IoNice, Polite};
 
@@ -91,6 +93,8 @@ pub struct Tree {
     pub owners: Owners,
     pub on_mass_change: OnMassChange,
     pub history: bool,
+    /// What history keeps, and how long.
+    pub keeping: Settings,
     pub detector: Option<Detector>,
     pub bwlimit: Rates,
     pub compress: Compress,
@@ -358,6 +362,7 @@ impl Tree {
             owners: Owners::Record,
             on_mass_change: OnMassChange::Auto,
             history: true,
+            keeping: Settings::default(),
             detector: None,
             bwlimit: Rates::default(),
             compress: Compress::Auto,
@@ -475,8 +480,8 @@ impl Tree {
         }) {
             tree.on_mass_change = what;
         }
-        if let Some(history) = table.bool("history", problems) {
-            tree.history = history;
+        if let Some(node) = table.take("history") {
+            (tree.history, tree.keeping) = service::history::read(node, problems);
         }
         if let Some(detector) = table.parsed("detector", problems, |text| match text {
             "auto" => Ok(None),
@@ -599,10 +604,7 @@ impl fmt::Display for Tree {
                 OnMassChange::Follow => text("follow"),
             }),
         )?;
-        put(
-            "history",
-            (self.history != usual.history).then(|| self.history.to_string()),
-        )?;
+        put("history", self.keeping.to_toml(self.history))?;
         put("detector", self.detector.map(|d| text(&d.to_string())))?;
         put(
             "bwlimit",

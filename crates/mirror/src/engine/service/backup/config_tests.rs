@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::service::backup::load::{Loaded, load};
+use crate::history::settings::PathRule;
 use std::fs;
 
 /// The files of a configuration, by name; `D` in them is the directory.
@@ -85,12 +86,41 @@ fn everything_can_be_said_and_is_written_as_it_was_read() {
     assert_eq!(blog.compress, Compress::Off);
     let shop = &loaded.trees["shop"].tree;
     assert_eq!(shop.owners, Owners::Record);
-    for tree in [blog.clone(), shop.clone(), odd()] {
+    for tree in [blog.clone(), shop.clone(), odd(), kept()] {
         let text = tree.to_string();
         let (again, problems) = self::loaded(&[("fs_mirror.toml", &text)]);
         assert_eq!(problems, Vec::<String>::new(), "{text}");
         assert_eq!(again.trees[&tree.name].tree, tree, "{text}");
     }
+}
+
+/// All that can be said of history.
+fn kept() -> Tree {
+    use mirror_core::history::interval::Keep;
+    use mirror_core::history::retention::{Budget, Lock};
+    let mut tree = Tree::new("kept", "/srv/k".into(), "/b/k".into());
+    tree.history = false;
+    let keeping = &mut tree.keeping;
+    for (key, value) in [("every", "5d"), ("hourly", "none"), ("monthly", "7y")] {
+        keeping.policy.set(key, value).unwrap();
+    }
+    keeping.lock = Lock::Governance;
+    keeping.budget = Budget {
+        bytes_max: Some(5 << 30),
+        ..Budget::default()
+    };
+    keeping.reserve = Some(1 << 20);
+    keeping.min_interval_ns = 0;
+    let rule = |pattern: &str, keep| PathRule {
+        patterns: vec![pattern.into(), "x\"'".into()],
+        keep,
+    };
+    keeping.paths = vec![
+        rule("cache/", Keep::None),
+        rule("*", Keep::Interval(90_000_000_000)),
+        rule("!a", Keep::All),
+    ];
+    tree
 }
 
 /// Names that are not plain text, and a name with a dot.
@@ -111,6 +141,40 @@ fn each_mistake_is_one_line_with_file_and_line() {
         (
             "[tree.a]\nsource = '/s'",
             "fs_mirror.toml, line 1: dst is missing",
+        ),
+        (
+            &format!("{tree}history = 3"),
+            "fs_mirror.toml, line 4: history: true, false or a table is wanted here, and this is a number",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nkeep = {{ hourly = '30 fortnights' }}"),
+            "fs_mirror.toml, line 5: hourly: 30 fortnights is no length of time: write 72h, 7d, 13w, 24mo, 2y, or none",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nevery = '3m'"),
+            "fs_mirror.toml, line 5: every: 3m may be minutes or months: write 3min or 3mo",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nkeep = {{ timezone = 'Mars/Olympus' }}"),
+            "fs_mirror.toml, line 5: timezone: Mars/Olympus is no time zone that this host knows: write one such as \
+             Europe/Berlin (`timedatectl list-timezones`), or UTC",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nlock = 'on'"),
+            "fs_mirror.toml, line 5: lock: on is no lock: off, governance or compliance",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nbudget = '120%'"),
+            "fs_mirror.toml, line 5: budget: a share of the file system is 1% to 100%",
+        ),
+        (
+            &format!("{tree}[[tree.a.history.path]]\nmatch = 'a[z-a]'\nkeep = 'none'"),
+            "fs_mirror.toml, line 5: match: a[z-a] is no pattern: invalid range; 'z' > 'a'",
+        ),
+        (
+            &format!("{tree}[tree.a.history]\nkept = 1"),
+            "fs_mirror.toml, line 5: no setting is called kept; there are on, every, keep, lock, budget, reserve, \
+             min_interval, path",
         ),
         (
             "[tree.a]\nsource = 's'\ndst = '/b'",
