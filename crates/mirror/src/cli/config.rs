@@ -562,7 +562,7 @@ mod tests {
         };
         let table = [
             (
-                with("history = true", "histroy = false"),
+                with("history = false", "histroy = false"),
                 "/c, line 10: unknown field `histroy`",
             ),
             (
@@ -597,14 +597,14 @@ mod tests {
                 with("\"/srv/www\"", "'/srv\\www'"),
                 "/c, line 4: a backslash",
             ),
-            (with("history = true\n", ""), "missing field `history`"),
-            (with("history = true", "history = maybe"), "/c, line 10: "),
+            (with("history = false\n", ""), "missing field `history`"),
+            (with("history = false", "history = maybe"), "/c, line 10: "),
             (
-                with("history = true", "history = { lock = 'of' }"),
+                with("history = false", "history = { lock = 'of' }"),
                 "/c, line 10: lock: of is no lock",
             ),
             (
-                with("history = true", "history = 1"),
+                with("history = false", "history = 1"),
                 "/c, line 10: history: true, false or a table",
             ),
             (

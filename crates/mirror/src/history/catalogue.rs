@@ -603,6 +603,11 @@ impl Catalogue {
         Ok(None)
     }
 
+    /// Whether [`Catalogue::drop_before`] would remove any.
+    pub fn would_drop(&self, moment: Moment) -> bool {
+        matches!(self.segments.as_slice(), [first, _, ..] if first.last < moment)
+    }
+
     /// Removes the segments, from the oldest on, whose groups all are before this moment. How many bytes that were.
     pub fn drop_before(&mut self, moment: Moment) -> Result<u64> {
         let mut bytes = 0;

@@ -49,6 +49,11 @@ pub enum Event {
         moment: u64,
         here_ns: u64,
     },
+    /// Versions went that `governance` had promised: somebody said so.
+    Forced {
+        here_ns: u64,
+        versions: u64,
+    },
     /// From here on this is kept, and so it is promised.
     Policy {
         here_ns: u64,
@@ -118,6 +123,15 @@ pub struct Events {
 
 impl Events {
     pub fn open(disk: &dyn Disk) -> io::Result<Events> {
+        Events::read(disk, true)
+    }
+
+    /// Beside whoever has it open: only reads, and what is just being written is not there yet.
+    pub fn look(disk: &dyn Disk) -> io::Result<Events> {
+        Events::read(disk, false)
+    }
+
+    fn read(disk: &dyn Disk, mend: bool) -> io::Result<Events> {
         disk.make_dir("catalogue")?;
         let file = match disk.open(NAME) {
             Ok(file) => file,
@@ -155,7 +169,9 @@ impl Events {
                 if later.any(|(at, _)| rest.get(at..).is_some_and(format::is_intact)) {
                     return Err(damaged(events.len));
                 }
-                events.file.truncate(events.len)?;
+                if mend {
+                    events.file.truncate(events.len)?;
+                }
                 break;
             };
             if !format::continues(rest, &events.head) {
@@ -278,7 +294,8 @@ impl Events {
             | Event::Snapshot { here_ns, .. }
             | Event::Removed { here_ns, .. }
             | Event::Pruned { here_ns, .. }
-            | Event::Policy { here_ns, .. } => Some(*here_ns),
+            | Event::Policy { here_ns, .. }
+            | Event::Forced { here_ns, .. } => Some(*here_ns),
             Event::Unknown => None,
         };
         self.all.iter().filter_map(here).max()

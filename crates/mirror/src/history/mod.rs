@@ -16,6 +16,7 @@ pub mod events;
 mod format;
 pub mod keep;
 mod keys;
+pub mod prune;
 pub mod publish_settings;
 pub mod settings;
 pub mod slots;
@@ -25,6 +26,7 @@ mod tests;
 pub mod times;
 pub mod tree;
 pub mod walk;
+pub mod whole;
 
 use std::io;
 use std::path::Path;

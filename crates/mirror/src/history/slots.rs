@@ -53,6 +53,14 @@ impl Slot {
     }
 }
 
+/// What is free once this name goes: nothing, while the inode has others (a published tree, or the copy).
+pub fn freed_by(stat: &Stat) -> u64 {
+    match stat.nlink {
+        0 | 1 => stat.blocks.saturating_mul(512),
+        _ => 0,
+    }
+}
+
 fn group_name(group: u64) -> String {
     format!("{group:013x}")
 }
@@ -211,6 +219,29 @@ impl Slots {
         dir::list(&dir, |name, _, _| slots.extend(Slot::parse(name)))?;
         slots.sort_unstable();
         Ok(slots)
+    }
+
+    /// How many are kept in a group, and what would be free without them.
+    pub fn usage(&self, group: u64) -> Result<(u64, u64), Errno> {
+        let dir = match open::dir(&self.top, group_name(group).as_bytes()) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => return Ok((0, 0)),
+            Err(e) => return Err(e),
+        };
+        let (mut count, mut bytes) = (0, 0u64);
+        let mut names = Vec::new();
+        dir::list(&dir, |name, _, _| names.push(name.to_vec()))?;
+        for name in names {
+            match statx(&dir, &name) {
+                Ok(stat) => {
+                    count += 1;
+                    bytes = bytes.saturating_add(freed_by(&stat));
+                }
+                Err(Errno::NOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((count, bytes))
     }
 
     /// Removes the directory of a group that is empty.

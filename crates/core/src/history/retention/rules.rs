@@ -197,6 +197,20 @@ impl Rules {
         self.now
     }
 
+    /// Whatever was current after this the present policy keeps.
+    pub fn window(&self) -> MirrorTime {
+        self.present.window
+    }
+
+    /// The beginnings that the present policy and all promises keep, ascending.
+    pub fn instants(&self) -> Vec<MirrorTime> {
+        let all = self.past.iter().chain([&self.present]);
+        let mut instants: Vec<MirrorTime> = all.flat_map(|laid| laid.instants.clone()).collect();
+        instants.sort_unstable();
+        instants.dedup();
+        instants
+    }
+
     /// The present lock, as it holds against this caller.
     pub fn locked(&self) -> bool {
         self.present.lock.holds(self.force)
