@@ -39,6 +39,12 @@ impl<'a, R: Rows> Overlay<'a, R> {
     pub fn into_changes(self) -> BTreeMap<ObjectId, Option<Object>> {
         self.objects
     }
+    /// Of what was put: where the copy has it is not where it will be.
+    pub fn forget_locals(&mut self) {
+        for object in self.objects.values_mut().flatten() {
+            object.local = Local::default();
+        }
+    }
     /// Says that `base` does not have this object.
     pub fn mark_new(&mut self, id: ObjectId) {
         self.new.insert(id);

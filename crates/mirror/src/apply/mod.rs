@@ -58,6 +58,7 @@ use pending::Pending;
 pub use content::same_bytes;
 pub use error::ApplyError;
 pub use filler::{FillError, Filler};
+pub use journal::{Inode, inode, inode_of};
 pub use options::{Flush, Options, Owners};
 pub use outcome::{Counts, Difference, DifferenceKind, Failure, Outcome, Recorded};
 pub(crate) use stage::make_special;
@@ -301,7 +302,8 @@ impl<S: Store> Applier<S> {
     where
         T: Sized,
     {
-        let rows = mirror_core::plan::owed(&self.store, &self.pending.wanted)?;
+        let mut rows = mirror_core::plan::owed(&self.store, &self.pending.wanted)?;
+        rows.forget_locals();
         Ok(ask(&rows, self.history.as_mut()))
     }
     /// The position of the rows, as histories count.

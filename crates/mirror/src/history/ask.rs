@@ -13,6 +13,7 @@ use super::format::{self, Dated};
 use super::slots::Slot;
 use super::tree::{Entry, Here, PastError, Where};
 use super::{History, HistoryError};
+use crate::apply::Inode;
 use crate::index::row::{body_decode, body_encode};
 
 /// Rows of one answer, about.
@@ -67,6 +68,10 @@ pub enum Ask {
     StandAt {
         moment: u64,
     },
+    /// The same of this host's clock.
+    StandHere {
+        here_ns: u64,
+    },
     Root {
         moment: u64,
     },
@@ -84,10 +89,20 @@ pub enum Ask {
         moment: u64,
         ids: Vec<u64>,
     },
+    /// Their states alone, of those that ever were: cheaper.
+    States {
+        moment: u64,
+        ids: Vec<u64>,
+    },
     /// What names stood for.
     Names {
         moment: u64,
         at: Vec<(u64, Hex)>,
+    },
+    /// All names that objects had.
+    NamesOf {
+        moment: u64,
+        ids: Vec<u64>,
     },
     /// What happened after one moment and up to another, oldest first, as much as fits.
     Changes {
@@ -129,7 +144,9 @@ pub enum Answer {
     },
     Entry(Option<SentEntry>),
     Objects(Vec<Option<SentObject>>),
+    States(Vec<Option<Hex>>),
     Names(Vec<Option<u64>>),
+    NamesOf(Vec<Vec<(u64, Hex)>>),
     /// Bodies as in the catalogue; where to go on after, unless that was all.
     Groups {
         bodies: Vec<Hex>,
@@ -157,6 +174,9 @@ pub struct Window {
     pub moment: u64,
     pub snapshots: Vec<SnapshotLine>,
     pub catalogue_bytes: u64,
+    /// Why no tree is to be published or removed now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_held: Option<String>,
 }
 
 /// A position and when it was: at the worker, and here.
@@ -198,6 +218,8 @@ pub struct SentEntry {
     /// As in the index.
     s: Hex,
     b: SentWhere,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    l: Option<Inode>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -215,6 +237,8 @@ pub struct SentObject {
     bytes: SentWhere,
     /// One of its paths then, if it had any.
     path: Option<Hex>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inode: Option<Inode>,
 }
 
 /// The same, understood.
@@ -223,6 +247,8 @@ pub struct Known {
     pub state: mirror_core::State,
     pub bytes: Where,
     pub path: Option<Vec<u8>>,
+    /// As in [`Entry`].
+    pub inode: Option<Inode>,
 }
 
 fn put_where(bytes: &Where) -> SentWhere {
@@ -277,6 +303,7 @@ impl SentEntry {
             i: entry.id.0,
             s: body(&entry.state),
             b: put_where(&entry.bytes),
+            l: entry.inode,
         }
     }
     pub fn entry(self) -> Result<Entry, PastError> {
@@ -285,6 +312,7 @@ impl SentEntry {
             id: ObjectId(self.i),
             state: state_of(&self.s)?,
             bytes: take_where(self.b, ObjectId(self.i)),
+            inode: self.l,
         })
     }
 }
@@ -295,6 +323,7 @@ impl SentObject {
             state: state_of(&self.state)?,
             bytes: take_where(self.bytes, id),
             path: self.path.map(|path| path.0),
+            inode: self.inode,
         })
     }
 }
@@ -342,6 +371,12 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
                 .last_time(&|time| time.moment.0 <= *moment);
             stand(history, at.map_err(catalogue)?)
         }
+        Ask::StandHere { here_ns } => {
+            let at = history
+                .catalogue
+                .last_time(&|time| time.here_ns <= *here_ns);
+            stand(history, at.map_err(catalogue)?)
+        }
         Ask::Root { moment } => {
             let state = here(history, moment).root_state()?;
             Ok(Answer::State(body(&state)))
@@ -368,13 +403,22 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             let mut found = Vec::new();
             for id in ids.iter().take(ASKED_MAX) {
                 let known = here.object(ObjectId(*id))?;
-                found.push(known.map(|(state, bytes, path)| SentObject {
-                    state: body(&state),
-                    bytes: put_where(&bytes),
+                found.push(known.map(|(entry, path)| SentObject {
+                    state: body(&entry.state),
+                    bytes: put_where(&entry.bytes),
                     path: path.map(Hex),
+                    inode: entry.inode,
                 }));
             }
             Ok(Answer::Objects(found))
+        }
+        Ask::States { moment, ids } => {
+            let here = here(history, moment);
+            let mut found = Vec::new();
+            for id in ids.iter().take(ASKED_MAX) {
+                found.push(here.state(ObjectId(*id))?.as_ref().map(body));
+            }
+            Ok(Answer::States(found))
         }
         Ask::Names { moment, at } => {
             let here = here(history, moment);
@@ -387,6 +431,18 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
                 found.push(here.name(&at)?.map(|id| id.0));
             }
             Ok(Answer::Names(found))
+        }
+        Ask::NamesOf { moment, ids } => {
+            let here = here(history, moment);
+            let mut found = Vec::new();
+            for id in ids.iter().take(ASKED_MAX) {
+                let names = here.names_then(ObjectId(*id))?;
+                let sent = names
+                    .into_iter()
+                    .map(|at| (at.parent.0, Hex(at.name.as_bytes().to_vec())));
+                found.push(sent.collect());
+            }
+            Ok(Answer::NamesOf(found))
         }
         Ask::Changes { after, until } => {
             let (groups, next) = groups_between(history, *after, *until, TOLD_MAX)?;
@@ -509,6 +565,7 @@ fn window(history: &History, now: Moment) -> Result<Window, PastError> {
         moment: now.0,
         snapshots: snapshots.into_iter().map(SnapshotLine::from).collect(),
         catalogue_bytes: history.catalogue.bytes(),
+        rotation_held: super::rotation_is_held(history),
     })
 }
 

@@ -83,6 +83,65 @@ pub fn objects(
     Ok(out)
 }
 
+/// States of objects as of a moment, of those that ever were.
+pub fn states(
+    asks: &mut dyn Asks,
+    moment: Moment,
+    ids: &[ObjectId],
+) -> Result<Vec<Option<State>>, PastError> {
+    let mut out = Vec::new();
+    for some in ids.chunks(ASKED_MAX) {
+        let ask = Ask::States {
+            moment: moment.0,
+            ids: some.iter().map(|id| id.0).collect(),
+        };
+        match asks.ask(&ask)? {
+            Answer::States(found) if found.len() == some.len() => {
+                for state in found {
+                    out.push(state.as_ref().map(state_of).transpose()?);
+                }
+            }
+            _ => return odd(),
+        }
+    }
+    Ok(out)
+}
+
+/// All names that objects had at a moment, in the order asked for.
+pub fn names_of(
+    asks: &mut dyn Asks,
+    moment: Moment,
+    ids: &[ObjectId],
+) -> Result<Vec<Vec<At>>, PastError> {
+    let mut out = Vec::new();
+    for some in ids.chunks(ASKED_MAX) {
+        let ask = Ask::NamesOf {
+            moment: moment.0,
+            ids: some.iter().map(|id| id.0).collect(),
+        };
+        let Answer::NamesOf(found) = asks.ask(&ask)? else {
+            return odd();
+        };
+        if found.len() != some.len() {
+            return odd();
+        }
+        for names in found {
+            let at = |(parent, name): (u64, Hex)| {
+                let name = Name::new(&name.0).or_else(|_| odd())?;
+                let parent = ObjectId(parent);
+                Ok(At { parent, name })
+            };
+            out.push(
+                names
+                    .into_iter()
+                    .map(at)
+                    .collect::<Result<_, PastError>>()?,
+            );
+        }
+    }
+    Ok(out)
+}
+
 /// The tree as of one moment.
 pub struct AsOf<'a> {
     asks: &'a mut dyn Asks,
@@ -110,6 +169,7 @@ impl<'a> AsOf<'a> {
             id: ObjectId::ROOT,
             state,
             bytes: Where::Nothing,
+            inode: None,
         };
         for name in path {
             let at = At {
@@ -127,16 +187,22 @@ impl<'a> AsOf<'a> {
 
 /// Follows no symlink on the way.
 pub fn open_below(top: &Path, path: &Path) -> crate::sys::Result<OwnedFd> {
-    let mut dir = open::dir_at_path(top)?;
     let (Some(name), above) = (path.file_name(), path.parent()) else {
         return Err(crate::sys::Errno::INVAL);
     };
-    for part in above.into_iter().flat_map(Path::components) {
+    let dir = dir_below(top, above.unwrap_or(Path::new("")))?;
+    open::file(&dir, name.as_bytes())
+}
+
+/// The same of a directory.
+pub fn dir_below(top: &Path, path: &Path) -> crate::sys::Result<OwnedFd> {
+    let mut dir = open::dir_at_path(top)?;
+    for part in path.components() {
         if let Component::Normal(part) = part {
             dir = open::dir(&dir, part.as_bytes())?;
         }
     }
-    open::file(&dir, name.as_bytes())
+    Ok(dir)
 }
 
 impl PastTree for AsOf<'_> {

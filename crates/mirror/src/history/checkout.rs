@@ -1,10 +1,12 @@
-//! Makes a tree as of a position somewhere else: exact copies, never links into the history.
+//! Makes a tree as of a position somewhere else: exact copies; or, for who asks for that (`links`), links where an inode is
+//! exactly what is wanted.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use mirror_core::{Name, ObjectId, State};
 
+use super::links::{Links, Stands};
 use super::tree::{Entry, PastError, PastTree, Where};
 use crate::apply::meta::{LATE_FLAGS, Rules};
 use crate::apply::{content, make_special};
@@ -51,6 +53,8 @@ pub struct Checkout<'a> {
     pub rules: &'a Rules,
     pub progress: &'a mut dyn Progress,
     pub made: Made,
+    /// `None`: whatever is made is nobody else's.
+    pub links: Option<&'a mut Links>,
     /// Where the first name of a file with several of them was made: a descriptor of its directory can be had again by path.
     first: HashMap<ObjectId, (Vec<Name>, Name)>,
     top: OwnedFd,
@@ -87,6 +91,7 @@ impl<'a> Checkout<'a> {
             rules,
             progress,
             made: Made::default(),
+            links: None,
             first: HashMap::new(),
             top,
         }
@@ -123,6 +128,7 @@ impl<'a> Checkout<'a> {
                 None => break,
             }
         }
+        self.sure(false)?;
         let (here, _) = self.rules.here(state);
         let set = self.rules.make(fd, b"", &here.kind, &here.meta, false);
         set.map_err(io("set the metadata of", path))?;
@@ -172,7 +178,7 @@ impl<'a> Checkout<'a> {
         &mut self,
         entry: &Entry,
         dir: &OwnedFd,
-        path: &mut [Name],
+        path: &[Name],
     ) -> Result<bool, CheckoutError> {
         let name = entry.name.as_bytes();
         if let Some((first, first_name)) = self.first.get(&entry.id).cloned() {
@@ -188,9 +194,40 @@ impl<'a> Checkout<'a> {
             }
         }
         let (here, _) = self.rules.here(&entry.state);
+        if let Some(links) = &mut self.links {
+            let stands = links.put(self.rules, entry, &here, (dir, name), path);
+            match stands.map_err(io("link", path))? {
+                Stands::Linked => {
+                    self.made.files += 1;
+                    return Ok(true);
+                }
+                Stands::Other => {}
+            }
+        }
+        self.copy(entry, dir, &here, path)
+    }
+
+    /// Makes a name of anything but a directory, at a path below the top.
+    pub fn put(&mut self, entry: &Entry, path: &[Name]) -> Result<bool, CheckoutError> {
+        let above = path.split_last().map_or(path, |(_, above)| above);
+        let dir = self.dir_of(above)?;
+        let made = self.inode(entry, &dir, path)?;
+        self.sure(false)?;
+        Ok(made)
+    }
+
+    /// One of its own. False: it can't be had.
+    fn copy(
+        &mut self,
+        entry: &Entry,
+        dir: &OwnedFd,
+        here: &State,
+        path: &[Name],
+    ) -> Result<bool, CheckoutError> {
+        let name = entry.name.as_bytes();
         match entry.state.kind.content() {
             Some(_) => {
-                if let Err(why) = self.file(entry, dir, &here, path)? {
+                if let Err(why) = self.file(entry, dir, here, path)? {
                     let text = show(path);
                     if self.progress.lost(&bytes_of(path), &why) {
                         return Ok(false);
@@ -250,6 +287,10 @@ impl<'a> Checkout<'a> {
                         let set = self.rules.adjust(&file, &here.kind, &here.meta, true);
                         set.map_err(io("set the flags of", path))?;
                     }
+                    if self.links.is_some() {
+                        // It is to stay, unlike what somebody made by hand.
+                        rustix::fs::fdatasync(&file).map_err(io("flush", path))?;
+                    }
                     self.made.bytes += content.bytes;
                     return Ok(Ok(()));
                 }
@@ -267,6 +308,37 @@ impl<'a> Checkout<'a> {
         Ok(Err(
             "what is kept of it is damaged: its bytes are not those of that version".into(),
         ))
+    }
+
+    /// Links that a batch of apply may still have changed are looked at again, once there are many of them, or now.
+    pub fn sure(&mut self, now: bool) -> Result<(), CheckoutError> {
+        let Some(links) = &mut self.links else {
+            return Ok(());
+        };
+        if !links.many() && !now {
+            return Ok(());
+        }
+        // Whoever answers is between two batches; the next one looks before it changes anything.
+        self.tree.root()?;
+        let again = links.look_again(self.rules, &self.top);
+        for (path, entry) in again.map_err(io("look at", &[]))? {
+            let Some((name, above)) = path.split_last() else {
+                continue;
+            };
+            let dir = self.dir_of(above)?;
+            let undone =
+                super::links::undisturbed(&dir, |dir| target::unlink(dir, name.as_bytes()));
+            undone.map_err(io("remove", &path))?;
+            let (here, _) = self.rules.here(&entry.state);
+            let mut made = Ok(false);
+            super::links::undisturbed(&dir, |dir| {
+                made = self.copy(&entry, dir, &here, &path);
+                Ok(())
+            })
+            .map_err(io("write to", above))?;
+            made?;
+        }
+        Ok(())
     }
 
     fn dir_of(&self, path: &[Name]) -> Result<OwnedFd, CheckoutError> {

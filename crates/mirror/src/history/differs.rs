@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mirror_core::history::{Moment, Was};
+use mirror_core::history::{Moment, Then, Was};
 use mirror_core::{At, ObjectId};
 
 use super::ask::{Answer, Ask, groups_of};
@@ -15,6 +15,8 @@ pub struct Touched {
     pub names: BTreeMap<At, (Option<ObjectId>, Option<ObjectId>)>,
     /// Objects whose state changed, perhaps back again.
     pub objects: BTreeSet<ObjectId>,
+    /// Those whose last name went.
+    pub gone: BTreeSet<ObjectId>,
 }
 
 impl Touched {
@@ -36,7 +38,13 @@ impl Touched {
                         Was::Name { at, before, after } => {
                             touched.names.entry(at).or_insert((before, None)).1 = after;
                         }
-                        Was::Object { object, .. } => drop(touched.objects.insert(object)),
+                        Was::Object { object, then, .. } => {
+                            touched.objects.insert(object);
+                            match then {
+                                Then::Gone => touched.gone.insert(object),
+                                _ => touched.gone.remove(&object),
+                            };
+                        }
                         Was::Unkept { .. } => {}
                     }
                 }

@@ -16,8 +16,11 @@ pub mod events;
 mod format;
 pub mod keep;
 mod keys;
+pub mod links;
 pub mod prune;
+pub mod publish;
 pub mod publish_settings;
+mod remove;
 pub mod settings;
 pub mod slots;
 pub mod stopped;
@@ -86,6 +89,11 @@ pub struct History {
 pub fn now_ns() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Whether trees that users may need soon would go now: then rotation waits. `Some`: why.
+pub fn rotation_is_held(_: &History) -> Option<String> {
+    None
 }
 
 impl History {

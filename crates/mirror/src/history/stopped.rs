@@ -49,7 +49,9 @@ impl Stopped {
     }
 
     pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {
-        let rows = owed(&self.rows, &self.wanted).map_err(|e| PastError::Rows(e.to_string()))?;
+        let rows = owed(&self.rows, &self.wanted);
+        let mut rows = rows.map_err(|e| PastError::Rows(e.to_string()))?;
+        rows.forget_locals();
         answer(&rows, &mut self.history, self.now, ask)
     }
 }

@@ -1,6 +1,6 @@
 //! The tree as of a position, asked page by page: what a command shows, copies or serves.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -11,6 +11,7 @@ use mirror_core::{At, Kind, Name, ObjectId, Rows, State};
 
 use super::slots::Slot;
 use super::{History, HistoryError};
+use crate::apply::{Inode, inode_of};
 
 /// Entries of a page.
 pub const PAGE: usize = 1024;
@@ -49,6 +50,8 @@ pub struct Entry {
     pub id: ObjectId,
     pub state: State,
     pub bytes: Where,
+    /// Which inode of the copy holds them, while they are [`Where::Live`] and that is sure.
+    pub inode: Option<Inode>,
 }
 
 /// The tree as of one position, wherever the answer comes from.
@@ -133,12 +136,61 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Here<'a, R> {
                 _ => Where::Unkept(why),
             },
         };
+        let inode = match &bytes {
+            Where::Live(_) => self.inode(id, &state.kind)?,
+            _ => None,
+        };
         Ok(Some(Entry {
             name,
             id,
             state,
             bytes,
+            inode,
         }))
+    }
+
+    /// Rows that are owed know none: what stands there is of an earlier version.
+    fn inode(&self, id: ObjectId, kind: &Kind) -> Result<Option<Inode>, PastError> {
+        let row = self.rows.object(id).map_err(rows_error)?;
+        let row = row.filter(|row| same_inode_kind(&row.state.kind, kind));
+        let inode = row.map(|row| inode_of(&row.local));
+        // A file system without birth times can't tell a number that is used again.
+        Ok(inode.filter(|inode| inode.0 != 0 && (inode.1, inode.2) != (0, 0)))
+    }
+
+    /// All names that the object had.
+    pub fn names_then(&self, id: ObjectId) -> Result<Vec<At>, PastError> {
+        let row = self.rows.object(id).map_err(rows_error)?;
+        let names = row.map(|row| row.names).unwrap_or_default();
+        let mut names: BTreeSet<At> = names.iter().cloned().collect();
+        let catalogue = &self.history.catalogue;
+        let failed = |e: super::catalogue::CatalogueError| PastError::History(e.into());
+        let mut from = self.moment;
+        while let Some(found) = catalogue
+            .object_after(id, super::Kind::Named, from)
+            .map_err(failed)?
+        {
+            let before = Moment(found.moment.0.saturating_sub(1));
+            let read = catalogue.groups((before, found.moment), &mut |dated| {
+                for row in &dated.group.rows {
+                    if let Was::Name { at, before, .. } = &row.was
+                        && *before == Some(id)
+                    {
+                        names.insert(at.clone());
+                    }
+                }
+                true
+            });
+            read.map_err(failed)?;
+            from = found.moment;
+        }
+        let mut had = Vec::new();
+        for at in names {
+            if self.name(&at)? == Some(id) {
+                had.push(at);
+            }
+        }
+        Ok(had)
     }
 
     /// Where the copy has the object, if it is of these bytes there.
@@ -198,16 +250,13 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Here<'a, R> {
     }
 
     /// An object that had a name then: its state, its bytes, and its path.
-    pub fn object(
-        &mut self,
-        id: ObjectId,
-    ) -> Result<Option<(State, Where, Option<Vec<u8>>)>, PastError> {
+    pub fn object(&mut self, id: ObjectId) -> Result<Option<(Entry, Option<Vec<u8>>)>, PastError> {
         let name = Name::new(b"x").map_err(|_| PastError::Unknown("no name".into()))?;
         let Some(entry) = self.describe(name, id)? else {
             return Ok(None);
         };
         let path = self.path_then(id, 0)?;
-        Ok(Some((entry.state, entry.bytes, path)))
+        Ok(Some((entry, path)))
     }
 
     /// A path of an object as of the moment, below the root.

@@ -57,10 +57,10 @@ impl Progress for NoneLost {
 }
 
 /// A pair that keeps history, and copies of how the source was.
-struct Kept {
-    pair: Pair,
-    was: Vec<(Moment, PathBuf)>,
-    base: tempfile::TempDir,
+pub struct Kept {
+    pub pair: Pair,
+    pub was: Vec<(Moment, PathBuf)>,
+    pub base: tempfile::TempDir,
 }
 
 fn history(pair: &Pair) -> crate::history::History {
@@ -68,7 +68,7 @@ fn history(pair: &Pair) -> crate::history::History {
 }
 
 impl Kept {
-    fn new(options: Options) -> Kept {
+    pub fn new(options: Options) -> Kept {
         let mut pair = pair_with(options);
         pair.step();
         let mut history = history(&pair);
@@ -90,13 +90,13 @@ impl Kept {
     }
 
     /// How the source is now, kept for later.
-    fn remember(&mut self, moment: Moment) {
+    pub fn remember(&mut self, moment: Moment) {
         let to = self.base.path().join(format!("was{}", self.was.len()));
         copy(&self.pair.source.path, &to);
         self.was.push((moment, to));
     }
 
-    fn crash(&mut self) {
+    pub fn crash(&mut self) {
         self.pair.crash();
         let history = history(&self.pair);
         self.pair.applier().set_history(Some(history));
@@ -135,7 +135,7 @@ impl Kept {
 }
 
 /// The simple look, and `cp`, have their own mind about them.
-fn but_for_holes() -> testkit::compare::Options {
+pub fn but_for_holes() -> testkit::compare::Options {
     testkit::compare::Options::ignoring(&[testkit::compare::Class::Holes])
 }
 
@@ -148,7 +148,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(done.unwrap().success());
 }
 
-fn remove(path: &Path) {
+pub fn remove(path: &Path) {
     let done = std::process::Command::new("rm")
         .arg("-rf")
         .arg(path)
@@ -157,7 +157,7 @@ fn remove(path: &Path) {
 }
 
 /// `FS_MIRROR_PAST` sets another number of rounds.
-fn rounds(standard: u64) -> u64 {
+pub fn rounds(standard: u64) -> u64 {
     let asked = std::env::var("FS_MIRROR_PAST").ok();
     asked.and_then(|n| n.parse().ok()).unwrap_or(standard)
 }
@@ -382,6 +382,6 @@ fn of_a_file_that_is_written_each_second_one_version_in_ten_seconds_is_kept() {
     };
     let entry = here.entry(&at(b"hot")).unwrap().unwrap();
     assert!(matches!(entry.bytes, Where::Kept(_)), "{entry:?}");
-    let (_, bytes, _) = here.object(id).unwrap().unwrap();
+    let bytes = here.object(id).unwrap().unwrap().0.bytes;
     assert_eq!(bytes, Where::Unkept(mirror_core::history::Unkept::Policy));
 }
