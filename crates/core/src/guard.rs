@@ -3,7 +3,7 @@
 //! Counted for the tree and for each first-level directory. The thresholds are the design's: more than 30 % of the
 //! entries and more than 1,000 of them in the tree, or 90 % (from 20 entries up) in a first-level directory.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use crate::types::*;
@@ -196,6 +196,50 @@ impl Window {
     }
 }
 
+/// Files whose content was written over, replaced or removed within the last minutes: what ransomware does, and a deployment.
+/// Each file counts once. For the alarm of a mirror with history.
+#[derive(Debug, Default)]
+pub struct Destroyed {
+    slices: BTreeMap<u64, BTreeSet<ObjectId>>,
+}
+
+impl Destroyed {
+    /// More is not needed to know that it is much.
+    const FILES_MAX: usize = 1 << 20;
+
+    pub fn add(&mut self, files: impl IntoIterator<Item = ObjectId>, now_ms: u64) {
+        let oldest = now_ms.saturating_sub(Window::MS) / Window::SLICE_MS;
+        self.slices = self.slices.split_off(&oldest);
+        for file in files {
+            if self.count() >= Self::FILES_MAX {
+                return;
+            }
+            if !self.slices.values().any(|slice| slice.contains(&file)) {
+                let slice = self.slices.entry(now_ms / Window::SLICE_MS).or_default();
+                slice.insert(file);
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.slices.values().map(BTreeSet::len).sum()
+    }
+
+    /// Given how many files there are now; those that are gone were there, too.
+    pub fn judge(&self, files: u64) -> Option<Loss> {
+        let gone = self.count() as u64;
+        let loss = Loss {
+            before: files.max(gone),
+            gone,
+        };
+        (gone > TREE_ENTRIES_MIN && loss.percent_over(TREE_PERCENT)).then_some(loss)
+    }
+
+    pub fn clear(&mut self) {
+        self.slices.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,6 +259,24 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn many_files_written_over_within_minutes_are_an_alarm() {
+        let mut destroyed = Destroyed::default();
+        // One file that changes all the time is one.
+        for n in 0..5000 {
+            destroyed.add([ObjectId(7)], n * 50);
+        }
+        assert_eq!(destroyed.judge(2000), None);
+        destroyed.add((100..1099).map(ObjectId), 250_000);
+        assert_eq!(destroyed.judge(2000), None, "1,000 are not more than 1,000");
+        destroyed.add([ObjectId(2000)], 250_000);
+        assert!(destroyed.judge(2000).is_some());
+        assert_eq!(destroyed.judge(4000), None, "25 %");
+        // Half an hour later it is forgotten.
+        destroyed.add([ObjectId(1)], 250_000 + 1_800_000);
+        assert_eq!(destroyed.judge(2000), None);
     }
 
     #[test]

@@ -97,6 +97,7 @@ fn once(source: SourceSpec, src: &Path, dst: &Path, when: When) -> (RunEnd, Vec<
     let mut options = MirrorOptions::new(source, dst.into());
     options.once = true;
     options.adopt = true;
+    options.history = false;
     options.remote_command = Some(env!("CARGO_BIN_EXE_mirrord").into());
     let end = run_mirror(options, person.clone()).unwrap();
     let told = std::mem::take(&mut *person.told.lock().unwrap());

@@ -456,7 +456,7 @@ fn everything_going_at_once_is_held_and_released() {
     for n in 0..1500 {
         fs::write(bed.src().join(format!("d/{n}")), "x").unwrap();
     }
-    let mut follower = bed.mirror(&[]);
+    let mut follower = bed.mirror(&["--no-history"]);
     follower.wait_stderr("equal: ", LONG).unwrap();
     fs::remove_dir_all(bed.src().join("d")).unwrap();
     fs::write(bed.src().join("after"), "x").unwrap();

@@ -423,6 +423,15 @@ pub fn health(status: &Status, max_lag: Duration) -> (Health, String) {
         State::Failed { reason } => find(Health::Critical, format!("failed: {reason}")),
         State::Stopped => find(Health::Critical, "stopped".into()),
     }
+    if let Some(alarm) = &status.alarm {
+        find(
+            Health::Critical,
+            format!(
+                "alarm: {}; followed into history, nothing is rotated or pruned: `fs_mirror release --yes` when you have looked",
+                alarm.what
+            ),
+        );
+    }
     if lag > max_lag.as_secs_f64() {
         find(
             Health::Critical,

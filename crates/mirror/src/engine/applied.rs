@@ -11,7 +11,7 @@ use mirror_core::{Content, Digest, ObjectId, Position};
 use super::control::{ControlError, Until};
 use super::differing::Differing;
 use super::seed::{Chained, Spooled};
-use super::status::{Failed, Hold, PathText, Rolling, Travelling};
+use super::status::{Alarmed, Failed, Hold, PathText, Rolling, Travelling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
 use crate::history::ask::{Answer, Ask};
 use crate::history::tree::PastError;
@@ -52,6 +52,8 @@ pub struct ApplyStatus {
     pub moved_aside: Vec<PathText>,
     pub hold: Option<Hold>,
     pub alarm_gone: u64,
+    /// Very much changed at once, and nobody has looked yet.
+    pub alarm: Option<Alarmed>,
     /// The loop is over, for this reason.
     pub ended: Option<String>,
     /// And the reason is that the log's records contradict the copy's rows.

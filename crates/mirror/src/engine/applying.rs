@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use mirror_core::guard::Window;
+use mirror_core::guard::{Destroyed, Window};
 use mirror_core::{At, Change, Content, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::{self, ADOPTING_KEY, LeftOut};
@@ -31,7 +31,7 @@ use crate::history::ask::{self, Answer, Ask};
 use crate::history::events::Why;
 use crate::history::settings::Settings;
 use crate::history::tree::PastError;
-use crate::history::{History, now_ns};
+use crate::history::{History, now_ns, parts};
 use crate::index::Index;
 use crate::log::{Cursor, LogError, LogReader, Waited};
 
@@ -78,6 +78,7 @@ pub struct ApplySetup {
     /// What the copy may take.
     pub bounds: Arc<Bounds>,
     pub dst: PathBuf,
+    pub state_dir: PathBuf,
     /// Where old versions are kept, and which.
     pub history: Option<HistorySetup>,
     /// Told of what was applied.
@@ -169,12 +170,14 @@ impl ApplyLoop {
                     orders: taken,
                     stop: stopped,
                     window: Window::default(),
+                    destroyed: Destroyed::default(),
                     began: Instant::now(),
                     passes,
                     looking: setup.looking,
                     seeding: setup.seeding,
                     bounds: setup.bounds,
                     dst: setup.dst,
+                    state_dir: setup.state_dir,
                     history: setup.history,
                     told: setup.told,
                     pace: Pace::default(),
@@ -240,6 +243,7 @@ struct Running {
     orders: Receiver<ApplyOrder>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     window: Window,
+    destroyed: Destroyed,
     began: Instant,
     retry_ms: u64,
     retry_at: Option<Instant>,
@@ -251,6 +255,7 @@ struct Running {
     seeding: bool,
     bounds: Arc<Bounds>,
     dst: PathBuf,
+    state_dir: PathBuf,
     history: Option<HistorySetup>,
     told: Option<Arc<dyn Told>>,
     pace: Pace,
@@ -596,6 +601,14 @@ impl Running {
             .map_err(store_error)?;
         let Some(HistorySetup { state_dir, keeping }) = &self.history else {
             if kept.is_some() {
+                // As it is now, so that what is kept can be asked for also when it is taken up again.
+                self.applier.checkpoint()?;
+                let ended = parts::end(&self.state_dir, Some(&self.state_dir.join("index")));
+                ended.map_err(|source| ApplyError::Io {
+                    step: "set the history aside in",
+                    path: self.state_dir.clone(),
+                    source,
+                })?;
                 let gone = self.applier.store_mut().meta_remove(HISTORY_KEY);
                 gone.map_err(store_error)?;
             }
@@ -604,6 +617,15 @@ impl Running {
         if self.seeding || self.applier.history().is_some() {
             return Ok(());
         }
+        if kept.is_none() {
+            // Nothing says what became of the copy since.
+            let ended = parts::end(state_dir, None);
+            ended.map_err(|source| ApplyError::Io {
+                step: "set the history aside in",
+                path: state_dir.clone(),
+                source,
+            })?;
+        }
         let tree = self.reader.tree();
         if self.applier.store().tree().is_none() {
             self.applier.store_mut().set_tree(tree);
@@ -611,9 +633,9 @@ impl Running {
         let mut history = History::open(state_dir, tree).map_err(ApplyError::History)?;
         history.choose(keeping).map_err(ApplyError::History)?;
         if kept.is_none() {
-            let why = match history.begins() {
-                None => Why::New,
-                Some(_) => Why::Compared,
+            let why = match parts::all(state_dir).is_empty() {
+                true => Why::New,
+                false => Why::Compared,
             };
             let moment = self.applier.moment();
             let begun = history.begin(moment, now_ns(), why);
@@ -622,6 +644,7 @@ impl Running {
             put.map_err(store_error)?;
         }
         self.applier.set_history(Some(history));
+        self.show_alarm();
         Ok(())
     }
 
@@ -691,6 +714,7 @@ impl Running {
 
     fn release(&mut self) {
         self.window.clear();
+        self.clear_alarm();
         // All that was shown may pass, not only the batch it was held for.
         self.passes = self
             .passes

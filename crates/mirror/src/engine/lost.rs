@@ -10,6 +10,7 @@ use super::applying::chain;
 use super::session::show;
 use super::status::{Fork, Stamp};
 use crate::disk::{RealDisk, read_file, replace_file};
+use crate::history::parts;
 use crate::index::{Index, IndexError};
 use crate::log::{ContentError, LogError, LogReader};
 
@@ -95,6 +96,8 @@ pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
             _ => {}
         }
     }
+    // Positions and identities begin anew.
+    parts::end(state_dir, Some(&aside.join("index")))?;
     Ok(aside)
 }
 

@@ -80,6 +80,9 @@ pub struct Status {
     /// Histories that were left for another one, and nothing explains it; until what lies aside of them is removed.
     #[serde(default)]
     pub forks: Vec<Fork>,
+    /// Very much changed at once and was followed into history; until a person lets go nothing is rotated or pruned.
+    #[serde(default)]
+    pub alarm: Option<Alarmed>,
 }
 
 impl Status {
@@ -119,6 +122,7 @@ impl Status {
             link: None,
             held_to: None,
             forks: Vec::new(),
+            alarm: None,
         }
     }
 }
@@ -316,6 +320,16 @@ pub struct Rolling {
     /// Since the mirror was made: changed by hand, and of that repaired.
     pub found: u64,
     pub repaired: u64,
+}
+
+/// See [`Status::alarm`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Alarmed {
+    pub since: Stamp,
+    /// The last position before it.
+    #[serde(default, with = "position_text")]
+    pub before: Option<Position>,
+    pub what: String,
 }
 
 /// See [`Status::forks`].

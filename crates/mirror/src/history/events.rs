@@ -65,6 +65,16 @@ pub enum Event {
         monthly: String,
         timezone: String,
     },
+    /// Very much changed at once; until it is cleared nothing is rotated or pruned.
+    Alarm {
+        /// The last position before it.
+        moment: u64,
+        here_ns: u64,
+        what: String,
+    },
+    Cleared {
+        here_ns: u64,
+    },
     #[serde(other)]
     Unknown,
 }
@@ -296,9 +306,24 @@ impl Events {
             | Event::Pruned { here_ns, .. }
             | Event::Policy { here_ns, .. }
             | Event::Forced { here_ns, .. } => Some(*here_ns),
+            Event::Alarm { here_ns, .. } | Event::Cleared { here_ns } => Some(*here_ns),
             Event::Unknown => None,
         };
         self.all.iter().filter_map(here).max()
+    }
+
+    /// What nobody has looked at yet: when it was, here, the position before it, and what.
+    pub fn alarm(&self) -> Option<(u64, Moment, &str)> {
+        let last = self.all.iter().rev().find_map(|event| match event {
+            Event::Alarm {
+                moment,
+                here_ns,
+                what,
+            } => Some(Some((*here_ns, Moment(*moment), what.as_str()))),
+            Event::Cleared { .. } => Some(None),
+            _ => None,
+        });
+        last.flatten()
     }
 
     /// Where history begins, newest last.

@@ -17,6 +17,7 @@ mod format;
 pub mod keep;
 mod keys;
 pub mod links;
+pub mod parts;
 pub mod prune;
 pub mod publish;
 pub mod publish_settings;

@@ -21,15 +21,27 @@ pub struct Stopped {
     wanted: BTreeMap<ObjectId, Wanted>,
     pub history: History,
     now: Moment,
-    _lock: StateLock,
+    _lock: Option<StateLock>,
 }
 
 impl Stopped {
-    pub fn open(state_dir: &Path, lock: StateLock) -> Result<Stopped, PastError> {
+    /// An earlier part of the history: nobody changes it any more.
+    pub fn open_part(dir: &Path) -> Result<Stopped, PastError> {
+        Stopped::open(dir, None)
+    }
+
+    pub fn open(state_dir: &Path, lock: Option<StateLock>) -> Result<Stopped, PastError> {
         let rows_error = |e: &dyn std::error::Error| PastError::Rows(e.to_string());
         let path = state_dir.join("index");
         if !path.exists() {
-            let text = "the index of the copy is missing: start the mirror, which makes it again";
+            let text = match lock {
+                Some(_) => {
+                    "the index of the copy is missing: start the mirror, which makes it again"
+                }
+                None => {
+                    "its index was lost, so it can't be asked for; its versions are in history/ there"
+                }
+            };
             return Err(PastError::Unknown(text.into()));
         }
         let (rows, opened) =

@@ -384,11 +384,12 @@ fn chain(lab: &Lab) -> Result<(Lot, Node, Node), Skip> {
     let (mut b, mut c) = (lot.backup("b")?, lot.backup("c")?);
     lot.web.lets(&b);
     lot.web.lets(&c);
-    b.follows(&lot.web, "www", "");
+    let hold = "on_mass_change = \"hold\"";
+    b.follows(&lot.web, "www", hold);
     b.serve();
     b.equal(&lot.src("www"), "www");
     b.lets(&c);
-    c.follows(&b, "www", "");
+    c.follows(&b, "www", hold);
     c.serve();
     c.equal(&lot.src("www"), "www");
     Ok((lot, b, c))

@@ -1,7 +1,6 @@
 //! What is different between two times: one line a path, or the lines within.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStrExt;
 
 use mirror_core::history::Moment;
 use mirror_core::plan::same_inode_kind;
@@ -215,7 +214,7 @@ fn within(differs: &Differs, top: &[u8]) -> bool {
 
 pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
-    let from = past.stand(&args.from)?;
+    let mut unsure = None;
     let named = args.which.mirror.is_some();
     let now = |past: &mut Past| -> Result<Stand, CliError> { past.stand("now") };
     let (to, path) = match args.rest.as_slice() {
@@ -233,19 +232,30 @@ pub fn run(args: &DiffArgs) -> Result<Exit, CliError> {
             _ => {
                 let path = past.path(one, named)?;
                 let now = now(&mut past)?;
-                let known = past.tree(now.moment).find(&path)?.is_some()
-                    || past.tree(from.moment).find(&path)?.is_some();
-                if !known {
-                    return Err(CliError::usage(format!(
-                        "{} is no time and no path that is there now or was there then",
-                        escape(one.as_bytes())
-                    )));
-                }
+                unsure = Some(path.clone());
                 (now, path)
             }
         },
         _ => return Err(CliError::usage("diff takes T1 [T2] [PATH]")),
     };
+    let part = past.part();
+    let from = past.stand(&args.from)?;
+    if past.part() != part {
+        return Err(CliError::usage(format!(
+            "{} and the later time lie in two parts of the history: the copy was compared anew in between, so what changed is \
+             not known; check both out and compare them",
+            escape(args.from.as_bytes())
+        )));
+    }
+    if let Some(path) = unsure
+        && past.tree(to.moment).find(&path)?.is_none()
+        && past.tree(from.moment).find(&path)?.is_none()
+    {
+        return Err(CliError::usage(format!(
+            "{} is no time and no path that is there now or was there then",
+            shown(&path)
+        )));
+    }
     if from.moment > to.moment {
         return Err(CliError::usage(
             "T1 is later than T2: the earlier time comes first",

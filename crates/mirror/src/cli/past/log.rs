@@ -127,7 +127,7 @@ impl Past {
             // Before all that is kept is no mistake here.
             Some(since) => match self.stand(since) {
                 Ok(stand) => stand.moment,
-                Err(e) if e.line.contains("is before what is kept") => Moment(0),
+                Err(e) if e.line.contains(super::BEFORE) => Moment(0),
                 Err(e) => return Err(e),
             },
             None => Moment(0),
@@ -194,8 +194,31 @@ fn joined(path: &[Name]) -> Vec<u8> {
     names.join(&b'/')
 }
 
-/// Each wanted change, oldest first.
+/// Each wanted change, oldest first, through all parts of the history from the one on that `--since` is in.
 fn gather(
+    past: &mut Past,
+    (path, named): (Option<&OsStr>, bool),
+    (since, until): (Option<&str>, Option<&str>),
+    filter: &mut Filter,
+    each: &mut dyn FnMut(Change),
+) -> Result<(), CliError> {
+    let mut between = past.range(since, until)?;
+    loop {
+        let done = gather_here(past, path, named, between, filter, each);
+        // Another part may know it.
+        if past.part().is_none() {
+            return done;
+        }
+        past.go_on();
+        between = match past.range(None, until) {
+            Ok(between) => between,
+            Err(e) if e.line.contains(super::BEFORE) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+    }
+}
+
+fn gather_here(
     past: &mut Past,
     path: Option<&OsStr>,
     named: bool,
@@ -252,7 +275,6 @@ fn fold(lines: &mut VecDeque<Change>, change: &mut Change) {
 
 pub fn run(args: &HistoryLogArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
-    let between = past.range(args.since.as_deref(), args.until.as_deref())?;
     let mut filter = Filter {
         who: args
             .who
@@ -276,9 +298,8 @@ pub fn run(args: &HistoryLogArgs) -> Result<Exit, CliError> {
     let named = args.which.mirror.is_some();
     gather(
         &mut past,
-        args.path.as_deref(),
-        named,
-        between,
+        (args.path.as_deref(), named),
+        (args.since.as_deref(), args.until.as_deref()),
         &mut filter,
         &mut |mut change| {
             fold(&mut lines, &mut change);
@@ -295,19 +316,28 @@ pub fn run(args: &HistoryLogArgs) -> Result<Exit, CliError> {
         left_out += 1;
     }
     let colour = ui::colour(&ui::output(args.say.json, args.say.quiet, args.say.verbose));
+    let begins = past.window()?.begins.map_or(0, |begins| begins.here_ns);
     for change in lines.iter().rev() {
         match args.say.json {
             true => ui::say(&as_json(change).to_string()),
             false => ui::say(&line(&past, change, colour)),
         }
-        if args.patch && change.op == Op::Write {
+        // Of an earlier part the positions are others.
+        if args.patch && change.op == Op::Write && change.here_ns >= begins {
             super::diff::patch_of(&mut past, change)?;
         }
     }
     if !args.say.json && !args.say.quiet {
         if lines.is_empty() {
             ui::complain("no changes are kept of that");
-        } else if left_out > 0 {
+        } else if let Some(part) = past.parts().last()
+            && args.since.is_none()
+        {
+            ui::complain(&format!(
+                "the copy was compared anew: what was before is in part {part} of the history, --since with a time in it shows that"
+            ));
+        }
+        if left_out > 0 {
             ui::complain(&format!(
                 "{} older are not shown: -n 0 shows all",
                 text::count(left_out)
@@ -417,15 +447,13 @@ fn who(by: Option<&By>) -> String {
 
 pub fn timeline(args: &TimelineArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
-    let between = past.range(args.since.as_deref(), args.until.as_deref())?;
     let mut minutes: std::collections::BTreeMap<i64, (u64, u64)> = Default::default();
     let named = args.which.mirror.is_some();
     let mut filter = Filter::default();
     gather(
         &mut past,
-        args.path.as_deref(),
-        named,
-        between,
+        (args.path.as_deref(), named),
+        (args.since.as_deref(), args.until.as_deref()),
         &mut filter,
         &mut |change| {
             let minute = (change.there_ns / 1_000_000_000) as i64 / 60 * 60;

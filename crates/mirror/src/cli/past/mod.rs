@@ -8,6 +8,7 @@ pub mod log;
 pub mod snapshot;
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -25,14 +26,18 @@ use crate::engine::options::SourceSpec;
 use crate::engine::status::Stamp;
 use crate::history::ask::{Answer, Ask, Known, TimeOf, Window};
 use crate::history::asked::{self, AsOf, Asks, Places, odd};
+use crate::history::parts;
 use crate::history::stopped::Stopped;
 use crate::history::times::{self, When};
-use crate::history::tree::{PastError, Where};
+use crate::history::tree::{PastError, PastTree, Where};
 
 enum Asked {
     Running(Client),
     Stopped(Box<Stopped>),
 }
+
+/// How an error says that something is too long ago.
+const BEFORE: &str = "is before what is kept";
 
 /// A mirror's past.
 pub struct Past {
@@ -41,6 +46,12 @@ pub struct Past {
     pub state_dir: PathBuf,
     source: SourceSpec,
     pub zone: TimeZone,
+    /// Where this part's files are.
+    part_dir: PathBuf,
+    /// Earlier parts, oldest first.
+    parts: Vec<u32>,
+    /// The part after this one: what was in the copy at this one's end is where it begins.
+    later: Option<Box<Past>>,
 }
 
 /// A position that a person named, and when that was.
@@ -78,6 +89,9 @@ impl Asks for Past {
             Asked::Stopped(stopped) => stopped.ask(ask),
         }
     }
+    fn later(&mut self, path: &Path, content: &mirror_core::Content) -> Option<OwnedFd> {
+        self.in_later(path, content)
+    }
 }
 
 impl Past {
@@ -93,17 +107,89 @@ impl Past {
             Ok(client) => Asked::Running(client),
             Err(ClientError::NotRunning) => {
                 let lock = StateLock::take(&state_dir)?;
-                Asked::Stopped(Box::new(Stopped::open(&state_dir, lock)?))
+                Asked::Stopped(Box::new(Stopped::open(&state_dir, Some(lock))?))
             }
             Err(e) => return Err(e.into()),
         };
         Ok(Past {
             asked,
             dst: config.dst,
+            part_dir: state_dir.clone(),
+            parts: parts::all(&state_dir),
             state_dir,
             source: config.source,
             zone: TimeZone::system(),
+            later: None,
         })
+    }
+
+    /// Earlier parts, oldest first.
+    pub fn parts(&self) -> &[u32] {
+        &self.parts
+    }
+
+    /// Which earlier part this is; `None`: the present one.
+    pub fn part(&self) -> Option<u32> {
+        self.later.as_ref()?;
+        self.part_dir.file_name()?.to_str()?.parse().ok()
+    }
+
+    /// Goes back to the part after this one. False: this is the present one.
+    pub fn go_on(&mut self) -> bool {
+        match self.later.take() {
+            Some(later) => {
+                *self = *later;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Turns to the part before this one. False: there is none.
+    fn earlier(&mut self) -> Result<bool, PastError> {
+        let Some(part) = self.parts.pop() else {
+            return Ok(false);
+        };
+        let part_dir = parts::dir(&self.state_dir, part);
+        let named = |e: PastError| match e {
+            PastError::Unknown(text) => PastError::Unknown(format!(
+                "part {part} of the history, {}: {text}",
+                show(&part_dir)
+            )),
+            e => e,
+        };
+        let stopped = Stopped::open_part(&part_dir).map_err(named)?;
+        let earlier = Past {
+            asked: Asked::Stopped(Box::new(stopped)),
+            dst: self.dst.clone(),
+            state_dir: self.state_dir.clone(),
+            source: self.source.clone(),
+            zone: self.zone.clone(),
+            part_dir,
+            parts: std::mem::take(&mut self.parts),
+            later: None,
+        };
+        let later = std::mem::replace(self, earlier);
+        self.later = Some(Box::new(later));
+        Ok(true)
+    }
+
+    /// Of a path that was in the copy when this part ended: its bytes, by the part after this one.
+    fn in_later(&mut self, path: &Path, content: &mirror_core::Content) -> Option<OwnedFd> {
+        let later = self.later.as_mut()?;
+        let begins = Moment(later.window().ok()?.begins?.moment);
+        let names: Result<Vec<Name>, _> = path
+            .components()
+            .map(|part| Name::new(part.as_os_str().as_bytes()))
+            .collect();
+        let mut tree = later.tree(begins);
+        let entry = tree.find(&names.ok()?).ok()??;
+        let same = entry
+            .state
+            .kind
+            .content()
+            .is_some_and(|now| now.same(content));
+        same.then(|| tree.open(&entry).ok()).flatten()
     }
 
     pub fn window(&mut self) -> Result<Window, PastError> {
@@ -113,8 +199,19 @@ impl Past {
         }
     }
 
-    /// The position that a person means.
+    /// The position that a person means. One in an earlier part of the history turns to that.
     pub fn stand(&mut self, text: &str) -> Result<Stand, CliError> {
+        loop {
+            match self.stand_here(text) {
+                Err(e) if e.line.contains(BEFORE) && !self.parts.is_empty() => {
+                    self.earlier()?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn stand_here(&mut self, text: &str) -> Result<Stand, CliError> {
         let now = jiff::Timestamp::now();
         let when = times::parse(text, &now.to_zoned(self.zone.clone())).map_err(CliError::usage)?;
         let window = self.window()?;
@@ -182,7 +279,7 @@ impl Past {
                 next: asked.1,
             }),
             _ => Err(CliError::usage(format!(
-                "{} is before what is kept: {}",
+                "{} {BEFORE}: {}",
                 escape(text.as_bytes()),
                 self.available(&window)
             ))),
@@ -294,7 +391,7 @@ impl Past {
     pub fn places(&self) -> Places {
         Places {
             dst: self.dst.clone(),
-            state_dir: self.state_dir.clone(),
+            state_dir: self.part_dir.clone(),
         }
     }
 }
@@ -329,6 +426,7 @@ impl Past {
         id: ObjectId,
         most: u64,
     ) -> Result<Option<Vec<u8>>, PastError> {
+        let mut tried = false;
         for _ in 0..3 {
             let Some(known) = self.objects(moment, &[id])?.into_iter().next().flatten() else {
                 return Err(PastError::Unknown("it was not there then".into()));
@@ -342,7 +440,15 @@ impl Past {
             if known.bytes == Where::Nothing {
                 return Ok(Some(vec![0; content.bytes as usize]));
             }
-            let fd = self.places().file(&known.bytes)?;
+            let later = match (&known.bytes, tried) {
+                (Where::Live(path), true) => self.later(path, content),
+                _ => None,
+            };
+            tried = true;
+            let fd = match later {
+                Some(fd) => fd,
+                None => self.places().file(&known.bytes)?,
+            };
             let mut reader = crate::apply::content::RangeReader::new(fd, content);
             let mut whole = vec![0u8; content.bytes as usize];
             let mut hasher = crate::apply::content::hasher(content);

@@ -21,7 +21,7 @@ use crate::engine::control::{
     VerifyOptions, WaitReport,
 };
 use crate::engine::event::{Event, Ui};
-use crate::engine::local::outer::{RELEASED_WITHIN, space};
+use crate::engine::local::outer::{RELEASED_WITHIN, released_alarm, space};
 use crate::engine::lost;
 use crate::engine::service::pulse;
 use crate::engine::serving::{Chain, Followers};
@@ -578,6 +578,7 @@ impl Hub {
         let applied = handles.applied.lock().clone();
         let durable = handles.tail.durable();
         let report = &known.report;
+        status.alarm.clone_from(&applied.alarm);
         status.detector = report.detector.as_ref().map(|detector| DetectorStatus {
             uses: detector.uses,
             why: detector.why.clone(),
@@ -974,7 +975,10 @@ impl Control for Hub {
 
     fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError> {
         let Some(hold) = self.held() else {
-            return Ok(ReleaseReport::default());
+            let alarm = self.refresh().alarm;
+            let handles = lock(&self.known).handles.clone();
+            let orders = handles.map(|handles| handles.apply_orders);
+            return Ok(released_alarm(alarm, orders, yes));
         };
         let mut report = ReleaseReport {
             gone: hold.gone.unwrap_or(0),

@@ -1014,6 +1014,7 @@ impl Session<'_> {
             verbose: options.output.verbose,
             bounds: options.bounds.clone(),
             dst: self.place.dst.clone(),
+            state_dir: self.place.state.clone(),
             history: options
                 .history
                 .then(|| HistorySetup::new(&self.place.state, &options.keeping)),

@@ -515,6 +515,7 @@ impl Mirror {
             verbose: self.options.output.verbose,
             bounds: self.options.bounds.clone(),
             dst: place.dst.clone(),
+            state_dir: place.state.clone(),
             history: self
                 .options
                 .history

@@ -23,14 +23,31 @@ use crate::engine::options::Detector;
 use crate::engine::service::pulse;
 use crate::engine::session::now_ns;
 use crate::engine::status::{
-    DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space, Stamp,
-    State, Status,
+    Alarmed, DetectorStatus, FAILED_MAX, Failed, Hold, HoldReason, Lag, PathText, Positions, Space,
+    Stamp, State, Status,
 };
 use crate::engine::verify;
 use crate::history::ask::{Answer, Ask};
 use crate::index::Index;
 use crate::log::Tail;
 use crate::sync::lock;
+
+/// Nothing is held, but perhaps an alarm waits for a person.
+pub fn released_alarm(
+    alarm: Option<Alarmed>,
+    orders: Option<ApplyOrders>,
+    yes: bool,
+) -> ReleaseReport {
+    let Some(alarm) = alarm else {
+        return ReleaseReport::default();
+    };
+    let released = yes && orders.is_some_and(|orders| orders.send(ApplyOrder::Release).is_ok());
+    ReleaseReport {
+        hold: Some(hold(HoldReason::MassChange, alarm.what)),
+        released,
+        ..ReleaseReport::default()
+    }
+}
 
 /// How long a release waits for the loops to go on.
 pub const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -217,6 +234,7 @@ impl Outer {
         capture.needed = applied.saved;
         let mut status = lock(&self.status);
         status.now = Stamp::now();
+        status.alarm.clone_from(&applied.alarm);
         status.detector = Some(DetectorStatus {
             uses: handles.detector,
             why: handles.why.clone(),
@@ -539,7 +557,12 @@ impl Control for Outer {
     fn release(&self, yes: bool) -> Result<ReleaseReport, ControlError> {
         let status = self.refresh();
         let State::Hold(hold) = status.state else {
-            return Ok(ReleaseReport::default());
+            let handles = self.handles();
+            return Ok(released_alarm(
+                status.alarm,
+                handles.map(|handles| handles.apply_orders),
+                yes,
+            ));
         };
         let mut report = ReleaseReport {
             gone: hold.gone.unwrap_or(0),

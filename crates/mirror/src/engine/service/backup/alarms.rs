@@ -28,6 +28,8 @@ const PATIENCE_S: f64 = 60.0;
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Hold,
+    /// Very much changed at once, and was followed into history.
+    MassChange,
     /// A limit of the tree's own.
     Limit,
     /// Less is free than stays free.
@@ -45,6 +47,7 @@ impl Kind {
     pub fn word(self) -> &'static str {
         match self {
             Kind::Hold => "hold",
+            Kind::MassChange => "mass_change",
             Kind::Limit => "limit",
             Kind::Floor => "floor",
             Kind::Failed => "failed",
@@ -55,7 +58,7 @@ impl Kind {
     }
     fn patience_s(self) -> f64 {
         match self {
-            Kind::Hold | Kind::Limit | Kind::Floor | Kind::Stale => 0.0,
+            Kind::Hold | Kind::MassChange | Kind::Limit | Kind::Floor | Kind::Stale => 0.0,
             Kind::Failed | Kind::LostPeer | Kind::Down => PATIENCE_S,
         }
     }
@@ -127,6 +130,9 @@ pub fn wrong(seen: &Seen) -> Vec<(Kind, String)> {
     let Some(status) = &seen.status else {
         return out;
     };
+    if let Some(alarm) = &status.alarm {
+        out.push((Kind::MassChange, alarm.what.clone()));
+    }
     match &status.state {
         State::Hold(hold) if hold.reason == HoldReason::Limit => {
             out.push((Kind::Limit, hold.what.clone()));
