@@ -79,6 +79,10 @@ pub trait Contents: Sync {
     ) -> Fetched {
         self.fetch(object, content, place)
     }
+    /// The same, but only if this host has it: a version that is over already is not asked for anywhere.
+    fn at_hand(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        self.fetch(object, content, place)
+    }
     /// Of what was answered with [`Fetched::Travels`] only this is still wanted.
     fn keep(&self, wanted: &BTreeMap<ObjectId, Digest>) {
         let _ = wanted;
@@ -95,6 +99,18 @@ pub struct Patient<'a>(pub &'a dyn Contents);
 impl Contents for Patient<'_> {
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
         self.0.fetch_patiently(object, content, place)
+    }
+    fn at_hand(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        self.0.at_hand(object, content, place)
+    }
+}
+
+/// For versions that are over.
+struct AtHand<'a>(&'a dyn Contents);
+
+impl Contents for AtHand<'_> {
+    fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        self.0.at_hand(object, content, place)
     }
 }
 

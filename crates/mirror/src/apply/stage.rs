@@ -360,7 +360,8 @@ impl<S: Store> Batch<'_, S> {
             from: From::Fetch(place),
         };
         let keep = self.options.flush == Flush::Batch;
-        match make_file(&job, self.rules, self.contents, self.staging, keep) {
+        let contents = super::AtHand(self.contents);
+        match make_file(&job, self.rules, &contents, self.staging, keep) {
             Made::File(_, fd) => {
                 self.flush.add(fd.map(Arc::new));
                 Ok(true)

@@ -289,6 +289,10 @@ impl Contents for WireContents {
             .unwrap_or_else(|| self.ask(object, content))
     }
 
+    fn at_hand(&self, _: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
+        self.here(content, place).unwrap_or(Fetched::Gone)
+    }
+
     fn keep(&self, wanted: &BTreeMap<ObjectId, Digest>) {
         self.travel.keep(wanted);
     }

@@ -93,6 +93,13 @@ impl SourceContents {
 }
 
 impl Contents for SourceContents {
+    fn at_hand(&self, _: ObjectId, _: &Content, place: Option<ContentRef>) -> Fetched {
+        match place.map(|place| self.store.get(place)) {
+            Some(Ok(bytes)) => Fetched::Bytes(bytes.into()),
+            _ => Fetched::Gone,
+        }
+    }
+
     fn fetch(&self, object: ObjectId, content: &Content, place: Option<ContentRef>) -> Fetched {
         if let Some(place) = place {
             match self.store.get(place) {
