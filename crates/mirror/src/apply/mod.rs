@@ -322,6 +322,14 @@ impl<S: Store> Applier<S> {
         rows.forget_locals();
         Ok(ask(&rows, self.history.as_mut()))
     }
+    /// What the rows know of the history that belongs to them.
+    pub fn known(&self) -> Result<crate::history::catalogue::Known, ApplyError> {
+        let last = self.store.get(HISTORY_LAST_KEY).map_err(store_error)?;
+        Ok(crate::history::catalogue::Known {
+            now: self.moment(),
+            last: history_last(last),
+        })
+    }
     /// The position of the rows, as histories count.
     pub fn moment(&self) -> Moment {
         self.store.position().map_or(Moment(0), Moment::of)
@@ -471,6 +479,11 @@ impl<S: Store> Applier<S> {
             && let Some(history) = &mut self.history
         {
             history.flush().map_err(ApplyError::History)?;
+            // What must be there when it is opened again.
+            let last = history.catalogue.last().map(|last| last.0.to_le_bytes());
+            self.store
+                .set(HISTORY_LAST_KEY, last.as_ref().map(|last| &last[..]))
+                .map_err(store_error)?;
         }
         self.store.flush().map_err(store_error)?;
         crash::point("checkpointed");
@@ -596,6 +609,14 @@ impl<S: Store> Applier<S> {
             }
         }
     }
+}
+
+/// Kept with the rows: the last group that history had when they were made durable.
+pub const HISTORY_LAST_KEY: &str = "history_last";
+
+pub fn history_last(value: Option<Vec<u8>>) -> Option<Moment> {
+    let bytes = value?.try_into().ok()?;
+    Some(Moment(u64::from_le_bytes(bytes)))
 }
 
 /// What these rows still owe.

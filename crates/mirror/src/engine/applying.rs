@@ -630,7 +630,11 @@ impl Running {
         if self.applier.store().tree().is_none() {
             self.applier.store_mut().set_tree(tree);
         }
-        let mut history = History::open(state_dir, tree).map_err(ApplyError::History)?;
+        let mut known = self.applier.known()?;
+        // Of a time when it was kept, too.
+        known.last = known.last.filter(|_| kept.is_some());
+        let history = History::open(state_dir, tree, Some(known));
+        let mut history = history.map_err(ApplyError::History)?;
         history.choose(keeping).map_err(ApplyError::History)?;
         if kept.is_none() {
             let why = match parts::all(state_dir).is_empty() {
@@ -643,6 +647,9 @@ impl Running {
             let put = self.applier.store_mut().meta_put(HISTORY_KEY, b"1");
             put.map_err(store_error)?;
         }
+        for text in history.told() {
+            self.ui.event(Event::Notice(format!("history: {text}")));
+        }
         self.applier.set_history(Some(history));
         self.show_alarm();
         Ok(())
@@ -654,6 +661,10 @@ impl Running {
             Some(history) => ask::answer(rows, history, now, ask),
             None => Err(PastError::Unknown(NO_HISTORY.into())),
         });
+        let told = self.applier.history_mut().map(History::told);
+        for text in told.unwrap_or_default() {
+            self.ui.event(Event::Notice(format!("history: {text}")));
+        }
         answer.unwrap_or_else(|e| Err(PastError::Rows(chain(&e))))
     }
 

@@ -464,8 +464,8 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
         Ask::Groups { after, until } => {
             let (groups, next) = groups_between(history, *after, *until, ROWS_MAX)?;
             let mut bodies = Vec::new();
-            let packed = format::pack(&groups, |body, _, _| {
-                bodies.push(Hex(body.to_vec()));
+            let packed = format::pack(&groups, |body| {
+                bodies.push(Hex(body.bytes.to_vec()));
                 Ok(())
             });
             packed.map_err(|e| PastError::Asking(e.to_string()))?;

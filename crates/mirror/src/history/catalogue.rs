@@ -1,7 +1,11 @@
 //! The catalogue: which name stood for what, and what state objects were in, before each group. Append-only segments; an
 //! authority, not derived from anything. Chapter "Catalogue" of `docs/FORMAT.md`.
 
+mod frames;
+mod mend;
+
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use mirror_core::history::asof::{NameWas, ObjectWas};
@@ -10,9 +14,13 @@ use mirror_core::{At, Digest, Name, ObjectId, Who};
 
 use super::format::{self, Dated, FRAME, FrameKind};
 use super::keys::{self, Keys, KeysFile, Kind, Loc, Table, Time};
-use super::walk;
+use super::spare;
+use super::walk as walking;
 use crate::disk::{Disk, DiskFile, replace_file};
 use crate::sync::lock;
+pub(super) use frames::is_damage;
+use frames::{read_frame, walk};
+pub use mend::{Finding, Known, Lost};
 
 pub const DIR: &str = "catalogue";
 const MAGIC: [u8; 8] = *b"FSM.CAT\n";
@@ -55,10 +63,37 @@ pub struct Found {
 
 struct Segment {
     number: u64,
-    file: Arc<dyn DiskFile>,
     len: u64,
     last: Moment,
+    /// Replaced when it was damaged and is made again.
+    parts: Mutex<Arc<Parts>>,
+    /// Nothing is left to make it from.
+    hopeless: AtomicBool,
+}
+
+struct Parts {
+    file: Arc<dyn DiskFile>,
     table: Table,
+}
+
+impl Segment {
+    fn new(number: u64, len: u64, last: Moment, file: Arc<dyn DiskFile>, table: Table) -> Segment {
+        Segment {
+            number,
+            len,
+            last,
+            parts: Mutex::new(Arc::new(Parts { file, table })),
+            hopeless: AtomicBool::new(false),
+        }
+    }
+    fn parts(&self) -> Arc<Parts> {
+        lock(&self.parts).clone()
+    }
+    /// While nobody else has them.
+    fn parts_mut(&mut self) -> Option<&mut Parts> {
+        let parts = self.parts.get_mut();
+        Arc::get_mut(parts.unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
 }
 
 /// See the module.
@@ -71,10 +106,20 @@ pub struct Catalogue {
     head: Digest,
     /// Something appended is not flushed.
     dirty: bool,
-    /// A write or a flush failed: what is in the page cache is not believed until it is opened again.
-    broken: bool,
+    broken: Broken,
     frames: Mutex<Vec<(u64, u32, Arc<Vec<u8>>)>>,
     segment_bytes_max: u64,
+    /// What was damaged and is not any more, to be told.
+    told: Mutex<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    No,
+    /// Some of a write may be there, behind the end.
+    Write,
+    /// What is in the page cache is not believed until it is opened again.
+    Flush,
 }
 
 fn name_of(number: u64) -> String {
@@ -82,6 +127,9 @@ fn name_of(number: u64) -> String {
 }
 fn keys_name(number: u64) -> String {
     format!("{DIR}/{number:016x}.keys")
+}
+fn spare_name(number: u64) -> String {
+    format!("{DIR}/{number:016x}.spare")
 }
 
 fn io_error(
@@ -93,111 +141,6 @@ fn io_error(
 }
 
 impl Catalogue {
-    pub fn open(disk: Arc<dyn Disk>, tree: [u8; 16]) -> Result<Catalogue> {
-        Catalogue::open_with(disk, tree, SEGMENT_BYTES_MAX)
-    }
-
-    pub fn open_with(
-        disk: Arc<dyn Disk>,
-        tree: [u8; 16],
-        segment_bytes_max: u64,
-    ) -> Result<Catalogue> {
-        disk.make_dir(DIR).map_err(io_error("make", DIR))?;
-        let mut catalogue = Catalogue {
-            disk,
-            tree,
-            segments: Vec::new(),
-            open: false,
-            head: Digest([0; 32]),
-            dirty: false,
-            broken: false,
-            frames: Mutex::default(),
-            segment_bytes_max,
-        };
-        let listed = catalogue.disk.list(DIR).map_err(io_error("list", DIR))?;
-        let mut numbers = Vec::new();
-        for name in &listed {
-            if name.ends_with(".new") {
-                let name = format!("{DIR}/{name}");
-                let removed = catalogue.disk.remove(&name);
-                removed.map_err(io_error("remove", name))?;
-            } else if let Some(number) = name.strip_suffix(".rows")
-                && let Ok(number) = u64::from_str_radix(number, 16)
-            {
-                numbers.push(number);
-            }
-        }
-        numbers.sort_unstable();
-        let newest = numbers.last().copied();
-        for number in numbers {
-            catalogue.take(number, Some(number) == newest)?;
-        }
-        Ok(catalogue)
-    }
-
-    /// A segment that is there. The newest one may end in what was not flushed when the machine stopped.
-    fn take(&mut self, number: u64, newest: bool) -> Result<()> {
-        let name = name_of(number);
-        let file = self.disk.open(&name).map_err(io_error("open", &name))?;
-        let mut len = file.len().map_err(io_error("read", &name))?;
-        self.check_header(&name, &file)?;
-        let keys = self.disk.open(&keys_name(number)).ok();
-        let keys = keys.and_then(|keys| KeysFile::open(keys, len).ok());
-        let last_time = |keys: &KeysFile| -> Option<Moment> {
-            let table_last = keys.last_time().ok()??;
-            Some(table_last.moment)
-        };
-        if let Some(keys) = keys
-            && let Some(last) = last_time(&keys)
-        {
-            self.open = false;
-            self.head = keys.head;
-            let table = Table::File(keys);
-            self.segments.push(Segment {
-                number,
-                file,
-                len,
-                last,
-                table,
-            });
-            return Ok(());
-        }
-        let walked = walk(&name, &file, len)?;
-        if let Some(end) = walked.torn {
-            let damaged = |what| CatalogueError::Damaged {
-                name: name.clone(),
-                offset: end,
-                what,
-            };
-            if !newest {
-                return Err(damaged("no frame is there"));
-            }
-            if any_frame_after(&file, end, len).map_err(io_error("read", &name))? {
-                return Err(damaged("no frame is there, but more follow"));
-            }
-            file.truncate(end).map_err(io_error("shorten", &name))?;
-            len = end;
-        }
-        self.head = walked.head;
-        let last = walked
-            .keys
-            .times
-            .last()
-            .map_or(Moment(0), |time| time.moment);
-        self.open = newest;
-        self.segments.push(Segment {
-            number,
-            file,
-            len,
-            last,
-            table: Table::Memory(walked.keys),
-        });
-        if !newest {
-            self.seal()?;
-        }
-        Ok(())
-    }
-
     fn check_header(&self, name: &str, file: &Arc<dyn DiskFile>) -> Result<()> {
         let mut header = [0; HEADER];
         let got = file
@@ -229,12 +172,8 @@ impl Catalogue {
 
     /// The last group that is in it.
     pub fn last(&self) -> Option<Moment> {
-        let last = |segment: &&Segment| segment.table.times() > 0;
-        self.segments
-            .iter()
-            .rev()
-            .find(last)
-            .map(|segment| segment.last)
+        let lasts = self.segments.iter().rev().map(|segment| segment.last);
+        lasts.into_iter().find(|last| *last > Moment(0))
     }
 
     /// Groups in order; what is in it already is left out.
@@ -245,33 +184,39 @@ impl Catalogue {
         if groups.is_empty() {
             return Ok(());
         }
-        if self.broken {
-            let what = io::Error::other("an earlier write failed: it must be opened again");
-            return Err(io_error("write", DIR)(what));
+        match self.broken {
+            Broken::No => {}
+            Broken::Write => self.take_back()?,
+            Broken::Flush => return Err(io_error("write", DIR)(unflushed())),
         }
         if !self.open {
             self.begin()?;
         }
-        self.broken = true;
         let head = &mut self.head;
         let Some(segment) = self.segments.last_mut() else {
             return Ok(());
         };
         let name = name_of(segment.number);
-        let Table::Memory(keys) = &mut segment.table else {
-            return Ok(());
+        let mut len = segment.len;
+        let Some(Parts {
+            file,
+            table: Table::Memory(keys),
+        }) = segment.parts_mut()
+        else {
+            let what = io::Error::other("it is being read");
+            return Err(io_error("write", name)(what));
         };
-        let (file, len) = (&segment.file, &mut segment.len);
-        let packed = format::pack(groups, |body, placed, times| {
-            let (frame, after) = format::frame(FrameKind::Groups, body, head);
-            let at = u32::try_from(*len).map_err(io::Error::other)?;
+        self.broken = Broken::Write;
+        let packed = format::pack(groups, |body| {
+            let (frame, after) = format::frame(FrameKind::Groups, body.goes_on, body.bytes, head);
+            let at = u32::try_from(len).map_err(io::Error::other)?;
             file.append(&frame)?;
-            *len += frame.len() as u64;
+            len += frame.len() as u64;
             *head = after;
-            for placed in placed {
+            for placed in body.placed {
                 keys.add(placed, at);
             }
-            for (moment, there_ns, here_ns) in times {
+            for (moment, there_ns, here_ns) in body.groups {
                 keys.add_time(Time {
                     moment: *moment,
                     there_ns: *there_ns,
@@ -282,36 +227,55 @@ impl Catalogue {
             Ok(())
         });
         packed.map_err(io_error("write", name))?;
-        self.broken = false;
+        self.broken = Broken::No;
         self.dirty = true;
+        segment.len = len;
         segment.last = groups
             .last()
             .map_or(segment.last, |dated| dated.group.moment);
-        if segment.len >= self.segment_bytes_max {
+        if len >= self.segment_bytes_max {
             self.seal()?;
         }
         Ok(())
     }
 
-    /// Makes all of it durable.
-    pub fn flush(&mut self) -> Result<()> {
-        if self.broken {
-            let what = io::Error::other("an earlier write failed: it must be opened again");
-            return Err(io_error("flush", DIR)(what));
+    /// What a write left that failed goes, and the keys are those of what is there.
+    fn take_back(&mut self) -> Result<()> {
+        let Some(segment) = self.segments.last_mut() else {
+            return Ok(());
+        };
+        let (name, len) = (name_of(segment.number), segment.len);
+        let file = segment.parts().file.clone();
+        file.truncate(len).map_err(io_error("shorten", &name))?;
+        let walked = walk(&file, len).map_err(io_error("read", &name))?;
+        if let Some((offset, what)) = walked.bad {
+            return Err(CatalogueError::Damaged { name, offset, what });
         }
-        if std::mem::take(&mut self.dirty)
-            && let Some(segment) = self.segments.last()
-            && let Err(source) = segment.file.flush()
-        {
-            self.broken = true;
-            return Err(io_error("flush", name_of(segment.number))(source));
-        }
+        self.head = walked.head;
+        let table = Table::Memory(walked.keys);
+        *lock(&segment.parts) = Arc::new(Parts { file, table });
+        self.broken = Broken::No;
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<()> {
-        let number = self.segments.last().map_or(1, |last| last.number + 1);
-        let name = name_of(number);
+    /// Makes all of it durable.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.broken == Broken::Flush {
+            return Err(io_error("flush", DIR)(unflushed()));
+        }
+        if self.dirty
+            && let Some(segment) = self.segments.last()
+            && let Err(source) = segment.parts().file.flush()
+        {
+            self.broken = Broken::Flush;
+            return Err(io_error("flush", name_of(segment.number))(source));
+        }
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// What a segment begins with that follows all there is.
+    fn header(&self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(&MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
@@ -319,49 +283,102 @@ impl Catalogue {
         header[32..64].copy_from_slice(&self.head.0);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..]);
         header[12..16].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        let number = self.segments.last().map_or(1, |last| last.number + 1);
+        let name = name_of(number);
+        let header = self.header();
         replace_file(&*self.disk, &name, &header).map_err(io_error("make", &name))?;
         let file = self.disk.open(&name).map_err(io_error("open", &name))?;
-        self.segments.push(Segment {
-            number,
-            file,
-            len: HEADER as u64,
-            last: self.last().unwrap_or_default(),
-            table: Table::Memory(Keys::default()),
-        });
+        let last = self.last().unwrap_or_default();
+        let table = Table::Memory(Keys::default());
+        let len = HEADER as u64;
+        self.segments
+            .push(Segment::new(number, len, last, file, table));
         self.open = true;
         Ok(())
     }
 
-    /// The newest segment takes no more: its keys go to a file.
+    /// The newest segment takes no more: a spare is made of it, and its keys go to a file.
     fn seal(&mut self) -> Result<()> {
         self.flush()?;
+        let head = self.head;
+        let Some(segment) = self.segments.last() else {
+            return Ok(());
+        };
+        let parts = segment.parts();
+        if let Table::Memory(keys) = &parts.table {
+            self.make_spare(segment.number, &parts.file, segment.len)?;
+            let keys = self.make_keys(segment.number, keys, segment.len, &head)?;
+            let file = parts.file.clone();
+            let table = Table::File(keys);
+            *lock(&segment.parts) = Arc::new(Parts { file, table });
+        }
         self.open = false;
-        let Some(segment) = self.segments.last_mut() else {
-            return Ok(());
-        };
-        let Table::Memory(keys) = &segment.table else {
-            return Ok(());
-        };
-        let name = keys_name(segment.number);
-        let bytes = keys::encode(keys, segment.len, &self.head);
-        replace_file(&*self.disk, &name, &bytes).map_err(io_error("write", &name))?;
-        let file = self.disk.open(&name).map_err(io_error("open", &name))?;
-        let keys = KeysFile::open(file, segment.len).map_err(io_error("read", &name))?;
-        segment.table = Table::File(keys);
         Ok(())
     }
 
+    fn make_keys(&self, number: u64, keys: &Keys, of: u64, head: &Digest) -> Result<KeysFile> {
+        let name = keys_name(number);
+        let bytes = keys::encode(keys, of, head);
+        replace_file(&*self.disk, &name, &bytes).map_err(io_error("write", &name))?;
+        let file = self.disk.open(&name).map_err(io_error("open", &name))?;
+        KeysFile::open(file).map_err(io_error("read", &name))
+    }
+
+    fn make_spare(&self, number: u64, file: &Arc<dyn DiskFile>, len: u64) -> Result<()> {
+        let name = spare_name(number);
+        let bytes = spare::encode(file, len).map_err(io_error("pack", name_of(number)))?;
+        replace_file(&*self.disk, &name, &bytes).map_err(io_error("write", name))
+    }
+
+    /// Entries from this key on, in order, until `each` is false. What is damaged is made again on the way, if it can be.
     fn from(
         &self,
         segment: &Segment,
         key: &[u8],
         each: &mut dyn FnMut(&[u8], Loc) -> io::Result<bool>,
     ) -> Result<()> {
-        let name = keys_name(segment.number);
-        segment
-            .table
-            .from(key, each)
-            .map_err(io_error("read", name))
+        let mut told: Option<Vec<u8>> = None;
+        self.mending(segment, &mut |parts| {
+            let from = told.clone().unwrap_or_else(|| key.to_vec());
+            parts.table.from(&from, &mut |key, loc| {
+                if told.as_deref() == Some(key) {
+                    return Ok(true);
+                }
+                told = Some(key.to_vec());
+                each(key, loc)
+            })
+        })
+    }
+
+    fn time_of(&self, segment: &Segment, n: u64) -> Result<Time> {
+        self.mending(segment, &mut |parts| parts.table.time(n))
+    }
+    fn times_until(&self, segment: &Segment, is_after: &dyn Fn(&Time) -> bool) -> Result<u64> {
+        self.mending(segment, &mut |parts| parts.table.times_until(is_after))
+    }
+
+    /// Does something with a segment, once more if it was damaged and could be made again.
+    fn mending<T>(
+        &self,
+        segment: &Segment,
+        act: &mut dyn FnMut(&Parts) -> io::Result<T>,
+    ) -> Result<T> {
+        let damaged = |e: io::Error| match is_damage(&e) {
+            true => CatalogueError::Damaged {
+                name: name_of(segment.number),
+                offset: 0,
+                what: "it can't be read, nor can it be made again (`fs_mirror verify --against history` tells more)",
+            },
+            false => io_error("read", name_of(segment.number))(e),
+        };
+        match act(&segment.parts()) {
+            Err(e) if is_damage(&e) && self.mend(segment) => act(&segment.parts()).map_err(damaged),
+            done => done.map_err(damaged),
+        }
     }
 
     fn body(&self, segment: &Segment, frame: u32) -> Result<Arc<Vec<u8>>> {
@@ -375,15 +392,10 @@ impl Catalogue {
                 return Ok(body);
             }
         }
-        let name = name_of(segment.number);
-        let bytes = read_frame(&segment.file, u64::from(frame)).map_err(io_error("read", &name))?;
-        let Some(mut bytes) = bytes else {
-            return Err(CatalogueError::Damaged {
-                name,
-                offset: frame.into(),
-                what: "the frame is damaged",
-            });
-        };
+        let mut bytes = self.mending(segment, &mut |parts| {
+            let bytes = read_frame(&parts.file, u64::from(frame))?;
+            bytes.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        })?;
         bytes.drain(..FRAME);
         let body = Arc::new(bytes);
         let mut kept = lock(&self.frames);
@@ -542,14 +554,11 @@ impl Catalogue {
         each: &mut dyn FnMut(Dated) -> bool,
     ) -> Result<()> {
         for segment in self.segments.iter().filter(|s| s.last > after) {
-            let keys = keys_name(segment.number);
-            let first = segment.table.times_until(&|time| time.moment > after);
-            let first = first.map_err(io_error("read", &keys))?;
-            if first >= segment.table.times() {
+            let first = self.times_until(segment, &|time| time.moment > after)?;
+            if first >= segment.parts().table.times() {
                 continue;
             }
-            let first = segment.table.time(first).map_err(io_error("read", &keys))?;
-            let mut at = first.frame;
+            let mut at = self.time_of(segment, first)?.frame;
             while u64::from(at) < segment.len {
                 let body = self.body(segment, at)?;
                 let damaged = |_| CatalogueError::Damaged {
@@ -575,15 +584,9 @@ impl Catalogue {
     /// The last group for which `is_before` holds; it holds for all before that.
     pub fn last_time(&self, is_before: &dyn Fn(&Time) -> bool) -> Result<Option<Time>> {
         for segment in self.segments.iter().rev() {
-            let keys = keys_name(segment.number);
-            let until = segment.table.times_until(&|time| !is_before(time));
-            let until = until.map_err(io_error("read", &keys))?;
+            let until = self.times_until(segment, &|time| !is_before(time))?;
             if let Some(n) = until.checked_sub(1) {
-                return segment
-                    .table
-                    .time(n)
-                    .map(Some)
-                    .map_err(io_error("read", keys));
+                return self.time_of(segment, n).map(Some);
             }
         }
         Ok(None)
@@ -591,13 +594,8 @@ impl Catalogue {
     /// The first group of all.
     pub fn first_time(&self) -> Result<Option<Time>> {
         for segment in &self.segments {
-            if segment.table.times() > 0 {
-                let keys = keys_name(segment.number);
-                return segment
-                    .table
-                    .time(0)
-                    .map(Some)
-                    .map_err(io_error("read", keys));
+            if segment.parts().table.times() > 0 {
+                return self.time_of(segment, 0).map(Some);
             }
         }
         Ok(None)
@@ -614,8 +612,9 @@ impl Catalogue {
         while let [first, _, ..] = self.segments.as_slice()
             && first.last < moment
         {
-            // Without its keys a segment is read again; without its rows the keys are nothing.
-            for name in [keys_name(first.number), name_of(first.number)] {
+            // Without its keys a segment is read again; without its rows it would be made again from its spare.
+            let number = first.number;
+            for name in [keys_name(number), spare_name(number), name_of(number)] {
                 match self.disk.remove(&name) {
                     Err(e) if e.kind() != io::ErrorKind::NotFound => {
                         return Err(io_error("remove", name)(e));
@@ -633,41 +632,6 @@ impl Catalogue {
         Ok(bytes)
     }
 
-    /// Reads every byte; what is damaged is told, at most once a file.
-    pub fn verify(&self, damaged: &mut dyn FnMut(CatalogueError)) {
-        for segment in &self.segments {
-            let name = name_of(segment.number);
-            match walk(&name, &segment.file, segment.len) {
-                Ok(walked) => {
-                    if let Some(offset) = walked.torn {
-                        damaged(CatalogueError::Damaged {
-                            name,
-                            offset,
-                            what: "the frame is damaged",
-                        });
-                    }
-                }
-                Err(e) => damaged(e),
-            }
-            if let Table::File(keys) = &segment.table {
-                let name = keys_name(segment.number);
-                match keys.is_intact() {
-                    Ok(true) => {}
-                    Ok(false) => damaged(CatalogueError::Damaged {
-                        name,
-                        offset: 0,
-                        what: "its checksum is wrong",
-                    }),
-                    Err(source) => damaged(CatalogueError::Io {
-                        what: "read",
-                        name,
-                        source,
-                    }),
-                }
-            }
-        }
-    }
-
     pub fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len).sum()
     }
@@ -681,7 +645,7 @@ pub fn read_all(disk: &dyn Disk, each: &mut dyn FnMut(Dated) -> bool) -> Result<
     let mut numbers: Vec<u64> = listed.iter().filter_map(number).collect();
     numbers.sort_unstable();
     let newest = numbers.last().copied();
-    let mut chain: walk::Chain = None;
+    let mut chain: walking::Chain = None;
     for number in numbers {
         let name = name_of(number);
         let damaged = |offset, what| CatalogueError::Damaged {
@@ -689,7 +653,7 @@ pub fn read_all(disk: &dyn Disk, each: &mut dyn FnMut(Dated) -> bool) -> Result<
             offset,
             what,
         };
-        let bytes = walk::whole(disk, &name)?;
+        let bytes = walking::whole(disk, &name)?;
         let head = bytes.get(32..64).and_then(|head| head.first_chunk::<32>());
         let (Some(head), true) = (head, bytes.len() >= HEADER) else {
             return Err(damaged(0, "it does not begin as it must"));
@@ -701,7 +665,8 @@ pub fn read_all(disk: &dyn Disk, each: &mut dyn FnMut(Dated) -> bool) -> Result<
         if bytes[8..12] != VERSION.to_le_bytes() {
             return Err(CatalogueError::Newer { name });
         }
-        if chain.is_some_and(|chain| chain != (number - 1, head)) {
+        // What was salvaged has another chain, and as many segments.
+        if chain.is_some_and(|(before, _)| before != number - 1) {
             return Err(damaged(0, "what comes before it is missing"));
         }
         let mut at = HEADER;
@@ -756,96 +721,6 @@ impl Found {
     }
 }
 
-/// A whole frame, header included. `None`: none that is intact stands there.
-fn read_frame(file: &Arc<dyn DiskFile>, at: u64) -> io::Result<Option<Vec<u8>>> {
-    let mut bytes = vec![0; FRAME];
-    if file.read_at(at, &mut bytes)? < FRAME {
-        return Ok(None);
-    }
-    let Some(header) = format::header(&bytes) else {
-        return Ok(None);
-    };
-    // No more is allocated than the file has.
-    let left = file.len()?.saturating_sub(at + FRAME as u64);
-    if header.body as u64 > left {
-        return Ok(None);
-    }
-    bytes.resize(FRAME + header.body, 0);
-    let got = file.read_at(at + FRAME as u64, &mut bytes[FRAME..])?;
-    Ok((got == header.body && format::is_intact(&bytes)).then_some(bytes))
-}
-
-struct Walked {
-    keys: Keys,
-    head: Digest,
-    /// Where no intact frame stands before the end.
-    torn: Option<u64>,
-}
-
-fn walk(name: &str, file: &Arc<dyn DiskFile>, len: u64) -> Result<Walked> {
-    let mut head = [0; 32];
-    file.read_at(32, &mut head)
-        .map_err(io_error("read", name))?;
-    let mut walked = Walked {
-        keys: Keys::default(),
-        head: Digest(head),
-        torn: None,
-    };
-    let mut at = HEADER as u64;
-    while at < len {
-        let frame = read_frame(file, at).map_err(io_error("read", name))?;
-        let Some(frame) = frame else {
-            walked.torn = Some(at);
-            break;
-        };
-        let damaged = |what| CatalogueError::Damaged {
-            name: name.into(),
-            offset: at,
-            what,
-        };
-        if !format::continues(&frame, &walked.head) {
-            return Err(damaged("it does not follow what is before it"));
-        }
-        let Some(header) = format::header(&frame) else {
-            return Err(damaged("no frame is there"));
-        };
-        walked.head = header.head;
-        if header.kind == FrameKind::Groups {
-            let groups = format::unpack(&frame[FRAME..]);
-            let groups = groups.map_err(|_| damaged("a row can't be read"))?;
-            for (dated, offsets) in &groups {
-                let group = &dated.group;
-                for (row, offset) in group.rows.iter().zip(offsets) {
-                    let placed = format::Placed {
-                        row,
-                        moment: group.moment,
-                        offset: *offset,
-                    };
-                    walked.keys.add(&placed, at as u32);
-                }
-                walked.keys.add_time(Time {
-                    moment: group.moment,
-                    there_ns: group.time_ns,
-                    here_ns: dated.here_ns,
-                    frame: at as u32,
-                });
-            }
-        }
-        at += frame.len() as u64;
-    }
-    Ok(walked)
-}
-
-/// Whether what follows a place without a frame was flushed once: then bytes have changed since.
-fn any_frame_after(file: &Arc<dyn DiskFile>, from: u64, len: u64) -> io::Result<bool> {
-    let mut rest = vec![0; (len - from) as usize];
-    let got = file.read_at(from, &mut rest)?;
-    rest.truncate(got);
-    let starts = rest.windows(4).enumerate().skip(1);
-    for (at, _) in starts.filter(|(_, magic)| *magic == b"FSMc") {
-        if rest.get(at..).is_some_and(format::is_intact) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+fn unflushed() -> io::Error {
+    io::Error::other("an earlier flush failed: it must be opened again")
 }

@@ -1,5 +1,6 @@
 //! What happened to the history as a whole: where it begins, what was given a name. `STATE/catalogue/events`: frames as in
-//! the catalogue, each with one event as JSON; read whole.
+//! the catalogue, each with one event as JSON; read whole. Each is written to `events.spare`, too: whichever of both is
+//! intact makes the other one again.
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +11,12 @@ use mirror_core::history::retention::{Era, Lock, MirrorTime, Policy};
 use serde::{Deserialize, Serialize};
 
 use super::format::{self, FRAME, FrameKind};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, read_file, replace_file};
 
 const NAME: &str = "catalogue/events";
+const SPARE: &str = "catalogue/events.spare";
 /// More is damage.
-const BYTES_MAX: u64 = 64 << 20;
+const BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -109,6 +111,8 @@ pub enum Why {
     Compared,
     /// None was kept for a while.
     WasOff,
+    /// Some of what was written down was damaged, and nothing was left to make it from.
+    Damaged,
 }
 
 /// A position with a name.
@@ -124,79 +128,178 @@ pub struct Snapshot {
 
 /// See the module.
 pub struct Events {
-    file: Arc<dyn DiskFile>,
-    len: u64,
+    files: [Arc<dyn DiskFile>; 2],
     head: Digest,
     pub all: Vec<Event>,
     broken: bool,
+    /// What was damaged, to be told.
+    pub told: Vec<String>,
+    /// Some of them are lost: what is not known, nobody can say.
+    pub lost: bool,
+}
+
+/// What one of both files holds.
+#[derive(Default)]
+struct Read {
+    /// Up to where it is intact.
+    bytes: Vec<u8>,
+    all: Vec<Event>,
+    head: Option<Digest>,
+    /// It ends in something else.
+    bad: bool,
+    /// And after that more follows.
+    hole: bool,
+    is_there: bool,
+    whole: Vec<u8>,
+}
+
+fn read(disk: &dyn Disk, name: &str) -> io::Result<Read> {
+    let whole = match read_file(disk, name, BYTES_MAX) {
+        Ok(whole) => whole,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Read::default()),
+        Err(e) if super::catalogue::is_damage(&e) || e.kind() == io::ErrorKind::FileTooLarge => {
+            return Ok(Read {
+                bad: true,
+                hole: true,
+                is_there: true,
+                ..Read::default()
+            });
+        }
+        Err(e) => return Err(e),
+    };
+    let mut read = Read {
+        is_there: true,
+        ..Read::default()
+    };
+    let (mut at, mut head) = (0, Digest([0; 32]));
+    while let Some(rest) = whole.get(at..).filter(|rest| !rest.is_empty()) {
+        let header = format::header(rest).filter(|_| format::is_intact(rest));
+        let header = header.filter(|_| format::continues(rest, &head));
+        let event = header.and_then(|header| {
+            let body = rest.get(FRAME..FRAME + header.body)?;
+            match header.kind {
+                FrameKind::Event => Some((header, Some(serde_json::from_slice(body).ok()?))),
+                _ => Some((header, None)),
+            }
+        });
+        let Some((header, event)) = event else {
+            read.bad = true;
+            // The last one may not have been flushed; one in the middle was.
+            let later = rest.windows(4).enumerate().skip(1);
+            let mut later = later.filter(|(_, magic)| *magic == b"FSMc");
+            read.hole = later.any(|(at, _)| rest.get(at..).is_some_and(format::is_intact));
+            break;
+        };
+        read.all.extend(event);
+        (at, head) = (at + FRAME + header.body, header.head);
+    }
+    read.bytes = whole.get(..at).unwrap_or_default().to_vec();
+    read.head = Some(head);
+    read.whole = whole;
+    Ok(read)
+}
+
+/// Intact ones of a damaged file, wherever they stand.
+fn pick(whole: &[u8]) -> Vec<Event> {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while let Some(rest) = whole.get(at..).filter(|rest| rest.len() >= FRAME) {
+        at += 1;
+        if let Some(header) = format::header(rest).filter(|_| format::is_intact(rest)) {
+            let body = rest.get(FRAME..FRAME + header.body).unwrap_or_default();
+            if header.kind == FrameKind::Event {
+                found.extend(serde_json::from_slice(body).ok());
+            }
+            at += FRAME + header.body - 1;
+        }
+    }
+    found
 }
 
 impl Events {
-    pub fn open(disk: &dyn Disk) -> io::Result<Events> {
-        Events::read(disk, true)
-    }
-
     /// Beside whoever has it open: only reads, and what is just being written is not there yet.
     pub fn look(disk: &dyn Disk) -> io::Result<Events> {
-        Events::read(disk, false)
+        let [a, b] = [read(disk, NAME)?, read(disk, SPARE)?];
+        if [&a, &b].iter().all(|file| file.hole) {
+            let text = format!("{NAME} is damaged, and so is its spare");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let best = if b.bytes.len() > a.bytes.len() { b } else { a };
+        let head = best.head.unwrap_or(Digest([0; 32]));
+        let mut events = Events::take(disk, (best.all, head), Vec::new(), false)?;
+        events.broken = true;
+        Ok(events)
     }
 
-    fn read(disk: &dyn Disk, mend: bool) -> io::Result<Events> {
+    pub fn open(disk: &dyn Disk) -> io::Result<Events> {
         disk.make_dir("catalogue")?;
-        let file = match disk.open(NAME) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                let file = disk.create(NAME)?;
-                disk.flush_dir("catalogue")?;
-                file
+        let both = [read(disk, NAME)?, read(disk, SPARE)?];
+        let mut told = Vec::new();
+        let holes = both.iter().all(|file| file.hole || !file.is_there);
+        if holes && both.iter().any(|file| file.is_there) {
+            // Nothing says what is missing: all that can be read, of the one that has more of it.
+            for (name, file) in [NAME, SPARE].into_iter().zip(&both) {
+                if file.is_there {
+                    replace_file(disk, &format!("{name}.damaged"), &file.whole)?;
+                }
             }
-            Err(e) => return Err(e),
-        };
-        let len = file.len()?;
-        let damaged = |at: u64| {
-            let text = format!("{NAME} is damaged at byte {at}");
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        };
-        if len > BYTES_MAX {
-            return Err(damaged(BYTES_MAX));
+            let [a, b] = both.map(|file| pick(&file.whole));
+            let most = if b.len() > a.len() { b } else { a };
+            let (mut bytes, mut head) = (Vec::new(), Digest([0; 32]));
+            for event in &most {
+                let body = serde_json::to_vec(event).map_err(io::Error::other)?;
+                let (frame, after) = format::frame(FrameKind::Event, false, &body, &head);
+                bytes.extend_from_slice(&frame);
+                head = after;
+            }
+            told.push(format!(
+                "{NAME} was damaged, and so was its spare: both are set aside as {NAME}.damaged and {SPARE}.damaged"
+            ));
+            replace_file(disk, NAME, &bytes)?;
+            replace_file(disk, SPARE, &bytes)?;
+            return Events::take(disk, (most, head), told, true);
         }
-        let mut bytes = vec![0; len as usize];
-        let got = file.read_at(0, &mut bytes)?;
-        bytes.truncate(got);
-        let mut events = Events {
-            file,
-            len: 0,
-            head: Digest([0; 32]),
-            all: Vec::new(),
+        // The one that has more: a crash may have come between the two.
+        let [a, b] = both;
+        let (best, b_is_best) = match b.bytes.len() > a.bytes.len() {
+            true => (b.bytes.clone(), true),
+            false => (a.bytes.clone(), false),
+        };
+        for (name, file) in [(NAME, &a), (SPARE, &b)] {
+            if file.is_there && !file.bad && file.bytes == best {
+                continue;
+            }
+            replace_file(disk, name, &best)?;
+            let end_only = !file.hole && best.starts_with(&file.bytes);
+            match (end_only, file.bad) {
+                // A crash came between the two.
+                (true, false) => {}
+                (true, true) => told.push(format!(
+                    "{name} did not end as it must, as a crash may leave it: made again"
+                )),
+                (false, _) => told.push(format!(
+                    "{name} was damaged: made again from its other copy"
+                )),
+            }
+        }
+        let best = if b_is_best { b } else { a };
+        let head = best.head.unwrap_or(Digest([0; 32]));
+        Events::take(disk, (best.all, head), told, false)
+    }
+
+    fn take(
+        disk: &dyn Disk,
+        (all, head): (Vec<Event>, Digest),
+        told: Vec<String>,
+        lost: bool,
+    ) -> io::Result<Events> {
+        Ok(Events {
+            files: [disk.open(NAME)?, disk.open(SPARE)?],
+            head,
+            all,
             broken: false,
-        };
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let Some(header) = format::header(rest).filter(|_| format::is_intact(rest)) else {
-                // The last one may not have been flushed; one in the middle was.
-                let later = rest.windows(4).enumerate().skip(1);
-                let mut later = later.filter(|(_, magic)| *magic == b"FSMc");
-                if later.any(|(at, _)| rest.get(at..).is_some_and(format::is_intact)) {
-                    return Err(damaged(events.len));
-                }
-                if mend {
-                    events.file.truncate(events.len)?;
-                }
-                break;
-            };
-            if !format::continues(rest, &events.head) {
-                return Err(damaged(events.len));
-            }
-            let end = FRAME + header.body;
-            if header.kind == FrameKind::Event {
-                let event = serde_json::from_slice(&rest[FRAME..end]);
-                events.all.push(event.map_err(|_| damaged(events.len))?);
-            }
-            events.len += end as u64;
-            events.head = header.head;
-            rest = &rest[end..];
-        }
-        Ok(events)
+            told,
+            lost,
+        })
     }
 
     /// Durable on return.
@@ -205,15 +308,30 @@ impl Events {
             return Err(io::Error::other("an earlier write failed"));
         }
         let body = serde_json::to_vec(&event).map_err(io::Error::other)?;
-        let (frame, head) = format::frame(FrameKind::Event, &body, &self.head);
+        let (frame, head) = format::frame(FrameKind::Event, false, &body, &self.head);
         self.broken = true;
-        self.file.append(&frame)?;
-        self.file.flush()?;
+        for file in &self.files {
+            file.append(&frame)?;
+            file.flush()?;
+        }
         self.broken = false;
-        self.len += frame.len() as u64;
         self.head = head;
         self.all.push(event);
         Ok(())
+    }
+
+    /// Names of files that are not as they were written.
+    pub fn check(disk: &dyn Disk) -> io::Result<Vec<&'static str>> {
+        let mut found = Vec::new();
+        let both = [read(disk, NAME)?, read(disk, SPARE)?];
+        let [a, b] = &both;
+        for (name, file) in [(NAME, a), (SPARE, b)] {
+            let shorter = file.bytes.len() < a.bytes.len().max(b.bytes.len());
+            if file.bad || shorter {
+                found.push(name);
+            }
+        }
+        Ok(found)
     }
 
     /// Oldest position first; of one name the last that got it.

@@ -25,13 +25,15 @@ pub enum FrameKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     pub kind: FrameKind,
+    /// The last group in it has more rows in the next frame.
+    pub goes_on: bool,
     pub body: usize,
     crc: u32,
     pub head: Digest,
 }
 
 /// A frame, and the hash chain after it.
-pub fn frame(kind: FrameKind, body: &[u8], before: &Digest) -> (Vec<u8>, Digest) {
+pub fn frame(kind: FrameKind, goes_on: bool, body: &[u8], before: &Digest) -> (Vec<u8>, Digest) {
     let mut out = Vec::with_capacity(FRAME + body.len());
     out.extend_from_slice(&MAGIC);
     let kind = match kind {
@@ -39,7 +41,7 @@ pub fn frame(kind: FrameKind, body: &[u8], before: &Digest) -> (Vec<u8>, Digest)
         FrameKind::Event => 2,
         FrameKind::Unknown => 0,
     };
-    out.extend_from_slice(&[VERSION, kind, 0, 0]);
+    out.extend_from_slice(&[VERSION, kind, u8::from(goes_on), 0]);
     out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     let head = chain(before, &out, body);
     let crc = crc32c::crc32c_append(crc32c::crc32c(&out), &head.0);
@@ -74,6 +76,7 @@ pub fn header(bytes: &[u8]) -> Option<Header> {
     head.copy_from_slice(&bytes[16..48]);
     (body <= BODY_MAX).then_some(Header {
         kind,
+        goes_on: bytes[6] & 1 != 0,
         body,
         crc: number(12),
         head: Digest(head),
@@ -114,10 +117,21 @@ pub struct Placed<'a> {
     pub offset: u32,
 }
 
-/// Packs groups into bodies; `each` gets a body, its rows with their offsets in it, and the groups that it has rows of.
+/// A body that was packed.
+pub struct Packed<'a> {
+    pub bytes: &'a [u8],
+    /// Its rows, with their offsets in it.
+    pub placed: &'a [Placed<'a>],
+    /// The groups that it has rows of: moment, the worker's clock, ours.
+    pub groups: &'a [(Moment, u64, u64)],
+    /// The last of these has more rows in the next one.
+    pub goes_on: bool,
+}
+
+/// Packs groups into bodies.
 pub fn pack(
     groups: &[Dated],
-    mut each: impl FnMut(&[u8], &[Placed<'_>], &[(Moment, u64, u64)]) -> std::io::Result<()>,
+    mut each: impl FnMut(Packed<'_>) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     let mut body = Body::default();
     for dated in groups {
@@ -126,11 +140,11 @@ pub fn pack(
             let taken = body.take(dated, rows);
             rows = &rows[taken..];
             if body.rows.len() >= BODY_CLOSE {
-                body.close(&mut each)?;
+                body.close(!rows.is_empty(), &mut each)?;
             }
         }
     }
-    body.close(&mut each)
+    body.close(false, &mut each)
 }
 
 #[derive(Default)]
@@ -181,7 +195,8 @@ impl<'a> Body<'a> {
 
     fn close(
         &mut self,
-        each: &mut impl FnMut(&[u8], &[Placed<'_>], &[(Moment, u64, u64)]) -> std::io::Result<()>,
+        goes_on: bool,
+        each: &mut impl FnMut(Packed<'_>) -> std::io::Result<()>,
     ) -> std::io::Result<()> {
         if self.groups.is_empty() {
             return Ok(());
@@ -197,7 +212,12 @@ impl<'a> Body<'a> {
         for placed in &mut self.placed {
             placed.offset += before;
         }
-        each(&body, &self.placed, &self.groups)?;
+        each(Packed {
+            bytes: &body,
+            placed: &self.placed,
+            groups: &self.groups,
+            goes_on,
+        })?;
         *self = Body::default();
         Ok(())
     }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use mirror_core::history::{Moment, Was};
 use mirror_core::{Digest, Name, ObjectId};
 
 use super::format::Placed;
 use crate::disk::DiskFile;
+use crate::sync::lock;
 
 /// A row of a segment: its frame, and where it begins in that body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +118,13 @@ impl Keys {
 }
 
 const MAGIC: [u8; 8] = *b"FSM.KEY\n";
+const VERSION: u32 = 2;
 const HEADER: usize = 96;
 const TIME: usize = 28;
+/// What a checksum is of: nothing is believed that was not checked, and no question reads the whole file.
+const BLOCK: usize = 4096;
+/// Blocks read lately.
+const BLOCKS_KEPT: usize = 32;
 
 /// A sealed segment's keys as bytes. `of`: the length of the segment; `head`: its hash chain at the end.
 pub fn encode(keys: &Keys, of: u64, head: &Digest) -> Vec<u8> {
@@ -139,31 +145,38 @@ pub fn encode(keys: &Keys, of: u64, head: &Digest) -> Vec<u8> {
         times.extend_from_slice(&time.frame.to_le_bytes());
     }
     let body = [entries.as_slice(), &offsets, &times].concat();
-    let mut out = Vec::with_capacity(HEADER + body.len());
+    let crcs = body.chunks(BLOCK).map(crc32c::crc32c);
+    let crcs: Vec<u8> = crcs.flat_map(u32::to_le_bytes).collect();
+    let mut out = Vec::with_capacity(HEADER + body.len() + crcs.len());
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&1u32.to_le_bytes());
+    out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&of.to_le_bytes());
     out.extend_from_slice(&(entries.len() as u64).to_le_bytes());
     out.extend_from_slice(&(keys.map.len() as u64).to_le_bytes());
     out.extend_from_slice(&(keys.times.len() as u64).to_le_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+    out.extend_from_slice(&crc32c::crc32c(&crcs).to_le_bytes());
     out.resize(64, 0);
     out.extend_from_slice(&head.0);
-    let crc = crc32c::crc32c(&out[16..]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&out[..12]), &out[16..]);
     out[12..16].copy_from_slice(&crc.to_le_bytes());
     out.extend_from_slice(&body);
+    out.extend_from_slice(&crcs);
     out
 }
 
 /// The keys of a sealed segment, read as they are asked for.
 pub struct KeysFile {
     file: Arc<dyn DiskFile>,
+    /// The length of the segment that they are of.
+    pub of: u64,
     entries: u64,
     count: u64,
     times: u64,
-    body_crc: u32,
+    /// Of each block of what follows the header.
+    crcs: Vec<u32>,
     pub head: Digest,
+    blocks: Mutex<Vec<(u64, Arc<Vec<u8>>)>>,
 }
 
 fn damaged() -> io::Error {
@@ -171,8 +184,7 @@ fn damaged() -> io::Error {
 }
 
 impl KeysFile {
-    /// `of`: the length of the segment that they must be of.
-    pub fn open(file: Arc<dyn DiskFile>, of: u64) -> io::Result<KeysFile> {
+    pub fn open(file: Arc<dyn DiskFile>) -> io::Result<KeysFile> {
         let mut header = [0; HEADER];
         if file.read_at(0, &mut header)? < HEADER || header[..8] != MAGIC {
             return Err(damaged());
@@ -181,88 +193,140 @@ impl KeysFile {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let large = |at: usize| u64::from(small(at)) | u64::from(small(at + 4)) << 32;
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..]);
+        if small(8) != VERSION || small(12) != crc {
+            return Err(damaged());
+        }
         let mut head = Digest([0; 32]);
         head.0.copy_from_slice(&header[64..]);
-        let keys = KeysFile {
+        let mut keys = KeysFile {
+            of: large(16),
             entries: large(24),
             count: large(32),
             times: large(40),
-            body_crc: small(48),
+            crcs: Vec::new(),
             head,
             file,
+            blocks: Mutex::default(),
         };
-        let len = keys.len().ok_or_else(damaged)?;
-        let right = small(8) == 1
-            && small(12) == crc32c::crc32c(&header[16..])
-            && large(16) == of
-            && keys.file.len()? == len;
-        right.then_some(keys).ok_or_else(damaged)
+        let body = keys.body_len().ok_or_else(damaged)?;
+        let crcs = body.div_ceil(BLOCK as u64) * 4;
+        // No more is allocated than the file has.
+        if (HEADER as u64)
+            .checked_add(body)
+            .and_then(|len| len.checked_add(crcs))
+            != Some(keys.file.len()?)
+        {
+            return Err(damaged());
+        }
+        let mut bytes = vec![0; crcs as usize];
+        let got = keys.file.read_at(HEADER as u64 + body, &mut bytes)?;
+        if got < bytes.len() || crc32c::crc32c(&bytes) != small(48) {
+            return Err(damaged());
+        }
+        let words = bytes.chunks_exact(4);
+        keys.crcs = words
+            .map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]))
+            .collect();
+        Ok(keys)
     }
 
-    fn len(&self) -> Option<u64> {
+    fn body_len(&self) -> Option<u64> {
         let offsets = self.count.checked_mul(4)?;
         let times = self.times.checked_mul(TIME as u64)?;
-        (HEADER as u64)
-            .checked_add(self.entries)?
-            .checked_add(offsets)?
-            .checked_add(times)
+        self.entries.checked_add(offsets)?.checked_add(times)
     }
 
     /// Whether every byte is as it was written.
     pub fn is_intact(&self) -> io::Result<bool> {
-        let (mut at, mut crc) = (HEADER as u64, 0);
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let count = self.file.read_at(at, &mut buffer)?;
-            if count == 0 {
-                return Ok(crc == self.body_crc);
+        for n in 0..self.crcs.len() as u64 {
+            match self.read_block(n) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => return Ok(false),
+                Err(e) => return Err(e),
             }
-            crc = crc32c::crc32c_append(crc, &buffer[..count]);
+        }
+        Ok(true)
+    }
+
+    fn read_block(&self, n: u64) -> io::Result<Vec<u8>> {
+        let crc = self.crcs.get(n as usize).ok_or_else(damaged)?;
+        let body = self.body_len().ok_or_else(damaged)?;
+        let at = n * BLOCK as u64;
+        let mut bytes = vec![0; BLOCK.min(body.saturating_sub(at) as usize)];
+        let got = self.file.read_at(HEADER as u64 + at, &mut bytes)?;
+        let right = got == bytes.len() && crc32c::crc32c(&bytes) == *crc;
+        right.then_some(bytes).ok_or_else(damaged)
+    }
+
+    fn block(&self, n: u64) -> io::Result<Arc<Vec<u8>>> {
+        let mut kept = lock(&self.blocks);
+        if let Some((_, bytes)) = kept.iter().find(|(known, _)| *known == n) {
+            return Ok(bytes.clone());
+        }
+        let bytes = Arc::new(self.read_block(n)?);
+        if kept.len() >= BLOCKS_KEPT {
+            kept.remove(0);
+        }
+        kept.push((n, bytes.clone()));
+        Ok(bytes)
+    }
+
+    /// Bytes of the body; fewer only at its end.
+    fn read_at(&self, mut at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(left) = buffer.get_mut(done..).filter(|left| !left.is_empty()) {
+            let n = at / BLOCK as u64;
+            if n >= self.crcs.len() as u64 {
+                break;
+            }
+            let block = self.block(n)?;
+            let Some(from) = block
+                .get((at % BLOCK as u64) as usize..)
+                .filter(|b| !b.is_empty())
+            else {
+                break;
+            };
+            let count = from.len().min(left.len());
+            left[..count].copy_from_slice(&from[..count]);
+            done += count;
             at += count as u64;
         }
+        Ok(done)
     }
 
     fn read<const N: usize>(&self, at: u64) -> io::Result<[u8; N]> {
         let mut bytes = [0; N];
-        match self.file.read_at(at, &mut bytes)? {
+        match self.read_at(at, &mut bytes)? {
             n if n == N => Ok(bytes),
             _ => Err(damaged()),
         }
     }
 
     fn offset(&self, n: u64) -> io::Result<u64> {
-        let at = HEADER as u64 + self.entries + n * 4;
+        let at = self.entries + n * 4;
         Ok(u64::from(u32::from_le_bytes(self.read(at)?)))
     }
 
     /// An entry, and where the next one begins.
     fn entry(&self, at: u64, buffer: &mut Vec<u8>) -> io::Result<(Loc, u64)> {
-        // Most keys are short.
-        const FIRST: usize = 64;
-        buffer.resize(FIRST, 0);
-        let had = self.file.read_at(HEADER as u64 + at, buffer)?;
-        let word = |n: usize| -> io::Result<u32> {
-            let bytes = buffer.get(n..n + 4).filter(|_| n + 4 <= had);
-            let bytes = bytes.and_then(|bytes| bytes.first_chunk::<4>());
-            Ok(u32::from_le_bytes(*bytes.ok_or_else(damaged)?))
-        };
+        let first: [u8; 10] = self.read(at)?;
+        let word =
+            |n: usize| u32::from_le_bytes([first[n], first[n + 1], first[n + 2], first[n + 3]]);
         let loc = Loc {
-            frame: word(0)?,
-            row: word(4)?,
+            frame: word(0),
+            row: word(4),
         };
-        let len = usize::from(u16::from_le_bytes([buffer[8], buffer[9]]));
-        if had < 10 || at + 10 + len as u64 > self.entries {
+        let len = usize::from(u16::from_le_bytes([first[8], first[9]]));
+        let end = at + 10 + len as u64;
+        if end > self.entries {
             return Err(damaged());
         }
-        if 10 + len > had {
-            buffer.resize(10 + len, 0);
-            if self.file.read_at(HEADER as u64 + at, buffer)? < 10 + len {
-                return Err(damaged());
-            }
+        buffer.resize(len, 0);
+        if self.read_at(at + 10, buffer)? < len {
+            return Err(damaged());
         }
-        buffer.truncate(10 + len);
-        buffer.drain(..10);
-        Ok((loc, at + 10 + len as u64))
+        Ok((loc, end))
     }
 
     /// The number of the first entry whose key is not below this one.
@@ -286,7 +350,7 @@ impl KeysFile {
     }
 
     fn time(&self, n: u64) -> io::Result<Time> {
-        let at = HEADER as u64 + self.entries + self.count * 4 + n * TIME as u64;
+        let at = self.entries + self.count * 4 + n * TIME as u64;
         let bytes: [u8; TIME] = self.read(at)?;
         let number = |at: usize| {
             let mut eight = [0; 8];

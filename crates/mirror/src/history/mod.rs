@@ -24,6 +24,7 @@ pub mod publish_settings;
 mod remove;
 pub mod settings;
 pub mod slots;
+mod spare;
 pub mod stopped;
 #[cfg(test)]
 mod tests;
@@ -44,7 +45,7 @@ use mirror_core::{At, Name, ObjectId};
 
 use crate::disk::{Disk, RealDisk};
 use crate::sys::Errno;
-use catalogue::{Catalogue, CatalogueError};
+use catalogue::{Catalogue, CatalogueError, Known, Lost, SEGMENT_BYTES_MAX};
 use clock::HostClock;
 use events::{Event, Events, Why};
 use keep::Sieve;
@@ -98,12 +99,12 @@ pub fn rotation_is_held(_: &History) -> Option<String> {
 }
 
 impl History {
-    /// That of the mirror with this state directory, made if there is none.
-    pub fn open(state_dir: &Path, tree: [u8; 16]) -> Result<History> {
+    /// That of the mirror with this state directory, made if there is none. What is damaged in it is made again; if that
+    /// can't be, history begins anew after what is lost.
+    pub fn open(state_dir: &Path, tree: [u8; 16], known: Option<Known>) -> Result<History> {
         let disk = RealDisk::open(state_dir).map_err(HistoryError::io("open"))?;
         let disk: Arc<dyn Disk> = Arc::new(disk);
-        let events = Events::open(&*disk).map_err(HistoryError::io("read"))?;
-        let catalogue = Catalogue::open(disk.clone(), tree)?;
+        let (events, catalogue) = written(disk.clone(), tree, SEGMENT_BYTES_MAX, known)?;
         let latest = catalogue.last_time(&|_| true)?.map(|time| time.here_ns);
         let latest = latest.max(events.latest_ns());
         let lock = events.policies().last().map_or(Lock::Off, |era| era.lock);
@@ -115,6 +116,13 @@ impl History {
             sieve: Sieve::default(),
             clock,
         })
+    }
+
+    /// What was damaged and is dealt with since the last call, each in a line.
+    pub fn told(&mut self) -> Vec<String> {
+        let mut told = std::mem::take(&mut self.events.told);
+        told.extend(self.catalogue.told());
+        told
     }
 
     /// By the clock that retention goes by.
@@ -180,6 +188,49 @@ impl History {
     pub fn is_kept(&self, slot: Slot) -> std::result::Result<bool, Errno> {
         Ok(self.slots.stat(slot)?.is_some())
     }
+}
+
+/// What is written down of the past.
+fn written(
+    disk: Arc<dyn Disk>,
+    tree: [u8; 16],
+    segment_bytes_max: u64,
+    known: Option<Known>,
+) -> Result<(Events, Catalogue)> {
+    let mut events = Events::open(&*disk).map_err(HistoryError::io("read"))?;
+    if let Some(known) = known
+        && (events.lost || events.begins().next().is_none())
+        && (events.lost || known.last.is_some())
+    {
+        begin_after(&mut events, known.now).map_err(HistoryError::io("write"))?;
+    }
+    let mut lost = |lost: Lost| {
+        begin_after(&mut events, lost.known_from).map_err(|source| CatalogueError::Io {
+            what: "begin anew after what is damaged in",
+            name: lost.name,
+            source,
+        })
+    };
+    let catalogue = Catalogue::open_with(disk, tree, segment_bytes_max, known, &mut lost)?;
+    Ok((events, catalogue))
+}
+
+/// What was before is not known any more.
+fn begin_after(events: &mut Events, moment: Moment) -> io::Result<bool> {
+    let begins = events.begins().map(|(moment, ..)| moment).next_back();
+    if begins >= Some(moment) && !std::mem::take(&mut events.lost) {
+        return Ok(false);
+    }
+    let why = Why::Damaged;
+    let begin = Event::Begin {
+        moment: moment.0,
+        // When that was at the worker, nobody here knows better.
+        there_ns: now_ns(),
+        // Not by the wall: what is written down moves the clock that retention goes by.
+        here_ns: events.latest_ns().unwrap_or(0),
+        why,
+    };
+    events.add(begin).map(|()| true)
 }
 
 impl Past for History {

@@ -9,6 +9,7 @@ use mirror_core::plan::{Wanted, owed};
 
 use super::History;
 use super::ask::{Answer, Ask, answer};
+use super::catalogue::Known;
 use super::tree::PastError;
 use crate::apply;
 use crate::engine::applying::{HISTORY_KEY, NO_HISTORY};
@@ -51,10 +52,14 @@ impl Stopped {
             return Err(PastError::Unknown(NO_HISTORY.into()));
         };
         let wanted = apply::wanted_of(&rows).map_err(|e| rows_error(&e))?;
+        let now = Moment::of(mark.position);
+        let last = rows.meta_get(apply::HISTORY_LAST_KEY);
+        let last = apply::history_last(last.map_err(|e| rows_error(&e))?);
+        let history = History::open(state_dir, tree, Some(Known { now, last }))?;
         Ok(Stopped {
             wanted,
-            history: History::open(state_dir, tree)?,
-            now: Moment::of(mark.position),
+            history,
+            now,
             rows,
             _lock: lock,
         })

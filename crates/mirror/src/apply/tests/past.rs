@@ -64,7 +64,8 @@ pub struct Kept {
 }
 
 fn history(pair: &Pair) -> crate::history::History {
-    crate::history::History::open(&pair.state, TREE).unwrap()
+    let known = pair.applier.as_ref().unwrap().known().unwrap();
+    crate::history::History::open(&pair.state, TREE, Some(known)).unwrap()
 }
 
 impl Kept {
