@@ -395,7 +395,7 @@ fn a_changed_byte_anywhere_is_found_and_no_answer_is_wrong() {
     let mut random = Random(3);
     let files = made.disk.list("catalogue").unwrap();
     let newest = files.iter().filter(|name| name.ends_with(".rows"));
-    let newest = newest.last().unwrap().clone();
+    let newest = newest.max().unwrap().clone();
     for (n, file) in files.iter().enumerate() {
         // One of each kind, and the newest.
         let first = n < 6 || file.starts_with("events") || *file == newest;
@@ -428,7 +428,7 @@ fn files_cut_off_or_missing_are_made_again_or_told() {
     let made = made();
     let files = made.disk.list("catalogue").unwrap();
     let newest = files.iter().filter(|name| name.ends_with(".rows"));
-    let newest = newest.last().unwrap().clone();
+    let newest = newest.max().unwrap().clone();
     for file in &files {
         let path = format!("catalogue/{file}");
         for cut in [0, 1, 2] {
