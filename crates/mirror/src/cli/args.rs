@@ -81,6 +81,8 @@ pub enum Command {
     /// Name the tree as it is now, or list or remove names
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Publish the plain hourly, daily, weekly and monthly trees that are due, made of hard links
+    Rotate(RotateArgs),
     /// Print what an rsnapshot.conf or lsyncd.conf says as the daemon's configuration, and what has no counterpart
     Import(ImportArgs),
     /// This host's key
@@ -478,9 +480,43 @@ pub enum SnapshotCommand {
     Create(SnapshotCreateArgs),
     /// All names, oldest first
     List(SnapshotListArgs),
-    /// Forget a name
+    /// Forget a name, and remove the tree that was published by it
     Rm(SnapshotRmArgs),
+    /// Make a plain tree of hard links under this name, as the tree is now, or was
+    Publish(SnapshotPublishArgs),
 }
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct SnapshotPublishArgs {
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// As it was at this time [default: as the snapshot of that name, else now]
+    #[arg(long, value_name = "T")]
+    pub at: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = ROTATE_HELP)]
+pub struct RotateArgs {
+    /// Of this kind alone
+    #[arg(value_name = "KIND", value_parser = ["hourly", "daily", "weekly", "monthly"])]
+    pub kind: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+const ROTATE_HELP: &str = "\
+Each tree is the state at exactly the full hour, midnight, Monday or first of the month (UTC, this host's clock), in \
+DST.fs_mirror/snapshots or `publish.dir`. How many are kept, and their names (dated, or hourly.0 as rsnapshot has them), \
+stand in `publish` of the settings; without it 24 hourly, 7 daily, 4 weekly and 12 monthly ones. With `publish` a running \
+mirror rotates by itself.";
 
 #[derive(Debug, Args)]
 #[command(after_help = TIMES_HELP)]

@@ -141,6 +141,11 @@ pub fn prepare(args: &MirrorArgs, output: Output) -> Result<Prepared, CliError> 
     if let (Some(publish), false) = (&config.publish, args.dry_run) {
         let checked = publish.check(&places.dst, &places.state_dir);
         checked.map_err(CliError::usage)?;
+        if !config.history {
+            return Err(CliError::usage(
+                "publish needs the history, which is off: take --no-history or publish away",
+            ));
+        }
     }
     if lock.is_some()
         && let Some(link) = &places.state_link

@@ -21,6 +21,7 @@ use super::adopt::{self, ADOPTING_KEY, LeftOut};
 use super::differing::Differing;
 use super::event::{Event, Ui};
 use super::going::Tally;
+use super::rotating::{Publishing, Rotating};
 use super::seed::{self, Chained, Spooled};
 use super::status::{FAILED_MAX, Failed, Hold, HoldReason, PathText, Stamp, Travelling};
 use crate::apply::{
@@ -81,6 +82,8 @@ pub struct ApplySetup {
     pub state_dir: PathBuf,
     /// Where old versions are kept, and which.
     pub history: Option<HistorySetup>,
+    /// Trees that are published by themselves.
+    pub publishing: Option<Publishing>,
     /// Told of what was applied.
     pub told: Option<Arc<dyn Told>>,
     /// Done first on the thread: what is applied may come from a stranger.
@@ -122,6 +125,7 @@ pub struct ApplyLoop {
     pub orders: ApplyOrders,
     stop: Arc<std::sync::atomic::AtomicBool>,
     thread: JoinHandle<Result<Index, String>>,
+    rotating: Option<Rotating>,
 }
 
 impl ApplyLoop {
@@ -131,6 +135,8 @@ impl ApplyLoop {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let tail = setup.reader.tail();
         let mut setup = setup;
+        let publishing = setup.publishing.take();
+        let ui = setup.ui.clone();
         setup
             .applier
             .log_ends(tail.durable().map(|end| end.position));
@@ -200,14 +206,17 @@ impl ApplyLoop {
                 shared.update(|status| status.ended = Some(ended.unwrap_or_default()));
                 done.and(closed)
             })?;
+        let orders = ApplyOrders {
+            sender: orders,
+            tail,
+        };
+        let rotating = publishing.map(|what| Rotating::start(what, orders.clone(), ui));
         Ok(ApplyLoop {
             applied,
-            orders: ApplyOrders {
-                sender: orders,
-                tail,
-            },
+            orders,
             stop,
             thread,
+            rotating: rotating.transpose()?,
         })
     }
 
@@ -215,9 +224,11 @@ impl ApplyLoop {
     pub fn stop(self) -> Result<Index, String> {
         self.stop.store(true, std::sync::atomic::Ordering::Release);
         let _ = self.orders.send(ApplyOrder::Wake);
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err("the apply thread broke off".into()))
+        let ended = self.thread.join();
+        if let Some(rotating) = self.rotating {
+            rotating.end();
+        }
+        ended.unwrap_or_else(|_| Err("the apply thread broke off".into()))
     }
 
     pub fn is_running(&self) -> bool {

@@ -19,6 +19,7 @@ pub mod local;
 mod lost;
 pub mod options;
 mod reserve;
+pub mod rotating;
 pub(crate) mod seed;
 pub mod service;
 pub mod serving;

@@ -21,7 +21,9 @@ pub mod parts;
 pub mod prune;
 pub mod publish;
 pub mod publish_settings;
+pub mod published;
 mod remove;
+pub mod rotate;
 pub mod settings;
 pub mod slots;
 mod spare;
@@ -94,8 +96,12 @@ pub fn now_ns() -> u64 {
 }
 
 /// Whether trees that users may need soon would go now: then rotation waits. `Some`: why.
-pub fn rotation_is_held(_: &History) -> Option<String> {
-    None
+pub fn rotation_is_held(history: &History) -> Option<String> {
+    let (_, before, what) = history.events.alarm()?;
+    let before = before.position();
+    Some(format!(
+        "{what} (before it: pos:{before}); `fs_mirror release` lets it go on"
+    ))
 }
 
 impl History {

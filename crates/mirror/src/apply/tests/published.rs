@@ -13,6 +13,8 @@ use crate::history::ask::{Answer, Ask, answer, state_of};
 use crate::history::asked::{Asks, Places};
 use crate::history::checkout::Made;
 use crate::history::publish::Publish;
+use crate::history::publish_settings::{Every, PublishSettings};
+use crate::history::rotate::{Done, Rotation};
 use crate::history::tree::PastError;
 use crate::sys::open;
 
@@ -220,4 +222,113 @@ fn files_are_links_and_what_differs_in_metadata_is_a_copy() {
     shelf.check();
     shelf.whole(n);
     shelf.check();
+}
+
+const HOUR: u64 = 3_600_000_000_000;
+
+impl Shelf {
+    /// What is due so many hours from now.
+    fn rotate(&mut self, settings: &str, hours: u64) -> Vec<Done> {
+        let settings: toml::Table = settings.parse().unwrap();
+        let settings = PublishSettings::from_toml(settings.get("publish").unwrap());
+        let places = Places {
+            dst: self.kept.pair.dst.clone(),
+            state_dir: self.kept.pair.state.clone(),
+        };
+        let mut asked = Asked(self.kept.pair.applier());
+        let settings = settings.unwrap().unwrap();
+        let rotation = Rotation::open(&mut asked, places, Owners::Apply, settings);
+        let now = crate::history::now_ns() + hours * HOUR;
+        rotation.unwrap().rotate(Some(Every::Hour), now).unwrap()
+    }
+
+    fn names(&self, dir: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names
+            .filter(|name| !name.starts_with('.') && !name.ends_with(".json"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Another state, and the copy of it.
+    fn change(&mut self, text: &str) -> PathBuf {
+        self.kept.pair.write("a", text.as_bytes());
+        let n = self.step().unwrap();
+        self.kept.was[n].1.clone()
+    }
+}
+
+#[track_caller]
+fn equal(was: &Path, tree: &Path) {
+    testkit::compare::assert_equal(was, tree, &but_for_holes());
+}
+
+#[test]
+fn numbered_trees_move_on_as_rsnapshot_has_them() {
+    let mut shelf = Shelf::new(Options::default());
+    let settings = "publish = { trees = { hourly = 3 }, names = \"numbered\" }";
+    std::fs::create_dir(shelf.kept.pair.source.path.join("d")).unwrap();
+    for n in 0..200 {
+        shelf.kept.pair.write(&format!("d/f{n}"), b"same");
+    }
+    let dir = shelf.kept.pair.state.join("snapshots");
+    let mut was = Vec::new();
+    for hour in 1..=5 {
+        was.insert(0, shelf.change(&format!("hour {hour}")));
+        let done = shelf.rotate(settings, hour);
+        let [Done::Made(tree, path)] = done.as_slice() else {
+            panic!("{done:?}");
+        };
+        assert_eq!(tree.recycled, hour > 3, "{tree:?}");
+        assert_eq!(*path, dir.join("hourly.0"));
+        assert_eq!(shelf.rotate(settings, hour), [Done::UpToDate(Every::Hour)]);
+        was.truncate(3);
+        for (n, was) in was.iter().enumerate() {
+            equal(was, &dir.join(format!("hourly.{n}")));
+        }
+    }
+    assert_eq!(shelf.names(&dir), ["hourly.0", "hourly.1", "hourly.2"]);
+    // A change of names that was broken off: what is written down is found by the tree.
+    std::fs::rename(dir.join("hourly.2"), dir.join("hourly.3")).unwrap();
+    // Other names, and fewer.
+    let done = shelf.rotate("publish = { trees = { hourly = 2 } }", 5);
+    assert_eq!(done, [Done::UpToDate(Every::Hour)]);
+    let names = shelf.names(&dir);
+    assert!(
+        names.len() == 2 && names.iter().all(|name| name.ends_with("00Z")),
+        "{names:?}"
+    );
+    equal(&was[0], &dir.join(&names[1]));
+}
+
+#[test]
+fn a_tree_that_somebody_changed_is_made_whole_again() {
+    let mut shelf = Shelf::new(Options::default());
+    let elsewhere = shelf.kept.base.path().join("published");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let settings = format!(
+        "publish = {{ trees = {{ hourly = 1 }}, dir = \"{}\" }}",
+        elsewhere.display()
+    );
+    shelf.change("one");
+    shelf.rotate(&settings, 1);
+    let names = shelf.names(&elsewhere);
+    std::fs::remove_file(elsewhere.join(&names[0]).join("a")).unwrap();
+    // And what a crash left.
+    let left = std::fs::read_dir(&elsewhere).unwrap().count();
+    let was = shelf.change("two");
+    let done = shelf.rotate(&settings, 2);
+    let [Done::Made(tree, path)] = done.as_slice() else {
+        panic!("{done:?}");
+    };
+    assert!(!tree.recycled);
+    equal(&was, path);
+    assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), left);
+    // Somebody else's name is nobody's to take.
+    assert!(matches!(
+        shelf.rotate(&settings, 0).as_slice(),
+        [Done::UpToDate(_)]
+    ));
 }

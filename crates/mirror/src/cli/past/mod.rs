@@ -5,6 +5,7 @@ pub mod diff;
 pub mod find;
 pub mod get;
 pub mod log;
+pub mod rotate;
 pub mod snapshot;
 
 use std::ffi::OsStr;
@@ -22,11 +23,12 @@ use crate::cli::find::find;
 use crate::cli::places::show;
 use crate::cli::text;
 use crate::engine::control::{Client, ClientError, StateLock};
-use crate::engine::options::SourceSpec;
+use crate::engine::options::{Owners, SourceSpec};
 use crate::engine::status::Stamp;
 use crate::history::ask::{Answer, Ask, Known, TimeOf, Window};
 use crate::history::asked::{self, AsOf, Asks, Places, odd};
 use crate::history::parts;
+use crate::history::publish_settings::PublishSettings;
 use crate::history::stopped::Stopped;
 use crate::history::times::{self, When};
 use crate::history::tree::{PastError, PastTree, Where};
@@ -45,6 +47,8 @@ pub struct Past {
     pub dst: PathBuf,
     pub state_dir: PathBuf,
     source: SourceSpec,
+    pub publish: Option<PublishSettings>,
+    pub owners: Owners,
     pub zone: TimeZone,
     /// Where this part's files are.
     part_dir: PathBuf,
@@ -118,6 +122,8 @@ impl Past {
             parts: parts::all(&state_dir),
             state_dir,
             source: config.source,
+            publish: config.publish,
+            owners: config.owners,
             zone: TimeZone::system(),
             later: None,
         })
@@ -164,6 +170,8 @@ impl Past {
             dst: self.dst.clone(),
             state_dir: self.state_dir.clone(),
             source: self.source.clone(),
+            publish: self.publish.clone(),
+            owners: self.owners,
             zone: self.zone.clone(),
             part_dir,
             parts: std::mem::take(&mut self.parts),

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::cli::args::{SnapshotCommand, SnapshotCreateArgs, SnapshotListArgs, SnapshotRmArgs};
 use crate::cli::exit::{CliError, Exit};
-use crate::cli::past::{Past, position};
+use crate::cli::past::{Past, position, rotate};
 use crate::cli::ui;
 use crate::history::ask::{Answer, Ask, SnapshotLine};
 
@@ -13,6 +13,7 @@ pub fn run(command: &SnapshotCommand) -> Result<Exit, CliError> {
         SnapshotCommand::Create(args) => create(args),
         SnapshotCommand::List(args) => list(args),
         SnapshotCommand::Rm(args) => remove(args),
+        SnapshotCommand::Publish(args) => rotate::publish(args),
     }
 }
 
@@ -66,7 +67,9 @@ fn line(past: &Past, snapshot: &SnapshotLine) -> String {
 fn list(args: &SnapshotListArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
     let window = past.window()?;
-    if window.snapshots.is_empty() && !args.say.json && !args.say.quiet {
+    let shelf = rotate::shelf(&past)?;
+    let trees = shelf.list()?;
+    if window.snapshots.is_empty() && trees.is_empty() && !args.say.json && !args.say.quiet {
         ui::complain("no snapshots: `fs_mirror snapshot create NAME` makes one");
     }
     for snapshot in &window.snapshots {
@@ -75,13 +78,29 @@ fn list(args: &SnapshotListArgs) -> Result<Exit, CliError> {
             false => ui::say(&line(&past, snapshot)),
         }
     }
+    for tree in &trees {
+        let path = shelf.path(tree);
+        match args.say.json {
+            true => ui::say(&rotate::as_json(tree, &path).to_string()),
+            false => ui::say(&rotate::line(&past, tree, &path)),
+        }
+        if args.say.verbose && !args.say.json {
+            for lost in &tree.missing_paths {
+                ui::say(&format!("    {lost}"));
+            }
+        }
+    }
     Ok(Exit::Done)
 }
 
 fn remove(args: &SnapshotRmArgs) -> Result<Exit, CliError> {
     let mut past = Past::open(&args.which)?;
     let name = args.name.clone();
-    past.ask(&Ask::RemoveSnapshot { name })?;
+    let known = past.window()?.snapshots;
+    let removed = rotate::remove(&past, &name)?;
+    if !removed || known.iter().any(|known| known.name == name) {
+        past.ask(&Ask::RemoveSnapshot { name })?;
+    }
     if !args.say.quiet && !args.say.json {
         ui::say(&format!("{} is no snapshot any more", args.name));
     }

@@ -48,6 +48,7 @@ use super::status::{Hold, HoldReason, PathText, Role, Stamp, State, Status};
 use crate::apply::{self, Applier, ApplyError};
 use crate::capture::run::CaptureOptions;
 use crate::disk::{Disk, RealDisk};
+use crate::engine::rotating::Publishing;
 use crate::index::{self, Index, move_aside};
 use crate::log::{End as LogEnd, Log, LogError, LogOptions};
 use crate::sync::lock;
@@ -1018,6 +1019,7 @@ impl Session<'_> {
             history: options
                 .history
                 .then(|| HistorySetup::new(&self.place.state, &options.keeping)),
+            publishing: Publishing::of(options),
             told: options.told.clone(),
         })
         .map_err(|e| RunError::Failed(anyhow::anyhow!("cannot start a thread: {e}")))?;

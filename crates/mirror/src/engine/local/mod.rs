@@ -35,6 +35,7 @@ use crate::capture::sink::{Limited, NoSink, Sink, StagingSink, Throttle};
 use crate::capture::state::{Barrier, Ended};
 use crate::capture::tree::{SourceTree, TreeError};
 use crate::disk::RealDisk;
+use crate::engine::rotating::Publishing;
 use crate::filter::Filter;
 use crate::index::{self, Index, IndexError, move_aside};
 use crate::log::LogOptions;
@@ -520,6 +521,7 @@ impl Mirror {
                 .options
                 .history
                 .then(|| HistorySetup::new(&place.state, &self.options.keeping)),
+            publishing: Publishing::of(&self.options),
             told: self.options.told.clone(),
         })
         .map_err(|e| failed("cannot start a thread", &e))?;
