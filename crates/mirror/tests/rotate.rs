@@ -223,3 +223,49 @@ fn what_is_not_possible_is_told() {
         );
     }
 }
+
+#[test]
+fn a_view_shows_what_was_and_nobody_writes_through_it() {
+    testkit::lab::in_private_namespace(
+        "a_view_shows_what_was_and_nobody_writes_through_it",
+        |_| {
+            let place = Place::new(&[]);
+            let truth = place.truth("truth");
+            place.done(&["snapshot", "create", "then"]);
+            for n in 0..400 {
+                let _ = change(&place.at("src"), n);
+            }
+            fs::remove_dir_all(place.at("src/d1")).unwrap();
+            place.idle();
+            let at = place.at("seen");
+            fs::create_dir(&at).unwrap();
+            let seen = at.to_str().unwrap();
+            place.done(&["view", "--at", "then", seen]);
+            same(&truth, &at);
+            assert!(fs::write(at.join("d2/f3"), "no").is_err());
+            assert!(
+                fs::set_permissions(at.join("d2/f3"), fs::Permissions::from_mode(0o666)).is_err()
+            );
+            let views = place.at("dst.fs_mirror/views");
+            assert_eq!(fs::read_dir(&views).unwrap().count(), 1);
+            let ran = place.mirror.ask(&["view", "--at", "then", seen]);
+            assert!(ran.code == 2 && ran.stderr.contains("not empty"), "{ran:?}");
+            place.done(&["view", "--drop", seen]);
+            assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
+            assert_eq!(fs::read_dir(&views).unwrap().count(), 0);
+            // A part of it; and one that was unmounted by hand goes with the next.
+            place.done(&["view", "--at", "then", "d1", seen]);
+            same(&truth.join("d1"), &at);
+            rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
+            place.done(&["view", "--at", "then", "d0", seen]);
+            same(&truth.join("d0"), &at);
+            assert_eq!(fs::read_dir(&views).unwrap().count(), 1);
+            let ran = place.mirror.ask(&["view", "--at", "then", "d0/f1", seen]);
+            assert!(
+                ran.code == 2 && ran.stderr.contains("no directory"),
+                "{ran:?}"
+            );
+            place.done(&["view", "--drop", seen]);
+        },
+    );
+}

@@ -81,6 +81,8 @@ pub enum Command {
     /// Name the tree as it is now, or list or remove names
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Show a directory as it was at another place, at once and read-only
+    View(ViewArgs),
     /// Publish the plain hourly, daily, weekly and monthly trees that are due, made of hard links
     Rotate(RotateArgs),
     /// Print what an rsnapshot.conf or lsyncd.conf says as the daemon's configuration, and what has no counterpart
@@ -494,6 +496,24 @@ pub struct SnapshotPublishArgs {
     /// As it was at this time [default: as the snapshot of that name, else now]
     #[arg(long, value_name = "T")]
     pub at: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct ViewArgs {
+    /// A directory of the tree [default: all of it], and an empty directory to show it at
+    #[arg(value_name = "[PATH] MOUNTPOINT", num_args = 1..=2, required = true)]
+    pub paths: Vec<PathBuf>,
+    /// As of this time
+    #[arg(long, value_name = "T", required_unless_present = "drop")]
+    pub at: Option<String>,
+    /// End the view at MOUNTPOINT
+    #[arg(long, conflicts_with = "at")]
+    pub drop: bool,
     #[command(flatten)]
     pub which: Which,
     #[command(flatten)]

@@ -79,6 +79,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Timeline(args) => past::log::timeline(&args),
             Command::Restore(args) => past::get::restore(&args),
             Command::Checkout(args) => past::get::checkout(&args),
+            Command::View(args) => past::view::run(&args),
             Command::Rotate(args) => past::rotate::rotate(&args),
             Command::Snapshot(command) => past::snapshot::run(&command),
             Command::Import(args) => import::run(&args),

@@ -287,7 +287,7 @@ impl<'a> Checkout<'a> {
                         let set = self.rules.adjust(&file, &here.kind, &here.meta, true);
                         set.map_err(io("set the flags of", path))?;
                     }
-                    if self.links.is_some() {
+                    if self.links.as_ref().is_some_and(|links| links.durable) {
                         // It is to stay, unlike what somebody made by hand.
                         rustix::fs::fdatasync(&file).map_err(io("flush", path))?;
                     }

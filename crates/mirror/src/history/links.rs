@@ -42,18 +42,21 @@ pub struct Links {
     unsure: Vec<Unsure>,
     /// Each change of an inode gives it another ctime, however soon it comes after somebody looked.
     fine: bool,
+    /// Copies made in place of links are to stay over a power cut.
+    pub durable: bool,
     /// Objects of which some names may be links, and others copies.
     pub split: BTreeSet<ObjectId>,
 }
 
 impl Links {
     /// `work`: a directory of ours on the same file system.
-    pub fn new(places: Places, work: &OwnedFd) -> Result<Links, Errno> {
+    pub fn new(places: Places, work: &OwnedFd, durable: bool) -> Result<Links, Errno> {
         Ok(Links {
             places,
             from: None,
             unsure: Vec::new(),
             fine: is_fine(work)?,
+            durable,
             split: BTreeSet::new(),
         })
     }

@@ -32,6 +32,7 @@ pub mod stopped;
 mod tests;
 pub mod times;
 pub mod tree;
+pub mod views;
 pub mod walk;
 pub mod whole;
 

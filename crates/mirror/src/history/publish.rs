@@ -25,6 +25,8 @@ pub struct Publish<'a> {
     pub progress: &'a mut dyn Progress,
     /// A directory of ours on the copy's file system.
     pub work: &'a OwnedFd,
+    /// It is to stay over a power cut.
+    pub durable: bool,
 }
 
 type Result<T> = std::result::Result<T, CheckoutError>;
@@ -81,7 +83,8 @@ impl Publish<'_> {
         (dir, state, path): (ObjectId, &State, &[u8]),
         top: &OwnedFd,
     ) -> Result<Made> {
-        let mut links = Links::new(self.places.clone(), self.work).map_err(io("write to", b""))?;
+        let mut links = Links::new(self.places.clone(), self.work, self.durable)
+            .map_err(io("write to", b""))?;
         let again = open::dir_again(top).map_err(io("open", b""))?;
         let mut tree = AsOf::new(self.asks, self.places.clone(), moment);
         let mut checkout = Checkout::new(&mut tree, self.rules, self.progress, again);
@@ -166,7 +169,8 @@ impl Publish<'_> {
         let limbo = open::dir(self.work, LIMBO).map_err(io("open", b""))?;
         plan.detach(top, &limbo)?;
         plan.attach_dirs(top, &limbo)?;
-        let mut links = Links::new(self.places.clone(), self.work).map_err(io("write to", b""))?;
+        let mut links = Links::new(self.places.clone(), self.work, self.durable)
+            .map_err(io("write to", b""))?;
         let again = open::dir_again(top).map_err(io("open", b""))?;
         let mut tree = AsOf::new(self.asks, self.places.clone(), until);
         let mut checkout = Checkout::new(&mut tree, self.rules, self.progress, again);

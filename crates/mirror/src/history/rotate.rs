@@ -374,6 +374,7 @@ impl<'a> Rotation<'a> {
             rules: &rules,
             progress: &mut missing,
             work,
+            durable: true,
         };
         match from {
             Some(from) => publish.recycled((from, wanted.moment), &top)?,

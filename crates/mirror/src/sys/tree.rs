@@ -45,7 +45,26 @@ fn finish(mount: OwnedFd) -> Result<OwnedFd> {
     openat(mount, c".", flags, Mode::empty())
 }
 
+/// Shows a directory at another place as well, where nothing can be changed, no device opened, no program run, and nobody gets
+/// rights by a file. `at` is an existing directory. `EPERM`: no `CAP_SYS_ADMIN`.
+pub fn show_read_only(dir: &Path, at: &Path) -> Result<()> {
+    const NOSUID: u64 = 0x2;
+    const NODEV: u64 = 0x4;
+    const NOEXEC: u64 = 0x8;
+    let mount = clone(CWD, dir, OpenTreeFlags::empty())?;
+    set_attributes(&mount, RDONLY | NOATIME | NOSUID | NODEV | NOEXEC)?;
+    let flags = rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&mount, c"", CWD, at, flags)
+}
+
+const RDONLY: u64 = 0x1;
+const NOATIME: u64 = 0x10;
+
 fn make_read_only(mount: &OwnedFd) -> Result<()> {
+    set_attributes(mount, RDONLY | NOATIME)
+}
+
+fn set_attributes(mount: &OwnedFd, set: u64) -> Result<()> {
     #[repr(C)]
     struct MountAttr {
         set: u64,
@@ -53,12 +72,10 @@ fn make_read_only(mount: &OwnedFd) -> Result<()> {
         propagation: u64,
         user_namespace: u64,
     }
-    const RDONLY: u64 = 0x1;
-    const NOATIME: u64 = 0x10;
     /// Relative, no, or strict access times are one field, which must be cleared to be set.
     const ATIME_FIELD: u64 = 0x70;
     let attr = MountAttr {
-        set: RDONLY | NOATIME,
+        set,
         clear: ATIME_FIELD,
         propagation: 0,
         user_namespace: 0,

@@ -72,6 +72,7 @@ impl Shelf {
             rules: &self.rules,
             progress: &mut NoneLost,
             work: &self.work,
+            durable: false,
         })
     }
 
