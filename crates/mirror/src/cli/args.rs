@@ -710,7 +710,7 @@ pub struct ReleaseArgs {
 
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Compare with the source's tree, or with what the copy's index says
+    /// Compare with the source's tree, or with what the copy's index says; or read old versions and their catalogue again
     #[arg(long, value_enum, value_name = "WHAT", default_value = "source")]
     pub against: Against,
     /// Make what differs equal again

@@ -17,8 +17,8 @@ use crate::cli::show::{self, Health};
 use crate::cli::{trees, ui};
 use crate::engine::aside;
 use crate::engine::control::{
-    Client, ClientError, HEARTBEAT_MAX, PersistError, StateLock, Stop, VerifyLine, VerifyOptions,
-    leave_release, read_status,
+    Against, Client, ClientError, HEARTBEAT_MAX, PersistError, StateLock, Stop, VerifyLine,
+    VerifyOptions, leave_release, read_status,
 };
 use crate::engine::event::{Silent, Ui};
 use crate::engine::options::MirrorOptions;
@@ -401,6 +401,9 @@ fn release_stopped(
 }
 
 pub fn verify(args: &VerifyArgs) -> Result<Exit, CliError> {
+    if args.against == Against::History {
+        return crate::cli::past::verify::run(args);
+    }
     let found = find(args.which.mirror.as_deref())?;
     let options = VerifyOptions {
         against: args.against,

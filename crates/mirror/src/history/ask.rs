@@ -127,6 +127,11 @@ pub enum Ask {
     RemoveSnapshot {
         name: String,
     },
+    /// Read a segment of the catalogue, the first after this one, and mend it.
+    Check {
+        after: u64,
+        repair: bool,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,7 +163,16 @@ pub enum Answer {
         next: Option<u64>,
     },
     Snapshot(SnapshotLine),
+    /// `None`: there is no further one.
+    Checked(Option<CheckedSegment>),
     Done,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckedSegment {
+    pub number: u64,
+    /// Files, what is wrong with them, and whether that is mended.
+    pub found: Vec<(String, String, bool)>,
 }
 
 /// What can be had.
@@ -477,6 +491,20 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             keep,
             note,
         } => snapshot(history, now, (name, *moment, *keep, note)).map(Answer::Snapshot),
+        Ask::Check { after, repair } => {
+            let numbers = history.catalogue.numbers();
+            let Some(number) = numbers.into_iter().find(|number| number > after) else {
+                return Ok(Answer::Checked(None));
+            };
+            let found = history.catalogue.check(number, *repair);
+            let found = found.map_err(|e| PastError::History(e.into()))?;
+            let found = found.into_iter();
+            let found = found.map(|found| (found.name, found.what, found.repaired));
+            Ok(Answer::Checked(Some(CheckedSegment {
+                number,
+                found: found.collect(),
+            })))
+        }
         Ask::RemoveSnapshot { name } => {
             if !history
                 .events

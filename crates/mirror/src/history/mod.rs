@@ -24,6 +24,7 @@ pub mod publish_settings;
 pub mod published;
 mod remove;
 pub mod rotate;
+pub mod scrub;
 pub mod settings;
 pub mod slots;
 mod spare;

@@ -7,6 +7,7 @@ pub mod get;
 pub mod log;
 pub mod rotate;
 pub mod snapshot;
+pub mod verify;
 pub mod view;
 
 use std::ffi::OsStr;

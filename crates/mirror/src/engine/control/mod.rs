@@ -220,6 +220,8 @@ pub enum Against {
     Source,
     /// Reads the copy and compares with what its index says.
     Index,
+    /// Reads the old versions and compares with what the catalogue says.
+    History,
 }
 
 /// One difference.

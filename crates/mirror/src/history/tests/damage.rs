@@ -525,3 +525,73 @@ fn of_another_tree_or_a_newer_version_is_refused_and_nothing_changes() {
     let (_, catalogue) = open(&made.disk, Some(made.known)).unwrap();
     assert_eq!(read(&catalogue), made.shape);
 }
+
+#[test]
+fn a_changed_bit_in_an_old_version_is_found_and_made_again_or_set_aside() {
+    use crate::history::scrub::{Damaged, End, scrub};
+    use crate::history::slots::Slot;
+
+    let base = tempfile::tempdir().unwrap();
+    let state_dir = base.path();
+    let disk = crate::disk::RealDisk::open(state_dir).unwrap();
+    let disk: Arc<dyn Disk> = Arc::new(disk);
+    let (_, mut catalogue) = written(disk.clone(), TREE, SEGMENT, None).unwrap();
+    let mut slots = crate::history::slots::Slots::open(state_dir).unwrap();
+    let texts = ["one", "two", "one"];
+    let mut all = Vec::new();
+    for (n, text) in texts.iter().enumerate() {
+        let slot = Slot {
+            until: Moment(10 + n as u64),
+            object: ObjectId(5),
+        };
+        let content = Content {
+            bytes: text.len() as u64,
+            digest: Digest(*blake3::hash(text.as_bytes()).as_bytes()),
+            data: Vec::new(),
+            proven: true,
+            fuzzy: false,
+        };
+        let state = State {
+            kind: FileKind::File(content),
+            meta: Meta::default(),
+        };
+        let was = Was::Object {
+            object: slot.object,
+            state,
+            local: Local::default(),
+            then: Then::Content,
+        };
+        let group = Group {
+            moment: slot.until,
+            time_ns: 0,
+            rows: vec![Row { was, who: None }],
+            who: Vec::new(),
+        };
+        catalogue.append(&[Dated { group, here_ns: 0 }]).unwrap();
+        slots.place(slot).unwrap();
+        std::fs::write(state_dir.join(slot.path()), text).unwrap();
+        all.push(slot);
+    }
+    catalogue.flush().unwrap();
+    let run = |repair| {
+        let mut found = Vec::new();
+        let done = scrub(&*disk, state_dir, repair, &mut || true, &mut |damaged| {
+            found.push(damaged)
+        });
+        (done.unwrap().versions, found)
+    };
+    assert_eq!(run(true), (3, vec![]));
+    let damaged = |n: usize, end| Damaged { slot: all[n], end };
+    let path = |n: usize| state_dir.join(all[n].path());
+    std::fs::write(path(0), "onf").unwrap();
+    assert_eq!(run(false), (3, vec![damaged(0, End::Left)]));
+    assert_eq!(run(true), (3, vec![damaged(0, End::Repaired)]));
+    assert_eq!(std::fs::read(path(0)).unwrap(), b"one");
+    std::fs::write(path(1), "tvo").unwrap();
+    assert_eq!(run(true), (3, vec![damaged(1, End::SetAside)]));
+    assert!(!path(1).exists());
+    let aside = state_dir.join("history/damaged");
+    let aside = aside.join(path(1).file_name().unwrap());
+    assert_eq!(std::fs::read(aside).unwrap(), b"tvo");
+    assert_eq!(run(true), (2, vec![]));
+}
