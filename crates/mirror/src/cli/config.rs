@@ -552,7 +552,6 @@ mod tests {
         let usual = Config::new(SourceSpec::Local("/srv/www".into()), "/b/www".into());
         let text = Config {
             owners: Owners::Apply,
-            history: false,
             ..usual
         }
         .to_toml();
