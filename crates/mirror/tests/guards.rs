@@ -39,9 +39,9 @@ fn place(lab: &Lab) -> Result<(Image, std::path::PathBuf, std::path::PathBuf), S
     Ok((image, src, dst))
 }
 
-/// Without `--on-mass-change`: as users have it.
+/// Without history: as users have it who keep none.
 fn start(src: &Path, dst: &Path) -> Mirror {
-    Mirror::start_with(src, dst, &[])
+    Mirror::start_with(src, dst, &["--no-history"])
 }
 
 fn held(mirror: &mut Mirror, reason: &str) {

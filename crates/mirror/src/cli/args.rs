@@ -76,6 +76,8 @@ pub enum Command {
     Timeline(TimelineArgs),
     /// Bring paths back as they were
     Restore(RestoreArgs),
+    /// Take back what somebody changed, where nobody else changed it later
+    Undo(UndoArgs),
     /// Copy the whole tree as it was into a new directory
     Checkout(CheckoutArgs),
     /// Name the tree as it is now, or list or remove names
@@ -452,6 +454,30 @@ pub struct RestoreArgs {
     /// Also remove there what was not there then
     #[arg(long)]
     pub delete: bool,
+    /// Say what would be done, do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = TIMES_HELP)]
+pub struct UndoArgs {
+    /// What was done after this time
+    #[arg(long, value_name = "T")]
+    pub since: String,
+    /// By these: uid=33, pid=4711, exe=/usr/bin/php (again for more: all must fit) [default: by anybody]
+    #[arg(long, value_name = "WHO")]
+    pub who: Vec<String>,
+    /// Write what was before below this directory
+    #[arg(long, value_name = "DIR", conflicts_with = "to_source")]
+    pub to: Option<PathBuf>,
+    /// Change the source itself
+    #[arg(long)]
+    pub to_source: bool,
     /// Say what would be done, do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -561,7 +561,7 @@ mod tests {
         };
         let table = [
             (
-                with("history = true", "histroy = true"),
+                with("history = false", "histroy = false"),
                 "/c, line 10: unknown field `histroy`",
             ),
             (
@@ -596,8 +596,8 @@ mod tests {
                 with("\"/srv/www\"", "'/srv\\www'"),
                 "/c, line 4: a backslash",
             ),
-            (with("history = true\n", ""), "missing field `history`"),
-            (with("history = true", "history = maybe"), "/c, line 10: "),
+            (with("history = false\n", ""), "missing field `history`"),
+            (with("history = false", "history = maybe"), "/c, line 10: "),
             (
                 with("history = false", "history = { lock = 'of' }"),
                 "/c, line 10: lock: of is no lock",

@@ -78,6 +78,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::Find(args) => past::find::run(&args),
             Command::Timeline(args) => past::log::timeline(&args),
             Command::Restore(args) => past::get::restore(&args),
+            Command::Undo(args) => past::back::undo(&args),
             Command::Checkout(args) => past::get::checkout(&args),
             Command::View(args) => past::view::run(&args),
             Command::Rotate(args) => past::rotate::rotate(&args),

@@ -66,14 +66,9 @@ pub fn run_command(command: &mut Command) -> Ran {
     }
 }
 
-/// The arguments of a mirror without history, followed by more.
+/// The arguments of a mirror, followed by more.
 pub fn mirror_arguments(src: &Path, dst: &Path, more: &[&str]) -> Vec<std::ffi::OsString> {
-    let mut arguments: Vec<std::ffi::OsString> = vec![
-        "mirror".into(),
-        src.into(),
-        dst.into(),
-        "--no-history".into(),
-    ];
+    let mut arguments: Vec<std::ffi::OsString> = vec!["mirror".into(), src.into(), dst.into()];
     arguments.extend(more.iter().map(Into::into));
     arguments
 }

@@ -97,9 +97,9 @@ fn missing(past: &Past, path: &[Name], stand: &Stand) -> CliError {
 }
 
 /// What is told while a tree is made.
-struct Told {
-    say: Say,
-    failed: u64,
+pub struct Told {
+    pub say: Say,
+    pub failed: u64,
 }
 
 impl Progress for Told {
@@ -119,7 +119,7 @@ impl Progress for Told {
     }
 }
 
-fn checkout_error(e: CheckoutError) -> CliError {
+pub fn checkout_error(e: CheckoutError) -> CliError {
     match e {
         CheckoutError::Past(e) => e.into(),
         e => CliError::failed(chain(&e)),
@@ -165,7 +165,7 @@ fn new_dir(dir: &Path, past: &Past) -> Result<(PathBuf, bool), CliError> {
 }
 
 /// What can be set there.
-fn rules(dir: &OwnedFd) -> Result<Rules, CliError> {
+pub fn rules(dir: &OwnedFd) -> Result<Rules, CliError> {
     let owners = match rustix::process::geteuid().is_root() {
         true => Owners::Apply,
         false => Owners::Record,
@@ -254,9 +254,7 @@ fn fill(past: &mut Past, stand: &Stand, dir: &Path, told: &mut Told) -> Result<M
 
 pub fn restore(args: &RestoreArgs) -> Result<Exit, CliError> {
     if args.to_source {
-        return Err(CliError::failed(
-            "--to-source is not built yet: restore --to DIR, and copy from there to the source",
-        ));
+        return super::back::to_source(args);
     }
     let Some(to) = &args.to else {
         return Err(CliError::usage(
@@ -407,7 +405,7 @@ fn restore_one(
             None => dir.clone(),
         };
         if entry.state.kind.is_dir() {
-            merge(&from, &at, delete && told.failed == before)
+            merge(&from, &at, delete && told.failed == before, &rules)
                 .map_err(|(path, e)| failed("put in place", &path, &e))?;
         } else if told.failed == before {
             let name = entry.name.as_bytes();
@@ -435,7 +433,12 @@ fn restore_one(
 }
 
 /// Moves what was made over what is there: files replace files, directories are joined. With `delete` what else is there goes.
-fn merge(from: &Path, to: &Path, delete: bool) -> Result<(), (PathBuf, std::io::Error)> {
+pub fn merge(
+    from: &Path,
+    to: &Path,
+    delete: bool,
+    rules: &Rules,
+) -> Result<(), (PathBuf, std::io::Error)> {
     let at = |path: &Path| {
         let path = path.to_path_buf();
         move |e| (path, e)
@@ -455,6 +458,8 @@ fn merge(from: &Path, to: &Path, delete: bool) -> Result<(), (PathBuf, std::io::
         }
         Ok(_) => {}
     }
+    // Before anything moves out of it.
+    let meta = read_meta(from, rules).map_err(at(from))?;
     let names = |dir: &Path| -> Result<Vec<std::ffi::OsString>, (PathBuf, std::io::Error)> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(at(dir))? {
@@ -483,7 +488,7 @@ fn merge(from: &Path, to: &Path, delete: bool) -> Result<(), (PathBuf, std::io::
         let (inner, outer) = (from.join(&name), to.join(&name));
         let is_dir = inner.symlink_metadata().map_err(at(&inner))?.is_dir();
         match is_dir {
-            true => merge(&inner, &outer, delete)?,
+            true => merge(&inner, &outer, delete, rules)?,
             false => match fs::rename(&inner, &outer) {
                 Err(e) if e.kind() == std::io::ErrorKind::IsADirectory && delete => {
                     fs::remove_dir_all(&outer).map_err(at(&outer))?;
@@ -494,17 +499,20 @@ fn merge(from: &Path, to: &Path, delete: bool) -> Result<(), (PathBuf, std::io::
         }
     }
     // Its own metadata, its times above all, come last.
-    copy_meta(from, to).map_err(at(to))
+    set_meta(to, &meta, rules).map_err(at(to))
 }
 
-fn copy_meta(from: &Path, to: &Path) -> std::io::Result<()> {
-    let (from, to) = (open::dir_at_path(from)?, open::dir_at_path(to)?);
-    let owners = match rustix::process::geteuid().is_root() {
-        true => Owners::Apply,
-        false => Owners::Record,
-    };
-    let rules = Rules::probe(&from, owners)?;
-    let (_, meta) = rules.read(&from, b"")?;
-    rules.adjust(&to, &mirror_core::Kind::Dir, &meta, true)?;
+fn read_meta(dir: &Path, rules: &Rules) -> std::io::Result<mirror_core::Meta> {
+    let (_, meta) = rules.read(open::dir_at_path(dir)?, b"")?;
+    Ok(meta)
+}
+
+fn set_meta(dir: &Path, meta: &mirror_core::Meta, rules: &Rules) -> std::io::Result<()> {
+    rules.adjust(
+        &open::dir_at_path(dir)?,
+        &mirror_core::Kind::Dir,
+        meta,
+        true,
+    )?;
     Ok(())
 }

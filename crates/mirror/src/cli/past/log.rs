@@ -18,6 +18,8 @@ use crate::history::changes::{By, Change, Op};
 const LINES_MAX: usize = 10_000_000;
 /// A directory's entries are removed before it: so long before, they are told with it.
 const FOLD_NS: u64 = 600_000_000_000;
+/// Lines of something else in between.
+const OTHERS_MAX: usize = 64;
 
 /// Which changes are meant.
 #[derive(Default)]
@@ -260,16 +262,25 @@ fn fold(lines: &mut VecDeque<Change>, change: &mut Change) {
     }
     let mut top = change.path.0.clone();
     top.push(b'/');
-    while let Some(last) = lines.back() {
-        let inside = last.path.0.starts_with(&top) && last.op == Op::Remove;
-        let own = last.path == change.path && last.op == Op::Attributes;
-        if !(inside || own) || change.there_ns.saturating_sub(last.there_ns) > FOLD_NS {
+    let mut at = lines.len();
+    let mut others = 0;
+    while at > 0 && others < OTHERS_MAX {
+        at -= 1;
+        let Some(line) = lines.get(at) else { break };
+        if change.there_ns.saturating_sub(line.there_ns) > FOLD_NS {
             break;
         }
-        if inside {
-            change.below += 1 + last.below;
+        let inside = line.path.0.starts_with(&top) && line.op == Op::Remove;
+        let own = line.path == change.path && line.op == Op::Attributes;
+        if !inside && !own {
+            others += 1;
+            continue;
         }
-        lines.pop_back();
+        others = 0;
+        if inside {
+            change.below += 1 + line.below;
+        }
+        lines.remove(at);
     }
 }
 
@@ -431,7 +442,7 @@ fn line(past: &Past, change: &Change, colour: bool) -> String {
     line
 }
 
-fn who(by: Option<&By>) -> String {
+pub fn who(by: Option<&By>) -> String {
     let Some(by) = by else {
         return "who: unknown".into();
     };

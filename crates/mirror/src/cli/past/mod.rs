@@ -1,6 +1,7 @@
 //! Commands about the past: what they share. Questions go to the process that has the mirror, or, if none has it, to its
 //! files; bytes are read from the copy and its history directly.
 
+pub mod back;
 pub mod diff;
 pub mod find;
 pub mod get;
@@ -42,6 +43,7 @@ enum Asked {
 
 /// How an error says that something is too long ago.
 const BEFORE: &str = "is before what is kept";
+const NO_NAME: &str = "is no snapshot and no time";
 
 /// A mirror's past.
 pub struct Past {
@@ -131,6 +133,10 @@ impl Past {
         })
     }
 
+    pub fn source(&self) -> &SourceSpec {
+        &self.source
+    }
+
     /// Earlier parts, oldest first.
     pub fn parts(&self) -> &[u32] {
         &self.parts
@@ -211,11 +217,18 @@ impl Past {
 
     /// The position that a person means. One in an earlier part of the history turns to that.
     pub fn stand(&mut self, text: &str) -> Result<Stand, CliError> {
+        let mut first = None;
         loop {
             match self.stand_here(text) {
-                Err(e) if e.line.contains(BEFORE) && !self.parts.is_empty() => {
+                // A name may be of an earlier part, too; the first answer says what there is.
+                Err(e)
+                    if (e.line.contains(BEFORE) || e.line.contains(NO_NAME))
+                        && !self.parts.is_empty() =>
+                {
+                    first.get_or_insert(e);
                     self.earlier()?;
                 }
+                Err(e) => return Err(first.unwrap_or(e)),
                 done => return done,
             }
         }
@@ -270,7 +283,7 @@ impl Past {
                         _ => format!("there are {}", names.join(", ")),
                     };
                     return Err(CliError::usage(format!(
-                        "{} is no snapshot and no time: {have}; {}",
+                        "{} {NO_NAME}: {have}; {}",
                         escape(text.as_bytes()),
                         times::FORMS
                     )));
