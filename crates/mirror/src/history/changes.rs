@@ -351,7 +351,12 @@ impl<'a, R: Rows<Error: std::fmt::Display>> Teller<'a, R> {
                 }
                 (Some(from), None) => (Op::Unlink, self.path(from, before)?, None),
                 (None, Some(to)) => {
-                    let op = if created { Op::Create } else { Op::Link };
+                    // A new file over another one is what a program makes of it that writes beside and renames.
+                    let op = match (created, taken.contains(to)) {
+                        (true, true) => Op::Write,
+                        (true, false) => Op::Create,
+                        (false, _) => Op::Link,
+                    };
                     (op, self.path(to, now)?, None)
                 }
             };
