@@ -87,6 +87,8 @@ pub enum Command {
     View(ViewArgs),
     /// Publish the plain hourly, daily, weekly and monthly trees that are due, made of hard links
     Rotate(RotateArgs),
+    /// Let go of old versions that nothing keeps any more; a running mirror does that by itself, every few minutes
+    Prune(PruneArgs),
     /// Print what an rsnapshot.conf or lsyncd.conf says as the daemon's configuration, and what has no counterpart
     Import(ImportArgs),
     /// This host's key
@@ -578,6 +580,26 @@ pub struct SnapshotCreateArgs {
     /// A line about it
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,
+    #[command(flatten)]
+    pub which: Which,
+    #[command(flatten)]
+    pub say: Say,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Say what would go, let nothing go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Each version, and by which rule it is kept
+    #[arg(long, requires = "dry_run")]
+    pub explain: bool,
+    /// The ten files whose old versions take most
+    #[arg(long, conflicts_with = "dry_run")]
+    pub top: bool,
+    /// What is promised under `governance`, but not by the settings of today, goes, too; that is logged
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub which: Which,
     #[command(flatten)]

@@ -83,6 +83,7 @@ pub fn fs_mirror(args: impl IntoIterator<Item = OsString>) -> Exit {
             Command::View(args) => past::view::run(&args),
             Command::Rotate(args) => past::rotate::rotate(&args),
             Command::Snapshot(command) => past::snapshot::run(&command),
+            Command::Prune(args) => past::prune::run(&args),
             Command::Import(args) => import::run(&args),
             Command::Key(command) => keys::key(Program::FsMirror, &command),
             Command::Trust(args) => keys::trust(Program::FsMirror, &args),

@@ -229,6 +229,33 @@ pub fn status(status: &Status, running: bool, all: bool, now: Stamp, zone: &Time
             ),
         );
     }
+    if let Some(history) = &status.history {
+        let oldest = history
+            .oldest
+            .map(|at| format!(", back to {}", stamp(at, zone)))
+            .unwrap_or_default();
+        out.row(
+            "history",
+            &format!(
+                "{}, {} and {} of catalogue{oldest}",
+                counted(history.versions, "version", "versions"),
+                bytes(history.bytes),
+                bytes(history.catalogue_bytes)
+            ),
+        );
+        if history.lock != "off" {
+            out.row("", &format!("locked: {}", history.lock));
+        }
+        if history.missing_bytes > 0 {
+            let missing = bytes(history.missing_bytes);
+            out.row(
+                "",
+                &format!(
+                    "{missing} more than it may take: `fs_mirror prune --top` names what takes most"
+                ),
+            );
+        }
+    }
     let travelling = status.travelling;
     if travelling.files > 0 {
         let files = counted(travelling.files, "large file", "large files");

@@ -11,7 +11,7 @@ use mirror_core::{Content, Digest, ObjectId, Position};
 use super::control::{ControlError, Until};
 use super::differing::Differing;
 use super::seed::{Chained, Spooled};
-use super::status::{Alarmed, Failed, Hold, PathText, Rolling, Travelling};
+use super::status::{Alarmed, Failed, HistoryStatus, Hold, PathText, Rolling, Travelling};
 use crate::apply::{Counts, Difference, Failure, Recorded};
 use crate::history::ask::{Answer, Ask};
 use crate::history::tree::PastError;
@@ -47,6 +47,7 @@ pub struct ApplyStatus {
     /// By `verify`, since this process began.
     pub repaired: u64,
     pub rolling: Option<Rolling>,
+    pub history: Option<HistoryStatus>,
     /// Why it does not go on for now.
     pub waits: Option<String>,
     pub moved_aside: Vec<PathText>,

@@ -4,6 +4,7 @@
 
 pub mod limits;
 mod mass;
+mod pruning;
 mod rolling;
 mod room;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mirror_core::guard::{Destroyed, Window};
+use mirror_core::history::Moment;
 use mirror_core::{At, Change, Content, Name, ObjectId, Position, Record, Rows};
 
 use super::adopt::{self, ADOPTING_KEY, LeftOut};
@@ -30,6 +32,7 @@ use crate::apply::{
 };
 use crate::history::ask::{self, Answer, Ask};
 use crate::history::events::Why;
+use crate::history::prune::Zones;
 use crate::history::settings::Settings;
 use crate::history::tree::PastError;
 use crate::history::{History, now_ns, parts};
@@ -95,6 +98,8 @@ pub struct ApplySetup {
 pub struct HistorySetup {
     pub state_dir: PathBuf,
     pub keeping: Settings,
+    /// Read while the database can be had.
+    pub zones: Zones,
 }
 
 impl HistorySetup {
@@ -104,6 +109,7 @@ impl HistorySetup {
         HistorySetup {
             state_dir: state_dir.into(),
             keeping: keeping.clone(),
+            zones: Zones::known(state_dir, &keeping.policy.timezone),
         }
     }
 }
@@ -163,6 +169,7 @@ impl ApplyLoop {
                 if let Some(enter) = setup.enter {
                     enter();
                 }
+                let saved_at_start = setup.applier.store().position().map(Moment::of);
                 let on_way = setup.applier.travelling().into_keys().collect();
                 let mut running = Running {
                     applier: setup.applier,
@@ -185,6 +192,8 @@ impl ApplyLoop {
                     dst: setup.dst,
                     state_dir: setup.state_dir,
                     history: setup.history,
+                    pruning: pruning::Pruning::default(),
+                    saved_at_start,
                     told: setup.told,
                     pace: Pace::default(),
                     retry_ms: RETRY_MS_MIN,
@@ -268,6 +277,9 @@ struct Running {
     dst: PathBuf,
     state_dir: PathBuf,
     history: Option<HistorySetup>,
+    pruning: pruning::Pruning,
+    /// Rows were durable up to here when this began.
+    saved_at_start: Option<Moment>,
     told: Option<Arc<dyn Told>>,
     pace: Pace,
     /// Things moved aside so far.
@@ -489,6 +501,7 @@ impl Running {
     }
 
     fn orders(&mut self) {
+        self.prune();
         while let Ok(order) = self.orders.try_recv() {
             self.order(order);
         }
@@ -610,7 +623,10 @@ impl Running {
             .store()
             .meta_get(HISTORY_KEY)
             .map_err(store_error)?;
-        let Some(HistorySetup { state_dir, keeping }) = &self.history else {
+        let Some(HistorySetup {
+            state_dir, keeping, ..
+        }) = &self.history
+        else {
             if kept.is_some() {
                 // As it is now, so that what is kept can be asked for also when it is taken up again.
                 self.applier.checkpoint()?;
@@ -667,6 +683,11 @@ impl Running {
     }
 
     fn past(&mut self, ask: &Ask) -> Result<Answer, PastError> {
+        match ask {
+            Ask::Prune { force } => return self.prune_now(*force),
+            Ask::PruneEnd { after } => return self.prune_ended(*after),
+            _ => {}
+        }
         let now = self.applier.moment();
         let answer = self.applier.with_past(|rows, history| match history {
             Some(history) => ask::answer(rows, history, now, ask),

@@ -59,6 +59,9 @@ pub struct Status {
     pub aside: Option<Aside>,
     #[serde(default)]
     pub rolling: Option<Rolling>,
+    /// `None`: none is kept, or nobody looked yet.
+    #[serde(default)]
+    pub history: Option<HistoryStatus>,
     /// What the threads that take a worker's word are behind; `None`: nobody else's word is taken here.
     #[serde(default)]
     pub confinement: Option<Confinement>,
@@ -115,6 +118,7 @@ impl Status {
             space: None,
             aside: None,
             rolling: None,
+            history: None,
             confinement: None,
             travelling: Travelling::default(),
             replicas: Vec::new(),
@@ -125,6 +129,21 @@ impl Status {
             alarm: None,
         }
     }
+}
+
+/// Of old versions, as of the last pass over them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStatus {
+    pub versions: u64,
+    /// What would be free without them.
+    pub bytes: u64,
+    pub catalogue_bytes: u64,
+    /// The oldest time that can be had, by the worker's clock.
+    pub oldest: Option<Stamp>,
+    pub lock: String,
+    /// More than it may take, and nothing else may go, or can.
+    pub missing_bytes: u64,
+    pub looked_at: Stamp,
 }
 
 /// What goes over one connection.

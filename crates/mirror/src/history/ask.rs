@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::changes::{Change, Teller, merge_parts};
 use super::events::{Event, Snapshot, Why};
 use super::format::{self, Dated};
+use super::prune::Report;
 use super::slots::Slot;
 use super::tree::{Entry, Here, PastError, Where};
 use super::{History, HistoryError};
@@ -132,6 +133,14 @@ pub enum Ask {
         after: u64,
         repair: bool,
     },
+    /// Begin a pass that lets old versions go.
+    Prune {
+        force: bool,
+    },
+    /// How the one ended that began after so many.
+    PruneEnd {
+        after: u64,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +174,12 @@ pub enum Answer {
     Snapshot(SnapshotLine),
     /// `None`: there is no further one.
     Checked(Option<CheckedSegment>),
+    /// After so many passes.
+    PruneBegun(u64),
+    /// Another one is under way: ask again.
+    PruneBusy,
+    /// `None`: it goes on.
+    Pruned(Option<Report>),
     Done,
 }
 
@@ -191,6 +206,15 @@ pub struct Window {
     /// Why no tree is to be published or removed now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_held: Option<String>,
+    /// From here on every position can be had whole; `None`: as far as history goes.
+    #[serde(default)]
+    pub all_from: Option<TimeOf>,
+    /// Before that these can, oldest first.
+    #[serde(default)]
+    pub whole: Vec<TimeOf>,
+    /// What time it is for retention.
+    #[serde(default)]
+    pub now_ns: u64,
 }
 
 /// A position and when it was: at the worker, and here.
@@ -505,6 +529,7 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
                 found: found.collect(),
             })))
         }
+        Ask::Prune { .. } | Ask::PruneEnd { .. } => Err(odd()),
         Ask::RemoveSnapshot { name } => {
             if !history
                 .events
@@ -577,7 +602,58 @@ fn stand(history: &History, at: Option<super::Time>) -> Result<Answer, PastError
     Ok(Answer::Stand { at, next })
 }
 
-fn window(history: &History, now: Moment) -> Result<Window, PastError> {
+impl History {
+    /// The position of the last group up to here, with its times.
+    fn at(&self, moment: Moment) -> super::Result<TimeOf> {
+        let at = self.catalogue.last_time(&|time| time.moment <= moment)?;
+        let begun = self.events.begins().rfind(|begin| begin.0 <= moment);
+        let begun = begun.map(|(moment, _, there_ns, here_ns)| TimeOf {
+            moment: moment.0,
+            there_ns,
+            here_ns,
+        });
+        let at = at.as_ref().map(time_of);
+        Ok(at.max_by_moment(begun).unwrap_or_default())
+    }
+
+    /// From where on everything can be had, and what can be had before that.
+    fn whole(&self) -> super::Result<(Option<TimeOf>, Vec<TimeOf>)> {
+        let whole = super::whole::Whole::load(&*self.disk).map_err(HistoryError::io("read"))?;
+        let begins = self.begins().unwrap_or_default();
+        if whole.all_from <= begins {
+            return Ok((None, Vec::new()));
+        }
+        let some = whole
+            .some
+            .iter()
+            .filter(|at| **at >= begins && **at < whole.all_from);
+        let some: super::Result<Vec<TimeOf>> = some.map(|at| self.at(*at)).collect();
+        Ok((Some(self.at(whole.all_from)?), some?))
+    }
+
+    /// The oldest position that can be had.
+    pub fn oldest(&self) -> super::Result<Option<TimeOf>> {
+        let (all_from, some) = self.whole()?;
+        match some.first().copied().or(all_from) {
+            Some(oldest) => Ok(Some(oldest)),
+            None => self.begins().map(|begins| self.at(begins)).transpose(),
+        }
+    }
+}
+
+trait MaxByMoment {
+    fn max_by_moment(self, other: Self) -> Self;
+}
+
+impl MaxByMoment for Option<TimeOf> {
+    fn max_by_moment(self, other: Self) -> Self {
+        self.into_iter().chain(other).max_by_key(|at| at.moment)
+    }
+}
+
+fn window(history: &mut History, now: Moment) -> Result<Window, PastError> {
+    let (all_from, whole) = history.whole()?;
+    let now_ns = history.now_ns();
     let last = history.catalogue.last_time(&|time| time.moment <= now);
     let last = last.map_err(|e| PastError::History(e.into()))?;
     let begins = history.events.begins().next_back();
@@ -594,6 +670,9 @@ fn window(history: &History, now: Moment) -> Result<Window, PastError> {
         snapshots: snapshots.into_iter().map(SnapshotLine::from).collect(),
         catalogue_bytes: history.catalogue.bytes(),
         rotation_held: super::rotation_is_held(history),
+        all_from,
+        whole,
+        now_ns,
     })
 }
 

@@ -89,6 +89,7 @@ pub struct History {
     /// What gets into it at all.
     pub sieve: Sieve,
     pub clock: HostClock,
+    disk: Arc<dyn Disk>,
 }
 
 /// This host's clock.
@@ -116,13 +117,15 @@ impl History {
         let latest = catalogue.last_time(&|_| true)?.map(|time| time.here_ns);
         let latest = latest.max(events.latest_ns());
         let lock = events.policies().last().map_or(Lock::Off, |era| era.lock);
-        let clock = HostClock::open(disk, latest, lock).map_err(HistoryError::io("read"))?;
+        let clock =
+            HostClock::open(disk.clone(), latest, lock).map_err(HistoryError::io("read"))?;
         Ok(History {
             events,
             catalogue,
             slots: Slots::open(state_dir).map_err(HistoryError::io("open"))?,
             sieve: Sieve::default(),
             clock,
+            disk,
         })
     }
 

@@ -81,6 +81,14 @@ impl Zones {
                 .collect(),
         )
     }
+    /// Those of a state directory, and this one.
+    pub fn known(state_dir: &Path, present: &str) -> Zones {
+        let events = RealDisk::open(state_dir).and_then(|disk| Events::look(&disk));
+        let eras = events.map(|events| events.policies()).unwrap_or_default();
+        let names = eras.into_iter().map(|era| era.policy.timezone);
+        Zones::of(names.chain([present.to_owned()]))
+    }
+
     fn get(&self, name: &str, now: MirrorTime) -> mirror_core::history::retention::Zone {
         let zone = self.0.get(name).cloned();
         calendar::zone(&zone.unwrap_or(TimeZone::UTC), now)

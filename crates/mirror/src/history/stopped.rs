@@ -5,15 +5,19 @@ use std::path::Path;
 
 use mirror_core::ObjectId;
 use mirror_core::history::Moment;
+use mirror_core::history::retention::MirrorTime;
 use mirror_core::plan::{Wanted, owed};
 
 use super::History;
 use super::ask::{Answer, Ask, answer};
 use super::catalogue::Known;
+use super::prune::{Orders, Pruner, Report, Zones};
+use super::settings::Settings;
 use super::tree::PastError;
 use crate::apply;
 use crate::engine::applying::{HISTORY_KEY, NO_HISTORY};
 use crate::engine::control::StateLock;
+use crate::engine::local::outer::space;
 use crate::index::{self, Index};
 
 /// See the module.
@@ -63,6 +67,30 @@ impl Stopped {
             rows,
             _lock: lock,
         })
+    }
+
+    /// One pass that lets old versions go.
+    pub fn prune(
+        &mut self,
+        (state_dir, dst): (&Path, &Path),
+        keeping: &Settings,
+        force: bool,
+    ) -> Result<Report, PastError> {
+        self.history.choose(keeping)?;
+        let space = || space(dst).map(|space| (space.bytes_total, space.bytes_free));
+        let orders = Orders {
+            eras: self.history.events.policies(),
+            budget: keeping.budget_of(space().map_or(0, |space| space.0)),
+            now: MirrorTime::of_ns(self.history.now_ns()),
+            until: self.now,
+            force,
+            dry_run: false,
+        };
+        let zones = Zones::known(state_dir, &keeping.policy.timezone);
+        let mut pruner = Pruner::open(state_dir, zones)?;
+        let report = pruner.run(&orders, &space, &|| true, &mut |_| {})?;
+        report.settle(&mut self.history)?;
+        Ok(report)
     }
 
     pub fn ask(&mut self, ask: &Ask) -> Result<Answer, PastError> {

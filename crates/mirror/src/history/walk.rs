@@ -57,7 +57,7 @@ impl Walk<'_> {
             each,
             begins: begins.collect(),
             groups: groups.into_iter().collect(),
-            current: 0,
+            current: None,
             slots: BTreeSet::new(),
             before: None,
             since: HashMap::new(),
@@ -96,7 +96,7 @@ struct Walking<'a, 'b> {
     /// Groups of slots that have a directory.
     groups: BTreeSet<u64>,
     /// Of this one the slots that no row told of yet.
-    current: u64,
+    current: Option<u64>,
     slots: BTreeSet<Slot>,
     before: Option<Moment>,
     /// Since when objects have the bytes that they have here, where they had others before.
@@ -150,11 +150,11 @@ impl Walking<'_, '_> {
 
     fn ended(&mut self, object: ObjectId, until: Moment, here: MirrorTime) -> Result<bool> {
         let slot = Slot { until, object };
-        if slot.group() != self.current {
+        if self.current != Some(slot.group()) {
             self.leave();
-            self.current = slot.group();
-            if self.groups.contains(&self.current) {
-                let found = self.walk.slots.in_group(self.current);
+            self.current = Some(slot.group());
+            if self.groups.contains(&slot.group()) {
+                let found = self.walk.slots.in_group(slot.group());
                 self.slots = found
                     .map_err(HistoryError::io("list"))?
                     .into_iter()
@@ -166,7 +166,7 @@ impl Walking<'_, '_> {
         }
         let (a, from) = self.since.get(&object).copied().unwrap_or_else(|| {
             // An object's id is the position at which it was made.
-            let a = Moment(object.0);
+            let a = Moment(object.0).min(until);
             let n = self.made.partition_point(|(moment, _)| *moment < a);
             (a, self.made.get(n).map_or(here, |(_, at)| *at))
         });

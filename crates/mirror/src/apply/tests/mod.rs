@@ -6,6 +6,7 @@ mod foreign;
 mod hostile;
 mod order;
 mod past;
+mod pruning;
 mod published;
 mod same;
 mod source;

@@ -104,7 +104,7 @@ impl Kept {
     }
 
     /// The tree as of each position that was kept, made anew and compared.
-    fn check_all(&mut self) {
+    pub fn check_all(&mut self) {
         for (n, (moment, was)) in self.was.iter().enumerate() {
             let to = self.base.path().join("as-of");
             std::fs::create_dir(&to).unwrap();
@@ -128,7 +128,7 @@ impl Kept {
         }
     }
 
-    fn forget(&mut self) {
+    pub fn forget(&mut self) {
         for (_, path) in self.was.drain(..) {
             remove(&path);
         }

@@ -165,7 +165,7 @@ impl Source {
                 let known = ids.get(&inode).or(self.ids.get(&inode)).copied();
                 let id = known.unwrap_or_else(|| {
                     next += 1;
-                    let id = ObjectId((1 << 44) | (1 << 30) | next);
+                    let id = ObjectId((1 << 44) | next);
                     created.push(id);
                     id
                 });

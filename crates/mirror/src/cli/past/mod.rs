@@ -6,6 +6,7 @@ pub mod diff;
 pub mod find;
 pub mod get;
 pub mod log;
+pub mod prune;
 pub mod rotate;
 pub mod snapshot;
 pub mod verify;
@@ -32,6 +33,7 @@ use crate::history::ask::{Answer, Ask, Known, TimeOf, Window};
 use crate::history::asked::{self, AsOf, Asks, Places, odd};
 use crate::history::parts;
 use crate::history::publish_settings::PublishSettings;
+use crate::history::settings::Settings;
 use crate::history::stopped::Stopped;
 use crate::history::times::{self, When};
 use crate::history::tree::{PastError, PastTree, Where};
@@ -60,6 +62,7 @@ pub struct Past {
     parts: Vec<u32>,
     /// The part after this one: what was in the copy at this one's end is where it begins.
     later: Option<Box<Past>>,
+    keeping: Settings,
 }
 
 /// A position that a person named, and when that was.
@@ -130,6 +133,7 @@ impl Past {
             owners: config.owners,
             zone: TimeZone::system(),
             later: None,
+            keeping: config.keeping,
         })
     }
 
@@ -295,6 +299,9 @@ impl Past {
             }
         };
         let begins = window.begins.map_or(u64::MAX, |begins| begins.moment);
+        if let Some(moment) = moment.filter(|moment| *moment >= begins) {
+            self.must_be_whole(text, moment, asked.0, &window)?;
+        }
         match moment {
             Some(moment) if moment >= begins => Ok(Stand {
                 moment: Moment(moment),
@@ -307,6 +314,39 @@ impl Past {
                 self.available(&window)
             ))),
         }
+    }
+
+    /// Of a position between which and the present versions went, not every file can be had any more.
+    fn must_be_whole(
+        &self,
+        text: &str,
+        moment: u64,
+        at: Option<TimeOf>,
+        window: &Window,
+    ) -> Result<(), CliError> {
+        let Some(from) = window.all_from.filter(|from| moment < from.moment) else {
+            return Ok(());
+        };
+        let at = at.map_or(moment, |at| at.moment);
+        if window.whole.iter().any(|whole| whole.moment == at) {
+            return Ok(());
+        }
+        let when = |time: &TimeOf| {
+            format!(
+                "{} (position {})",
+                self.time(time.there_ns),
+                position(time.moment)
+            )
+        };
+        let n = window.whole.partition_point(|whole| whole.moment < at);
+        let near = [n.checked_sub(1), Some(n)].into_iter().flatten();
+        let mut near: Vec<String> = near.filter_map(|n| window.whole.get(n)).map(when).collect();
+        near.push(format!("anything from {} on", when(&from)));
+        Err(CliError::usage(format!(
+            "{}: not every file of that moment is kept any more; whole are {}",
+            escape(text.as_bytes()),
+            near.join(", and ")
+        )))
     }
 
     /// What can be asked for instead.

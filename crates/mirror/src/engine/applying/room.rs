@@ -65,7 +65,8 @@ impl Running {
             return Ok(true);
         }
         loop {
-            let limits = self.bounds.get();
+            let mut limits = self.bounds.get();
+            limits.min_free = limits.min_free.max(self.locked_floor());
             if !limits.any_room() {
                 self.room_again();
                 return Ok(true);

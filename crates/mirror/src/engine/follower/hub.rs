@@ -668,6 +668,7 @@ impl Hub {
         status.space = space(&handles.dst);
         status.aside = self.aside.known();
         status.rolling = applied.rolling;
+        status.history = applied.history;
         status.replicas = self.followers.replicas(durable.map(|end| end.position));
         status.travelling = applied.travelling;
         status.link = self.links.get().map(|link| link.told());

@@ -321,6 +321,7 @@ impl Outer {
         status.space = space(&handles.dst);
         status.aside = self.aside.known();
         status.rolling = applied.rolling;
+        status.history = applied.history;
         let arrived = self.arrived.load(Ordering::Acquire);
         let well = status.failed_total == 0 && status.counters.fuzzy == 0;
         if arrived && well && behind == 0 && status.equal_at.is_none() {
