@@ -12,6 +12,7 @@ use crate::cli::args::{
 };
 use crate::cli::exit::{CliError, Exit, chain};
 use crate::cli::find::{Found, find};
+use crate::cli::past::{self, Past};
 use crate::cli::serve_backup::{self, Asked};
 use crate::cli::show::{self, Health};
 use crate::cli::{trees, ui};
@@ -102,7 +103,21 @@ pub fn status(args: &StatusArgs) -> Result<Exit, CliError> {
         last.aside = aside::all(&found.state_dir).ok().or(last.aside);
     }
     ui::say(show_seen(&seen, &found.state_dir, args.say).trim_end());
+    if args.say.verbose && !args.say.json && keeps_history(&seen) {
+        // That they can't be named now is no failure of the status.
+        let past = Past::open(&args.which);
+        let top = past.and_then(|mut past| past::prune::top(&mut past, false));
+        for (n, line) in top.unwrap_or_default().iter().enumerate() {
+            let head = if n == 0 { "old versions" } else { "" };
+            ui::say(&format!("  {head:<13} {line}"));
+        }
+    }
     Ok(Exit::Done)
+}
+
+/// It runs, and has looked at its old versions.
+fn keeps_history(seen: &Seen) -> bool {
+    matches!(seen, Seen::Running(status) if status.history.is_some())
 }
 
 pub fn show_seen(seen: &Seen, state_dir: &Path, say: Say) -> String {

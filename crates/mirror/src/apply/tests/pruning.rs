@@ -108,10 +108,10 @@ impl Pruned {
             };
             let list = self.bytes.entry(object).or_default();
             let new = record.change.content().is_some();
-            if new || matches!(record.change, Change::Unlink { .. }) {
-                if let Some(bytes) = list.last_mut().filter(|bytes| bytes.ended.is_none()) {
-                    bytes.ended = Some((end, self.now));
-                }
+            if (new || matches!(record.change, Change::Unlink { .. }))
+                && let Some(bytes) = list.last_mut().filter(|bytes| bytes.ended.is_none())
+            {
+                bytes.ended = Some((end, self.now));
             }
             if new {
                 list.push(Bytes {
@@ -345,7 +345,7 @@ fn many_versions_go_quickly_and_segments_after_them() {
     let asked = std::env::var("FS_MIRROR_PRUNE").ok();
     let count: u64 = asked.and_then(|n| n.parse().ok()).unwrap_or(5000);
     let dir = tempfile::tempdir().unwrap();
-    let mut history = crate::history::History::open(dir.path(), [7; 16]).unwrap();
+    let mut history = crate::history::History::open(dir.path(), [7; 16], None).unwrap();
     history.clock.set(MirrorTime(1000 * DAY));
     history
         .choose(&settings([1, 0, 0, 0, 0], Lock::Off))

@@ -185,6 +185,7 @@ impl Past {
             publish: self.publish.clone(),
             owners: self.owners,
             zone: self.zone.clone(),
+            keeping: self.keeping.clone(),
             part_dir,
             parts: std::mem::take(&mut self.parts),
             later: None,
@@ -354,6 +355,8 @@ impl Past {
         let Some(begins) = window.begins else {
             return "nothing is kept yet".into();
         };
+        let whole = window.whole.first().copied().or(window.all_from);
+        let begins = whole.unwrap_or(begins);
         let last = window.last.map_or(begins, |last| last);
         format!(
             "history goes from {} (position {}) to {} (position {})",
