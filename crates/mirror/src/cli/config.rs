@@ -552,6 +552,7 @@ mod tests {
         let usual = Config::new(SourceSpec::Local("/srv/www".into()), "/b/www".into());
         let text = Config {
             owners: Owners::Apply,
+            history: false,
             ..usual
         }
         .to_toml();
