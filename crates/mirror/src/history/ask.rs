@@ -516,6 +516,8 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             note,
         } => snapshot(history, now, (name, *moment, *keep, note)).map(Answer::Snapshot),
         Ask::Check { after, repair } => {
+            // What was dealt with when it was opened: this is where somebody asks.
+            let told = history.told();
             let numbers = history.catalogue.numbers();
             let Some(number) = numbers.into_iter().find(|number| number > after) else {
                 return Ok(Answer::Checked(None));
@@ -524,6 +526,11 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
             let found = found.map_err(|e| PastError::History(e.into()))?;
             let found = found.into_iter();
             let found = found.map(|found| (found.name, found.what, found.repaired));
+            let told = told.into_iter().map(|text| {
+                let is_lost = text.contains("can't be") || text.starts_with("the end of");
+                ("catalogue".to_owned(), text, !is_lost)
+            });
+            let found = told.chain(found);
             Ok(Answer::Checked(Some(CheckedSegment {
                 number,
                 found: found.collect(),
