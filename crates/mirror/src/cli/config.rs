@@ -600,11 +600,11 @@ mod tests {
             (with("history = false\n", ""), "missing field `history`"),
             (with("history = false", "history = maybe"), "/c, line 10: "),
             (
-                with("history = true", "history = { lock = 'of' }"),
+                with("history = false", "history = { lock = 'of' }"),
                 "/c, line 10: lock: of is no lock",
             ),
             (
-                with("history = true", "history = 1"),
+                with("history = false", "history = 1"),
                 "/c, line 10: history: true, false or a table",
             ),
             (
