@@ -196,6 +196,8 @@ fn trees_are_processes_that_a_reload_leaves_alone() {
     place.equal("a", "copy");
 
     place.served("a", &service);
+    // Else it may start a process of its own once the service's is gone.
+    stop(follower);
     let pids = [place.pid("a"), place.pid("c")];
     let began = Instant::now();
     let status = service.stop(LONG).unwrap();
@@ -206,9 +208,7 @@ fn trees_are_processes_that_a_reload_leaves_alone() {
         "{:?}",
         began.elapsed()
     );
-    // What runs now was started by the login.
     assert!(place.bed.daemons().iter().all(|pid| !pids.contains(pid)));
-    stop(follower);
     let (code, said) = place.run("status a");
     assert!(
         code == 0 && said.contains("not running") && said.contains("away, last seen"),

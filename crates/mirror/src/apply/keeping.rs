@@ -227,9 +227,15 @@ impl<S: Store> Batch<'_, S> {
                 keeper.lost(slot, Unkept::Void);
                 continue;
             }
-            // A batch that was broken off kept it already.
-            if keeper.history.is_kept(slot).map_err(fatal("look into"))? {
-                continue;
+            // A batch that was broken off kept it already, or, if power went, perhaps not all of it.
+            let bytes = state.kind.content().map(|content| content.bytes);
+            let stat = keeper.history.slots.stat(slot);
+            if let Some(stat) = stat.map_err(fatal("look into"))? {
+                if Some(stat.bytes) == bytes {
+                    continue;
+                }
+                let removed = keeper.history.slots.remove(slot);
+                removed.map_err(fatal("write to"))?;
             }
             let (dir, name) = keeper
                 .history
@@ -238,8 +244,13 @@ impl<S: Store> Batch<'_, S> {
                 .map_err(fatal("write to"))?;
             let (mut here, _) = self.rules.here(&state);
             here.meta.flags &= !super::meta::LATE_FLAGS;
-            match self.make_aside(object, (Arc::new(dir), name), here, place)? {
-                true => {}
+            // It gets its name when it is whole.
+            let dir = Arc::new(dir);
+            let new = [name.as_slice(), b".new"].concat();
+            let _ = crate::sys::target::unlink(&*dir, &new);
+            match self.make_aside(object, (dir.clone(), new.clone()), here, place)? {
+                true => crate::sys::target::rename(&*dir, &new, &*dir, &name)
+                    .map_err(fatal("write to"))?,
                 false => keeper.lost(slot, Unkept::Void),
             }
         }

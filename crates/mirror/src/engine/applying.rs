@@ -662,7 +662,13 @@ impl Running {
         known.last = known.last.filter(|_| kept.is_some());
         let history = History::open(state_dir, tree, Some(known));
         let mut history = history.map_err(ApplyError::History)?;
-        history.choose(keeping).map_err(ApplyError::History)?;
+        if let Err(e) = history.choose(keeping) {
+            // What was in force before stays in force.
+            self.ui.event(Event::Notice(format!(
+                "what history is to keep can't be noted: {}",
+                chain(&e)
+            )));
+        }
         if kept.is_none() {
             let why = match parts::all(state_dir).is_empty() {
                 true => Why::New,

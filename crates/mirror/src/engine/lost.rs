@@ -90,14 +90,14 @@ pub fn give_up_state(state_dir: &Path) -> std::io::Result<PathBuf> {
     let aside = base.join(Stamp::now().to_string());
     std::fs::create_dir(&aside)?;
     forget_oldest(&base)?;
+    // Positions and identities begin anew. First of all: what is kept needs the index as it was.
+    parts::end(state_dir, Some(&state_dir.join("index")))?;
     for name in OF_ONE_LOG {
         match std::fs::rename(state_dir.join(name), aside.join(name)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
     }
-    // Positions and identities begin anew.
-    parts::end(state_dir, Some(&aside.join("index")))?;
     Ok(aside)
 }
 

@@ -400,7 +400,7 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
         Ask::Stand { there_ns } => {
             let at = history
                 .catalogue
-                .last_time(&|time| time.there_ns <= *there_ns);
+                .last_time(&|time| time.there_ns <= *there_ns && time.moment <= now);
             stand(history, at.map_err(catalogue)?)
         }
         Ask::StandAt { moment } => {
@@ -412,7 +412,7 @@ pub fn answer<R: Rows<Error: std::fmt::Display>>(
         Ask::StandHere { here_ns } => {
             let at = history
                 .catalogue
-                .last_time(&|time| time.here_ns <= *here_ns);
+                .last_time(&|time| time.here_ns <= *here_ns && time.moment <= now);
             stand(history, at.map_err(catalogue)?)
         }
         Ask::Root { moment } => {
@@ -566,6 +566,11 @@ fn groups_between(
     until: u64,
     rows_max: usize,
 ) -> Result<(Vec<Dated>, Option<u64>), PastError> {
+    // What was dropped can't be told from what never was.
+    if history.events.dropped_until() > Moment(after) {
+        let text = "what happened right after that is not kept any more";
+        return Err(PastError::Unknown(text.into()));
+    }
     let (mut groups, mut rows, mut next) = (Vec::new(), 0, None);
     let mut last = after;
     let between = (Moment(after), Moment(until));

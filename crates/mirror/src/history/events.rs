@@ -430,6 +430,15 @@ impl Events {
         self.all.iter().filter_map(here).max()
     }
 
+    /// Rows of groups up to here may be gone.
+    pub fn dropped_until(&self) -> Moment {
+        let moment = |event: &Event| match event {
+            Event::Pruned { moment, .. } => Some(Moment(*moment)),
+            _ => None,
+        };
+        self.all.iter().filter_map(moment).max().unwrap_or_default()
+    }
+
     /// What nobody has looked at yet: when it was, here, the position before it, and what.
     pub fn alarm(&self) -> Option<(u64, Moment, &str)> {
         let last = self.all.iter().rev().find_map(|event| match event {

@@ -27,8 +27,33 @@ pub fn dir(state_dir: &Path, part: u32) -> PathBuf {
     state_dir.join(DIR).join(part.to_string())
 }
 
+/// What a crash left half way: a part without its name.
+pub fn finish(state_dir: &Path) -> io::Result<()> {
+    let new = state_dir.join(format!("{DIR}.new"));
+    if !new.exists() {
+        return Ok(());
+    }
+    if new.join(catalogue::DIR).exists() {
+        let next = all(state_dir).last().map_or(1, |last| last + 1);
+        std::fs::create_dir_all(state_dir.join(DIR))?;
+        std::fs::rename(&new, dir(state_dir, next))?;
+        return std::fs::File::open(state_dir.join(DIR))?.sync_all();
+    }
+    // The catalogue, which goes last, is still where it was.
+    let slots = new.join(slots::DIR);
+    if slots.exists() && !state_dir.join(slots::DIR).exists() {
+        std::fs::rename(&slots, state_dir.join(slots::DIR))?;
+    }
+    match std::fs::remove_file(new.join("index")) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    std::fs::remove_dir(&new)
+}
+
 /// What is kept ends here. `index`: as of the end, if there is one. Where nothing is kept nothing is done.
 pub fn end(state_dir: &Path, index: Option<&Path>) -> io::Result<()> {
+    finish(state_dir)?;
     if !state_dir.join(catalogue::DIR).exists() {
         return Ok(());
     }
@@ -40,9 +65,7 @@ pub fn end(state_dir: &Path, index: Option<&Path>) -> io::Result<()> {
     // Under another name first: a crash in between leaves nothing that looks whole and is not.
     let new = state_dir.join(format!("{DIR}.new"));
     std::fs::create_dir_all(&new)?;
-    if let Some(index) = index
-        && !new.join("index").exists()
-    {
+    if let Some(index) = index {
         // The one in use goes on changing.
         let linked = match index.parent() == Some(state_dir) {
             true => std::fs::copy(index, new.join("index")).map(drop),

@@ -109,7 +109,7 @@ fn names(path: &[u8]) -> Option<Vec<Name>> {
 }
 
 /// The directory of these names, made where it is missing; no symlink is followed.
-fn dir_of(top: &OwnedFd, names: &[Name]) -> Result<OwnedFd, Errno> {
+pub fn dir_of(top: &OwnedFd, names: &[Name]) -> Result<OwnedFd, Errno> {
     let mut fd = rustix::io::fcntl_dupfd_cloexec(top, 0)?;
     for name in names {
         match target::create_dir(&fd, name.as_bytes()) {
@@ -121,14 +121,14 @@ fn dir_of(top: &OwnedFd, names: &[Name]) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-fn by_fd(fd: &OwnedFd) -> PathBuf {
+pub fn by_fd(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// Does it all; how many of it.
 fn carry_out(
     past: &mut Past,
-    stand: &Stand,
+    (stand, now): (&Stand, Option<Moment>),
     live: &Path,
     todo: &[Back],
     told: &mut Told,
@@ -146,14 +146,32 @@ fn carry_out(
         target::set_mode(&stage, b"", 0o700).map_err(|e| failed("write to", &at, &io(e)))?;
         let rules = rules(&stage)?;
         let mut count = 0;
+        let takes = todo.iter().any(|back| matches!(back, Back::Take(_)));
+        let mut not_put: Option<u64> = None;
+        let before = told.failed;
         let mut listed = Listed::default();
+        let mut seen_now = Listed::default();
         // What goes, goes last: a file may have moved.
         let (take, put): (Vec<_>, Vec<_>) =
             todo.iter().partition(|back| matches!(back, Back::Take(_)));
         for back in put.into_iter().chain(take.into_iter().rev()) {
+            if matches!(back, Back::Take(_)) && *not_put.get_or_insert(told.failed - before) > 0 {
+                // It may be the only place where something is that could not be put back.
+                told.failed += 1;
+                ui::complain(&format!(
+                    "{}: left, because not all could be put back",
+                    escape(back.path())
+                ));
+                continue;
+            }
             let Some(path) = names(back.path()) else {
                 continue;
             };
+            if let Some(why) = changed_since(past, now, &top, &path, &mut seen_now)? {
+                told.failed += 1;
+                ui::complain(&format!("{}: left as it is: {why}", escape(back.path())));
+                continue;
+            }
             let one = match back {
                 Back::Put(_) => put_one(
                     past,
@@ -161,7 +179,7 @@ fn carry_out(
                     (&top, &stage),
                     &path,
                     &rules,
-                    &mut listed,
+                    (&mut listed, takes),
                     told,
                 ),
                 Back::Meta(_, state) => meta_one(&top, &path, state, &rules),
@@ -212,6 +230,43 @@ fn sys(what: &str) -> impl FnOnce(Errno) -> CliError {
     move |e| CliError::failed(format!("cannot {what}: {}", std::io::Error::from(e)))
 }
 
+/// Why a path of the live tree is not what the mirror knows of it now: then nobody could have it back. `None`: it is.
+fn changed_since(
+    past: &mut Past,
+    now: Option<Moment>,
+    top: &OwnedFd,
+    path: &[Name],
+    listed: &mut Listed,
+) -> Result<Option<&'static str>, CliError> {
+    let (Some(now), Some((name, above))) = (now, path.split_last()) else {
+        return Ok(None);
+    };
+    listed.load(&mut past.tree(now), above)?;
+    let known = listed.entries.get(name);
+    let mut dir = rustix::io::fcntl_dupfd_cloexec(top, 0).map_err(sys("open it"))?;
+    for name in above {
+        dir = match open::dir(&dir, name.as_bytes()) {
+            Ok(dir) => dir,
+            // Put back before, or not there yet.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(sys("open its directory")(e)),
+        };
+    }
+    let there = crate::sys::stat::statx(&dir, name.as_bytes()).ok();
+    Ok(match (known, there) {
+        (_, None) => None,
+        (None, Some(_)) => Some("something is there that the mirror does not know yet"),
+        (Some(entry), Some(stat)) => {
+            let same = crate::apply::meta::same_type(&entry.state.kind, &stat);
+            let file = entry.state.kind.content().is_none_or(|content| {
+                content.bytes == stat.bytes && entry.state.meta.mtime == stat.mtime
+            });
+            (!same || !file)
+                .then_some("it changed a moment ago, and the mirror does not know that yet")
+        }
+    })
+}
+
 /// One directory as it was: what is put back beside each other is asked for at once.
 #[derive(Default)]
 struct Listed {
@@ -248,7 +303,7 @@ fn put_one(
     (top, stage): (&OwnedFd, &OwnedFd),
     path: &[Name],
     rules: &crate::apply::meta::Rules,
-    listed: &mut Listed,
+    (listed, take): (&mut Listed, bool),
     told: &mut Told,
 ) -> Result<(), CliError> {
     let mut tree = past.tree(stand.moment);
@@ -277,7 +332,7 @@ fn put_one(
                 by_fd(stage).join("new"),
                 by_fd(&dir).join(std::ffi::OsStr::from_bytes(name)),
             );
-            merge(&from, &to, false, rules)
+            merge(&from, &to, take, rules)
                 .map_err(|(_, e)| CliError::failed(format!("cannot put it in place: {e}")))?;
             let _ = fs::remove_dir_all(&from);
             Ok(())
@@ -389,15 +444,33 @@ pub fn to_source(args: &RestoreArgs) -> Result<Exit, CliError> {
     let mut tops = Vec::new();
     for typed in &args.paths {
         let path = past.path(typed, args.which.mirror.is_some())?;
+        if past.tree(stand.moment).find(&path)?.is_none() {
+            return Err(super::get::missing(&past, &path, &stand));
+        }
         let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
         tops.push(names.join(&b'/'));
     }
     note(args.say.quiet, args.say.json, &past.around(&stand));
     let mut found = past.differs(stand.moment, now.moment)?;
+    // What lies in a directory that is not there any more is told by that.
+    let mut above = Vec::new();
+    for top in &tops {
+        let covers = |differs: &&Differs| {
+            differs.before.is_some()
+                && matches!(differs.op, Op::Remove | Op::Rename | Op::Write)
+                && !top.is_empty()
+                && differs.path != *top
+                && inside(top, std::slice::from_ref(&differs.path))
+        };
+        if found.iter().any(|differs| covers(&differs)) {
+            above.push(Back::Put(top.clone()));
+        }
+    }
     found.retain(|differs| {
         inside(&differs.path, &tops) || differs.to.as_ref().is_some_and(|to| inside(to, &tops))
     });
-    let todo = past.back(&found, stand.moment, args.delete)?;
+    let mut todo = past.back(&found, stand.moment, args.delete)?;
+    todo.extend(above);
     if args.dry_run {
         list(&todo, args.say);
         return Ok(Exit::Done);
@@ -406,7 +479,13 @@ pub fn to_source(args: &RestoreArgs) -> Result<Exit, CliError> {
         say: args.say,
         failed: 0,
     };
-    let done = carry_out(&mut past, &stand, &live, &todo, &mut told)?;
+    let done = carry_out(
+        &mut past,
+        (&stand, Some(now.moment)),
+        &live,
+        &todo,
+        &mut told,
+    )?;
     Ok(end(done, told.failed, &live, &stand, args.say))
 }
 
@@ -434,13 +513,23 @@ pub fn undo(args: &UndoArgs) -> Result<Exit, CliError> {
     // Who changed each object last, and whether the one we mean ever did.
     let mut touched: BTreeSet<ObjectId> = BTreeSet::new();
     let mut others: BTreeMap<ObjectId, String> = BTreeMap::new();
+    let mut others_at: BTreeMap<Vec<u8>, String> = BTreeMap::new();
     past.changes((stand.moment, now.moment), &mut |change| {
         let id = ObjectId(change.object);
         let fits = who.iter().all(|who| who.fits(change.who.as_ref()));
         if fits {
             touched.insert(id);
-        } else if touched.contains(&id) {
-            others.insert(id, crate::cli::past::log::who(change.who.as_ref()));
+        } else {
+            let by = crate::cli::past::log::who(change.who.as_ref());
+            if touched.contains(&id) {
+                others.insert(id, by.clone());
+            }
+            for path in [Some(&change.path), change.to.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                others_at.insert(path.0.clone(), by.clone());
+            }
         }
         true
     })?;
@@ -467,6 +556,18 @@ pub fn undo(args: &UndoArgs) -> Result<Exit, CliError> {
             .into_iter()
             .flatten()
             .find_map(|id| others.get(&id));
+        // By its name, too; and in a directory that would go.
+        let at = |path: &Vec<u8>| {
+            let mut below = path.clone();
+            below.push(b'/');
+            let inside = others_at.range(below.clone()..).next();
+            let inside =
+                inside.filter(|(other, _)| differs.op == Op::Create && other.starts_with(&below));
+            others_at.get(path).or(inside.map(|(_, by)| by))
+        };
+        let other = other
+            .or_else(|| at(&differs.path))
+            .or_else(|| differs.to.as_ref().and_then(at));
         if let Some(other) = other {
             told.failed += 1;
             let path = escape(differs.to.as_ref().unwrap_or(&differs.path));
@@ -477,7 +578,17 @@ pub fn undo(args: &UndoArgs) -> Result<Exit, CliError> {
         }
         other.is_none()
     });
-    let todo = past.back(&found, stand.moment, true)?;
+    let mut todo = past.back(&found, stand.moment, args.to_source)?;
+    if !args.to_source {
+        for back in &mut todo {
+            if let Back::Meta(path, state) = back
+                && !state.kind.is_dir()
+            {
+                *back = Back::Put(path.clone());
+            }
+        }
+        todo.retain(|back| matches!(back, Back::Put(_)));
+    }
     if args.dry_run {
         list(&todo, args.say);
         return Ok(some_failed(told.failed));
@@ -496,6 +607,7 @@ pub fn undo(args: &UndoArgs) -> Result<Exit, CliError> {
         }
         None => past.live()?,
     };
-    let done = carry_out(&mut past, &stand, &live, &todo, &mut told)?;
+    let known = args.to_source.then_some(now.moment);
+    let done = carry_out(&mut past, (&stand, known), &live, &todo, &mut told)?;
     Ok(end(done, told.failed, &live, &stand, args.say))
 }

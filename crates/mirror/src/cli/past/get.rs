@@ -87,7 +87,7 @@ pub fn cat(args: &CatArgs) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-fn missing(past: &Past, path: &[Name], stand: &Stand) -> CliError {
+pub fn missing(past: &Past, path: &[Name], stand: &Stand) -> CliError {
     CliError::usage(format!(
         "{} was not there {}; `fs_mirror log {}` tells when it was",
         shown(path),
@@ -275,8 +275,9 @@ pub fn restore(args: &RestoreArgs) -> Result<Exit, CliError> {
     note(args.say.quiet, args.say.json, &past.around(&stand));
     let to = std::path::absolute(to).map_err(|e| CliError::usage(e.to_string()))?;
     for (top, what) in [(&past.dst, "the copy"), (&past.state_dir, "its state")] {
-        let real = fs::canonicalize(&to).unwrap_or_else(|_| to.clone());
-        if real.starts_with(top) {
+        let mut ancestors = to.ancestors();
+        let real = ancestors.find_map(|above| fs::canonicalize(above).ok());
+        if real.is_some_and(|real| real.starts_with(top)) {
             return Err(CliError::usage(format!(
                 "{} is inside {what}: a mirror is never edited, name a directory outside of it",
                 show(&to)
@@ -369,15 +370,14 @@ fn restore_one(
         Some((name, above)) => (above, Some(name)),
         None => (path, None),
     };
-    let mut dir = to.to_path_buf();
-    for name in above {
-        dir.push(std::ffi::OsStr::from_bytes(name.as_bytes()));
-    }
     let failed = |what: &str, path: &Path, e: &dyn std::fmt::Display| {
         CliError::failed(format!("cannot {what} {}: {e}", show(path)))
     };
-    fs::create_dir_all(&dir).map_err(|e| failed("make", &dir, &e))?;
-    let top = open_dir(&dir)?;
+    fs::create_dir_all(to).map_err(|e| failed("make", to, &e))?;
+    // No symlink that somebody put there is followed.
+    let top = super::back::dir_of(&open_dir(to)?, above)
+        .map_err(|e| failed("open the directory for", to, &std::io::Error::from(e)))?;
+    let dir = super::back::by_fd(&top);
     let staged = format!(".fs_mirror-restore.{}", std::process::id());
     target::create_dir(&top, staged.as_bytes())
         .map_err(|e| failed("write to", &dir, &std::io::Error::from(e)))?;

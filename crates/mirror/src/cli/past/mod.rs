@@ -248,6 +248,12 @@ impl Past {
             _ => odd(),
         };
         let (moment, asked) = match when {
+            // The source's clock may be ahead of ours.
+            When::Time(_) if text.trim() == "now" => {
+                let moment = window.moment;
+                let asked = stand(self.ask(&Ask::StandAt { moment })?)?;
+                (Some(moment), asked)
+            }
             When::Time(ns) if i128::from(ns) > now.as_nanosecond() + 1_000_000_000 => {
                 return Err(CliError::usage(format!(
                     "{} is in the future: {}",

@@ -104,8 +104,21 @@ impl Running {
             here_ns,
             what: what.clone(),
         };
-        let noted = history.events.add(event);
-        noted.map_err(|e| format!("cannot note an alarm: {e}"))?;
+        // Following goes on in any case.
+        if let Err(e) = history.events.add(event) {
+            self.ui.event(Event::Notice(format!(
+                "ALARM: {what}. It can't be noted ({e}): rotation and pruning are not held"
+            )));
+            self.destroyed.clear();
+            self.window.clear();
+            let alarm = Alarmed {
+                since: Stamp::now(),
+                before: Some(mirror_core::history::Moment(moment).position()),
+                what,
+            };
+            self.applied.update(|status| status.alarm = Some(alarm));
+            return Ok(());
+        }
         self.ui.event(Event::Notice(format!(
             "ALARM: {what}. It is followed into history, from position {} on; nothing is rotated or pruned until `fs_mirror \
              release --yes`",
